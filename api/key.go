@@ -1,0 +1,56 @@
+package api
+
+import "time"
+
+// A KeyKind is what a credential is for. Kinds are told apart by the prefix of
+// the secret, never by the header it came in.
+type KeyKind string
+
+const (
+	KeyAPI         KeyKind = "api_key"         // everything in the workspace
+	KeyEnvironment KeyKind = "environment_key" // the work of one environment
+	KeySession     KeyKind = "session_token"   // one claimed session
+)
+
+// The prefixes of secrets, as the official ones have them.
+const (
+	SecretPrefixAPI         = "sk-ant-api03-"
+	SecretPrefixEnvironment = "sk-ant-oat01-"
+	SecretPrefixSession     = "sk-ant-req-"
+)
+
+// A Key is a credential. Secret is set only in the answer to its creation; the
+// server keeps a hash. Keys by API are an extension: Anthropic makes them in its
+// console.
+type Key struct {
+	ID            KeyID         `json:"id"`
+	Type          KeyKind       `json:"type"`
+	Name          string        `json:"name"`
+	EnvironmentID EnvironmentID `json:"environment_id,omitempty"`
+	Secret        string        `json:"key,omitempty"`
+	Hint          string        `json:"key_hint"` // the last four characters
+	CreatedAt     time.Time     `json:"created_at"`
+	ExpiresAt     *time.Time    `json:"expires_at"`
+	LastUsedAt    *time.Time    `json:"last_used_at"`
+	RevokedAt     *time.Time    `json:"revoked_at"`
+}
+
+// A KeyCreate is the body of POST /v1/keys and of
+// POST /v1/environments/{id}/keys.
+type KeyCreate struct {
+	Name      string     `json:"name"`
+	ExpiresAt *time.Time `json:"expires_at"`
+}
+
+const keyNameMax = 256
+
+// Check applies the limits of a new key; now is the server's time.
+func (k *KeyCreate) Check(now time.Time) error {
+	if err := checkLen("name", k.Name, 1, keyNameMax); err != nil {
+		return err
+	}
+	if k.ExpiresAt != nil && !k.ExpiresAt.After(now) {
+		return Invalid("expires_at: must be in the future")
+	}
+	return nil
+}
