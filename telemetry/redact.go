@@ -6,20 +6,23 @@ import (
 )
 
 // secrets are the shapes of credentials that must not reach a log, with what is
-// written instead. Order matters only in that no replacement matches another.
+// written instead.
 var secrets = []struct {
 	shape *regexp.Regexp
 	with  string
 }{
 	// Every kind of key of Bailey's and Anthropic's begins so.
-	{regexp.MustCompile(`sk-ant-[A-Za-z0-9_.-]*`), "sk-ant-[redacted]"},
+	{regexp.MustCompile(`sk-ant-[A-Za-z0-9_.-]+`), "sk-ant-[redacted]"},
 	// The password of a URL, such as a database's.
 	{regexp.MustCompile(`(://[^/\s:@"\\]*:)[^@/\s"\\]+@`), "${1}[redacted]@"},
 	// An Authorization header, whoever's token it holds.
 	{regexp.MustCompile(`(?i)(\bbearer )[A-Za-z0-9_.~+/=-]{8,}`), "${1}[redacted]"},
-	// Attributes and query parameters named after a secret.
-	{regexp.MustCompile(`(?i)("?\b(?:x-api-key|api[_-]?key|password|secret|access_token|refresh_token|client_secret)"?(?:=|: ?)"?)[^"\s&,}\[]+`), "${1}[redacted]"},
+	// Attributes, JSON fields and query parameters named after a secret.
+	{regexp.MustCompile(`(?i)("` + secretNames + `": ?"|\b` + secretNames + `=")[^"]+`), "${1}[redacted]"},
+	{regexp.MustCompile(`(?i)(\b` + secretNames + `=)[^"\s&\[]+`), "${1}[redacted]"},
 }
+
+const secretNames = `(?:x-api-key|api[_-]?key|password|secret|access_token|refresh_token|client_secret)`
 
 // Redact replaces what looks like a credential in text. It is the last guard
 // before a log or a terminal, not a licence to log secrets.
