@@ -1,0 +1,155 @@
+package store
+
+import (
+	"database/sql"
+	"encoding/json"
+	"strings"
+
+	"github.com/bailey-platform/bailey/api"
+)
+
+// The values of events.queue.
+const (
+	queueFinal = 0 // what happened
+	queueWaits = 1 // a client's event that no turn has taken
+	queueTaken = 2 // the same after a turn took it: a final row with the same id follows
+)
+
+const eventColumns = "seq, id, type, queue, processed_at, body, private"
+
+func scanEntry(row scanner) (api.Entry, error) {
+	var e api.Entry
+	var typ api.EventType
+	var body []byte
+	var queue int
+	var processed sql.NullInt64
+	var private sql.NullString
+	if err := row.Scan(&e.Seq, &e.Event.ID, &typ, &queue, &processed, &body, &private); err != nil {
+		return e, err
+	}
+	var err error
+	e.Event.Body, err = api.DecodeBody(typ, body)
+	e.Event.ProcessedAt = fromOptMicros(processed)
+	e.Queued = queue == queueWaits
+	if private.Valid {
+		e.Private = json.RawMessage(private.String)
+	}
+	return e, err
+}
+
+// ref is the tool call that an event answers, if it answers one.
+func ref(body api.EventBody) sql.NullString {
+	var id api.EventID
+	switch b := body.(type) {
+	case *api.UserToolResult:
+		id = b.ToolUseID
+	case *api.UserCustomToolResult:
+		id = b.CustomToolUseID
+	case *api.UserToolConfirmation:
+		id = b.ToolUseID
+	case *api.AgentToolResult:
+		id = b.ToolUseID
+	}
+	return sql.NullString{String: string(id), Valid: id != ""}
+}
+
+// Append adds drafts to the log of a session that this transaction has locked,
+// numbering them from s.LastSeq, which it moves on.
+func (tx *Tx) Append(s *Session, drafts []api.Draft) ([]api.Entry, error) {
+	if len(drafts) == 0 {
+		return nil, nil
+	}
+	entries := make([]api.Entry, len(drafts))
+	args := make([]any, 0, 9*len(drafts))
+	for i, d := range drafts {
+		s.LastSeq++
+		e := api.Entry{Seq: s.LastSeq, Event: api.Event{ID: d.ID, Body: d.Body}, Queued: d.Queued, Private: d.Private}
+		queue := queueWaits
+		if !d.Queued {
+			now := tx.Now
+			e.Event.ProcessedAt = &now
+			queue = queueFinal
+		}
+		entries[i] = e
+		args = append(args, s.ID, e.Seq, d.ID, d.Body.EventType(), ref(d.Body), queue, optMicros(e.Event.ProcessedAt),
+			encode(d.Body), sql.NullString{String: string(d.Private), Valid: d.Private != nil})
+	}
+	values := strings.Repeat(", (?, ?, ?, ?, ?, ?, ?, ?, ?)", len(drafts))[2:]
+	_, err := tx.exec("INSERT INTO events (session_id, seq, id, type, ref, queue, processed_at, body, private) VALUES "+values, args...)
+	return entries, err
+}
+
+// Take moves queued events to the end of the log, in the order given, as
+// processed now. An id that is not queued is ErrNotFound.
+func (tx *Tx) Take(s *Session, ids []api.EventID) ([]api.Entry, error) {
+	drafts := make([]api.Draft, len(ids))
+	for i, id := range ids {
+		e, err := one(tx, scanEntry, "SELECT "+eventColumns+" FROM events WHERE session_id = ? AND id = ? AND queue = ?", s.ID, id, queueWaits)
+		if err != nil {
+			return nil, err
+		}
+		if err := must(tx.exec("UPDATE events SET queue = ? WHERE session_id = ? AND seq = ?", queueTaken, s.ID, e.Seq)); err != nil {
+			return nil, err
+		}
+		drafts[i] = api.Draft{ID: id, Body: e.Event.Body, Private: e.Private}
+	}
+	return tx.Append(s, drafts)
+}
+
+// Entries reads a session's log after a sequence number: what happened, and what
+// waits, each at its own place; not the waiting rows that were taken.
+func (tx *Tx) Entries(id api.SessionID, after int64) ([]api.Entry, error) {
+	return collect(tx, scanEntry, "SELECT "+eventColumns+" FROM events WHERE session_id = ? AND seq > ? AND queue <> ? ORDER BY seq",
+		id, after, queueTaken)
+}
+
+// Feed reads everything that was committed after a sequence number, as a
+// follower saw it: a client's event appears when it arrives and again, with the
+// same id, when a turn has taken it.
+func (tx *Tx) Feed(id api.SessionID, after int64, limit int) ([]api.Entry, error) {
+	return collect(tx, scanEntry, "SELECT "+eventColumns+" FROM events WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?", id, after, limit)
+}
+
+// Event finds an event by id: the processed one if there is one, else the queued.
+func (tx *Tx) Event(session api.SessionID, id api.EventID) (api.Entry, error) {
+	return one(tx, scanEntry, "SELECT "+eventColumns+" FROM events WHERE session_id = ? AND id = ? ORDER BY queue LIMIT 1", session, id)
+}
+
+// Answers reads the events that refer to one of a session's tool calls, in order.
+func (tx *Tx) Answers(session api.SessionID, call api.EventID) ([]api.Entry, error) {
+	return collect(tx, scanEntry, "SELECT "+eventColumns+" FROM events WHERE session_id = ? AND ref = ? ORDER BY seq", session, string(call))
+}
+
+// queuedLast sorts events that still wait behind all that happened.
+const queuedLast = int64(1) << 62
+
+// Events lists a session's events in the order of their processing; those that
+// still wait come last. The cursor's key is what ListKey returns.
+func (tx *Tx) Events(id api.SessionID, f api.EventFilter, win Window) ([]api.Entry, error) {
+	var w where
+	w.and("session_id = ?", id)
+	w.and("queue <> ?", queueTaken)
+	if len(f.Types) > 0 {
+		var args []any
+		for _, t := range f.Types {
+			args = append(args, t)
+		}
+		w.and("type IN (?"+strings.Repeat(", ?", len(args)-1)+")", args...)
+	}
+	w.between("processed_at", f.Processed)
+	tail := w.page("(seq + queue * 4611686018427387904)", "id", win)
+	return collect(tx, scanEntry, "SELECT "+eventColumns+" FROM events"+w.String()+tail, w.args...)
+}
+
+// ListKey is the sort key of an entry in Events.
+func ListKey(e api.Entry) int64 {
+	if e.Queued {
+		return e.Seq + queuedLast
+	}
+	return e.Seq
+}
+
+// Queued counts a session's waiting events.
+func (tx *Tx) Queued(id api.SessionID) (int64, error) {
+	return tx.count("SELECT count(*) FROM events WHERE session_id = ? AND queue = ?", id, queueWaits)
+}

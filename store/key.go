@@ -1,0 +1,84 @@
+package store
+
+import (
+	"database/sql"
+	"time"
+
+	"github.com/bailey-platform/bailey/api"
+)
+
+// A Key is a credential's row: the public part, whom it is bound to, and the
+// SHA-256 of its secret in hex.
+type Key struct {
+	api.Key
+	Hash      string
+	SessionID api.SessionID
+	WorkID    api.WorkID
+}
+
+const keyColumns = "id, kind, hash, name, hint, environment_id, session_id, work_id, created_at, expires_at, last_used_at, revoked_at"
+
+func scanKey(row scanner) (*Key, error) {
+	var k Key
+	var created int64
+	var expires, used, revoked sql.NullInt64
+	err := row.Scan(&k.ID, &k.Type, &k.Hash, &k.Name, &k.Hint, &k.EnvironmentID, &k.SessionID, &k.WorkID, &created, &expires, &used, &revoked)
+	k.CreatedAt = fromMicros(created)
+	k.ExpiresAt, k.LastUsedAt, k.RevokedAt = fromOptMicros(expires), fromOptMicros(used), fromOptMicros(revoked)
+	return &k, err
+}
+
+// InsertKey adds a credential.
+func (tx *Tx) InsertKey(k *Key) error {
+	_, err := tx.exec("INSERT INTO keys ("+keyColumns+") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+		k.ID, k.Type, k.Hash, k.Name, k.Hint, k.EnvironmentID, k.SessionID, k.WorkID,
+		micros(k.CreatedAt), optMicros(k.ExpiresAt), optMicros(k.LastUsedAt), optMicros(k.RevokedAt))
+	return err
+}
+
+// KeyByHash finds a credential by the hash of its secret.
+func (tx *Tx) KeyByHash(hash string) (*Key, error) {
+	return one(tx, scanKey, "SELECT "+keyColumns+" FROM keys WHERE hash = ?", hash)
+}
+
+// KeyOf finds a credential by id among those of a kind and an environment.
+func (tx *Tx) KeyOf(kind api.KeyKind, env api.EnvironmentID, id api.KeyID) (*Key, error) {
+	return one(tx, scanKey, "SELECT "+keyColumns+" FROM keys WHERE kind = ? AND environment_id = ? AND id = ?", kind, env, id)
+}
+
+// Keys lists the credentials of a kind and an environment by creation.
+func (tx *Tx) Keys(kind api.KeyKind, env api.EnvironmentID, win Window) ([]*Key, error) {
+	var w where
+	w.and("kind = ?", kind)
+	w.and("environment_id = ?", env)
+	tail := w.page("created_at", "id", win)
+	return collect(tx, scanKey, "SELECT "+keyColumns+" FROM keys"+w.String()+tail, w.args...)
+}
+
+// CountKeys counts the credentials of a kind.
+func (tx *Tx) CountKeys(kind api.KeyKind) (int64, error) {
+	return tx.count("SELECT count(*) FROM keys WHERE kind = ?", kind)
+}
+
+// RevokeKey marks a credential as revoked.
+func (tx *Tx) RevokeKey(id api.KeyID) error {
+	return must(tx.exec("UPDATE keys SET revoked_at = ? WHERE id = ?", micros(tx.Now), id))
+}
+
+// TouchKey notes that a credential was used.
+func (tx *Tx) TouchKey(id api.KeyID) error {
+	_, err := tx.exec("UPDATE keys SET last_used_at = ? WHERE id = ?", micros(tx.Now), id)
+	return err
+}
+
+// DropWorkKeys removes the tokens given out for a work item.
+func (tx *Tx) DropWorkKeys(id api.WorkID) error {
+	_, err := tx.exec("DELETE FROM keys WHERE work_id = ?", id)
+	return err
+}
+
+// DropExpiredTokens removes session tokens that expired before t.
+func (tx *Tx) DropExpiredTokens(t time.Time) error {
+	_, err := tx.exec("DELETE FROM keys WHERE kind = ? AND expires_at < ?", api.KeySession, micros(t))
+	return err
+}

@@ -1,0 +1,413 @@
+// Package store keeps Bailey's state in SQLite or PostgreSQL. It is the only
+// package that speaks SQL, and package control is the only one that uses it: what
+// the rows mean, and which of them are written together, is decided there.
+//
+// Everything happens in a transaction: [DB.Read] or [DB.Write] hands a [Tx] to a
+// function; the methods of Tx are the queries, in one file a noun. Both engines
+// run the same SQL text; what differs is in dialect.go. A commit that has
+// returned is on disk (SQLite runs with WAL and synchronous=FULL).
+//
+// Start reading at [Open]; the contract of both engines is store/storetest.
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	_ "github.com/jackc/pgx/v5/stdlib" // the "pgx" driver of database/sql
+	_ "modernc.org/sqlite"             // the "sqlite" driver
+)
+
+// The sentinels of this package. Control turns them into public errors.
+var (
+	ErrNotFound  = errors.New("store: no such row")
+	ErrDuplicate = errors.New("store: a row with this key exists")
+	ErrFull      = errors.New("store: no room left on the database's disk")
+)
+
+// Options of [Open]. The zero value is good for production.
+type Options struct {
+	Logger *slog.Logger
+
+	// Clock gives the time of each transaction; default time.Now.
+	Clock func() time.Time
+
+	// Notify is called with each topic of a committed write, on this process and,
+	// on PostgreSQL, for the writes of others too ([DB.Run]). It must not block.
+	Notify func(topic string)
+
+	// BeforeCommit and AfterCommit let a test lose a commit or its reply: an
+	// error of the first rolls back, one of the second is returned although the
+	// write is durable.
+	BeforeCommit, AfterCommit func() error
+}
+
+// A DB is an open database, safe for concurrent use.
+type DB struct {
+	d     *dialect
+	write *sql.DB // SQLite: one connection, the only writer
+	read  *sql.DB
+	url   string
+	opt   Options
+
+	listenID string // tells our own notifications from others'
+	closing  sync.Once
+}
+
+// Open opens the database named by a URL, "sqlite:PATH" or "postgres://…", and
+// brings its schema up to date. A database made by a newer version is refused.
+func Open(ctx context.Context, dbURL string, opt Options) (*DB, error) {
+	if opt.Logger == nil {
+		opt.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opt.Clock == nil {
+		opt.Clock = time.Now
+	}
+	if opt.Notify == nil {
+		opt.Notify = func(string) {}
+	}
+	db := &DB{url: dbURL, opt: opt, listenID: rand.Text()}
+	var err error
+	switch {
+	case strings.HasPrefix(dbURL, "sqlite:"):
+		err = db.openSQLite(strings.TrimPrefix(dbURL, "sqlite:"))
+	case strings.HasPrefix(dbURL, "postgres://"), strings.HasPrefix(dbURL, "postgresql://"):
+		err = db.openPostgres(dbURL)
+	default:
+		return nil, fmt.Errorf("open database: the URL must begin with sqlite: or postgres://")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open database: %w", err)
+	}
+	if err := db.migrate(ctx); err != nil {
+		db.Close()
+		return nil, fmt.Errorf("bring the database's schema up to date: %w", err)
+	}
+	return db, nil
+}
+
+// The bounds of the connection pools.
+const (
+	sqliteReaders = 8
+	postgresConns = 24
+)
+
+func (db *DB) openSQLite(path string) error {
+	if path == "" {
+		return errors.New("sqlite: needs a file name")
+	}
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return err
+	}
+	// The order matters: busy_timeout first, so that switching to WAL waits for
+	// another process instead of failing.
+	pragmas := url.Values{"_pragma": {
+		"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)", "temp_store(MEMORY)", "cache_size(-16000)",
+	}}
+	dsn := func(extra string) string {
+		return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + pragmas.Encode() + extra
+	}
+	if db.write, err = sql.Open("sqlite", dsn("&_txlock=immediate")); err != nil {
+		return err
+	}
+	db.write.SetMaxOpenConns(1)
+	if db.read, err = sql.Open("sqlite", dsn("&_pragma=query_only(1)")); err != nil {
+		db.write.Close()
+		return err
+	}
+	db.read.SetMaxOpenConns(sqliteReaders)
+	db.read.SetMaxIdleConns(sqliteReaders)
+	db.d = sqliteDialect
+	return nil
+}
+
+func (db *DB) openPostgres(dsn string) error {
+	pool, err := sql.Open("pgx", dsn)
+	if err != nil {
+		return errors.New("the postgres URL could not be read") // the driver's text may hold the password
+	}
+	pool.SetMaxOpenConns(postgresConns)
+	pool.SetMaxIdleConns(postgresConns)
+	pool.SetConnMaxIdleTime(5 * time.Minute)
+	db.write, db.read, db.d = pool, pool, postgresDialect
+	return nil
+}
+
+// Engine is "sqlite" or "postgres".
+func (db *DB) Engine() string { return db.d.name }
+
+// Close closes the database. Running transactions fail.
+func (db *DB) Close() error {
+	var err error
+	db.closing.Do(func() {
+		err = db.write.Close()
+		if db.read != db.write {
+			err = errors.Join(err, db.read.Close())
+		}
+	})
+	return err
+}
+
+// Ping asks the database a question.
+func (db *DB) Ping(ctx context.Context) error {
+	return db.Read(ctx, func(tx *Tx) error {
+		_, err := tx.count("SELECT count(*) FROM schema_migrations")
+		return err
+	})
+}
+
+// A Tx is one transaction. Everything written in it has the time Now.
+type Tx struct {
+	Now    time.Time // UTC, whole microseconds
+	ctx    context.Context
+	tx     *sql.Tx
+	d      *dialect
+	topics []string
+}
+
+// Read runs fn in a read-only transaction over one snapshot (PostgreSQL: one
+// statement's snapshot each).
+func (db *DB) Read(ctx context.Context, fn func(*Tx) error) error {
+	return db.run(ctx, db.read, fn, nil)
+}
+
+// Write runs fn in a transaction and commits it if fn returns nil. An error may,
+// rarely, mean that the commit happened and only its reply was lost; callers that
+// cannot bear that check again.
+func (db *DB) Write(ctx context.Context, fn func(*Tx) error) error {
+	return db.run(ctx, db.write, fn, db.commit)
+}
+
+func (db *DB) run(ctx context.Context, pool *sql.DB, fn func(*Tx) error, commit func(*Tx) error) error {
+	sqlTx, err := pool.BeginTx(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("begin: %w", err)
+	}
+	defer sqlTx.Rollback() // after a commit this does nothing
+	tx := &Tx{Now: db.opt.Clock().UTC().Truncate(time.Microsecond), ctx: ctx, tx: sqlTx, d: db.d}
+	if err := fn(tx); err != nil || commit == nil {
+		return tx.classify(err)
+	}
+	return tx.classify(commit(tx))
+}
+
+func (db *DB) commit(tx *Tx) error {
+	if db.d == postgresDialect {
+		for _, topic := range tx.topics {
+			if _, err := tx.exec("SELECT pg_notify('bailey', ?)", db.listenID+" "+topic); err != nil {
+				return err
+			}
+		}
+	}
+	if hook := db.opt.BeforeCommit; hook != nil {
+		if err := hook(); err != nil {
+			return err
+		}
+	}
+	if err := tx.tx.Commit(); err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	for _, topic := range tx.topics {
+		db.opt.Notify(topic)
+	}
+	if hook := db.opt.AfterCommit; hook != nil {
+		return hook()
+	}
+	return nil
+}
+
+// Notify asks for Options.Notify(topic) once the transaction has committed.
+func (tx *Tx) Notify(topic string) {
+	if !slices.Contains(tx.topics, topic) {
+		tx.topics = append(tx.topics, topic)
+	}
+}
+
+// classify gives the engine's errors the names of this package.
+func (tx *Tx) classify(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, sql.ErrNoRows):
+		return ErrNotFound
+	case tx.d.duplicate(err):
+		return fmt.Errorf("%w (%w)", ErrDuplicate, err)
+	case tx.d.full(err):
+		return fmt.Errorf("%w (%w)", ErrFull, err)
+	}
+	return err
+}
+
+func (tx *Tx) exec(query string, args ...any) (rows int64, err error) {
+	res, err := tx.tx.ExecContext(tx.ctx, tx.d.rebind(query), args...)
+	if err != nil {
+		return 0, tx.classify(err)
+	}
+	return res.RowsAffected()
+}
+
+func (tx *Tx) row(query string, args ...any) *sql.Row {
+	return tx.tx.QueryRowContext(tx.ctx, tx.d.rebind(query), args...)
+}
+
+func (tx *Tx) count(query string, args ...any) (int64, error) {
+	var n int64
+	err := tx.row(query, args...).Scan(&n)
+	return n, tx.classify(err)
+}
+
+// collect runs a query and scans every row.
+func collect[T any](tx *Tx, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
+	rows, err := tx.tx.QueryContext(tx.ctx, tx.d.rebind(query), args...)
+	if err != nil {
+		return nil, tx.classify(err)
+	}
+	defer rows.Close()
+	var out []T
+	for rows.Next() {
+		v, err := scan(rows)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, v)
+	}
+	return out, tx.classify(rows.Err())
+}
+
+// one scans a single row.
+func one[T any](tx *Tx, scan func(scanner) (T, error), query string, args ...any) (T, error) {
+	v, err := scan(tx.row(query, args...))
+	return v, tx.classify(err)
+}
+
+type scanner interface{ Scan(dest ...any) error }
+
+// must is for updates of rows that the transaction has already read.
+func must(rows int64, err error) error {
+	if err == nil && rows != 1 {
+		return ErrNotFound
+	}
+	return err
+}
+
+// -- migrations ------------------------------------------------------------------
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+func (db *DB) migrate(ctx context.Context) error {
+	files, err := fs.Glob(migrations, "migrations/*.up.sql")
+	if err != nil {
+		return err
+	}
+	slices.Sort(files)
+	return db.Write(ctx, func(tx *Tx) error {
+		if db.d == postgresDialect {
+			// Several replicas may start at once; one migrates, the others wait.
+			if _, err := tx.exec("SELECT pg_advisory_xact_lock(7161215)"); err != nil {
+				return err
+			}
+		}
+		if _, err := tx.exec("CREATE TABLE IF NOT EXISTS schema_migrations (version BIGINT PRIMARY KEY, applied_at BIGINT NOT NULL)"); err != nil {
+			return err
+		}
+		done, err := tx.count("SELECT count(*) FROM schema_migrations")
+		if err != nil {
+			return err
+		}
+		if int(done) > len(files) {
+			return fmt.Errorf("the database has %d migrations and this version of bailey knows %d: run the newer version", done, len(files))
+		}
+		for i, name := range files[done:] {
+			text, err := migrations.ReadFile(name)
+			if err != nil {
+				return err
+			}
+			for _, stmt := range statements(string(text)) {
+				if _, err := tx.exec(stmt); err != nil {
+					return fmt.Errorf("%s: %w", name, err)
+				}
+			}
+			if _, err := tx.exec("INSERT INTO schema_migrations (version, applied_at) VALUES (?, ?)", int(done)+i+1, micros(tx.Now)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// statements splits a migration at semicolons that end a line and drops comments.
+func statements(text string) []string {
+	var out []string
+	for s := range strings.SplitSeq(text, ";\n") {
+		var kept []string
+		for line := range strings.Lines(s) {
+			code, _, _ := strings.Cut(line, "--")
+			if strings.TrimSpace(code) != "" {
+				kept = append(kept, code)
+			}
+		}
+		if len(kept) > 0 {
+			out = append(out, strings.Join(kept, "\n"))
+		}
+	}
+	return out
+}
+
+// -- notifications ----------------------------------------------------------------
+
+// Run passes on the notifications of other processes until ctx ends. On SQLite
+// there are none. A lost connection is made again; what was missed meanwhile is
+// covered by the polling of those who listen, as a notification is only a hint.
+func (db *DB) Run(ctx context.Context) error {
+	if db.d != postgresDialect {
+		<-ctx.Done()
+		return nil
+	}
+	for ctx.Err() == nil {
+		err := db.listen(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		db.opt.Logger.Warn("lost the connection that listens for notifications; reconnecting", "error", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+	return nil
+}
+
+func (db *DB) listen(ctx context.Context) error {
+	conn, err := pgx.Connect(ctx, db.url)
+	if err != nil {
+		return errors.New("connect failed") // the driver's text may hold the password
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if _, err := conn.Exec(ctx, "LISTEN bailey"); err != nil {
+		return err
+	}
+	for {
+		n, err := conn.WaitForNotification(ctx)
+		if err != nil {
+			return err
+		}
+		if from, topic, ok := strings.Cut(n.Payload, " "); ok && from != db.listenID {
+			db.opt.Notify(topic)
+		}
+	}
+}
