@@ -1,6 +1,22 @@
+// Package tool is the built-in tools as seen from outside a box: what the model
+// is told about them ([Definitions]), the frames spoken with the agent that runs
+// them inside the box, and the caller's end of that conversation ([Client]).
+//
+// It knows nothing of sessions, permissions or how a box is made, and it does
+// not link the tools themselves: those are in tool/agent, the box's end.
+//
+// Start reading at [Request].
 package tool
 
-import "encoding/json"
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+)
 
 // The conversation with the agent in a box: frames on its standard input and
 // output, each a 4-byte big-endian length and that many bytes of JSON. Calls are
@@ -20,30 +36,56 @@ const (
 
 	// WireVersion is raised on any incompatible change of the frames.
 	WireVersion = 1
+
+	// TimeoutDefault is how long a call may take if it does not say.
+	TimeoutDefault = 120 * time.Second
 )
 
-type request struct {
+// A Request is one frame from the worker to the agent: a call, or the wish to
+// cancel the call of the same Seq. Seq is above 0 and never used twice.
+type Request struct {
 	Seq    uint64 `json:"seq"`
 	Call   *Call  `json:"call,omitempty"`
 	Cancel bool   `json:"cancel,omitempty"`
 }
 
-type reply struct {
+// A Reply is one frame from the agent to the worker: the hello (Seq 0), or the
+// result of the call of the same Seq.
+type Reply struct {
 	Seq    uint64  `json:"seq"`
-	Hello  *hello  `json:"hello,omitempty"`
+	Hello  *Hello  `json:"hello,omitempty"`
 	Result *Result `json:"result,omitempty"`
 }
 
-type hello struct {
+// A Hello is the agent's first frame: it is ready and has these tools.
+type Hello struct {
 	Version int      `json:"version"`
 	Tools   []string `json:"tools"`
 }
 
 // A Call asks for one run of a built-in tool.
 type Call struct {
-	Tool      string          `json:"tool"`
-	Input     json.RawMessage `json:"input"`
-	TimeoutMS int64           `json:"timeout_ms"` // the call is cancelled after this; 0 means 120 000
+	Tool  string          `json:"tool"`
+	Input json.RawMessage `json:"input"`
+
+	// TimeoutMS is when the call is cancelled, counted from its arrival at the
+	// agent and so including the wait for an earlier call; 0 means
+	// [TimeoutDefault]. A bash call may ask for less in its input, never for more.
+	TimeoutMS int64 `json:"timeout_ms"`
+}
+
+// Timeout is TimeoutMS as a duration, with its default.
+func (c Call) Timeout() time.Duration {
+	// Longer than a day is a mistake, and would overflow before long.
+	const max = 24 * time.Hour
+	switch d := time.Duration(c.TimeoutMS) * time.Millisecond; {
+	case c.TimeoutMS <= 0:
+		return TimeoutDefault
+	case c.TimeoutMS > max.Milliseconds():
+		return max
+	default:
+		return d
+	}
 }
 
 // A Result is what a tool call came to, in the content blocks of a
@@ -52,4 +94,51 @@ type Call struct {
 type Result struct {
 	Content []json.RawMessage `json:"content"`
 	IsError bool              `json:"is_error"`
+}
+
+// ErrFrame is in the chain of every error that a malformed frame causes.
+var ErrFrame = errors.New("malformed frame")
+
+// ReadFrame reads one frame into v. It returns io.EOF only between frames, and
+// holds no more memory than what has arrived, whatever length is announced.
+func ReadFrame(r io.Reader, v any) error {
+	var head [4]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			return fmt.Errorf("%w: the stream ended in a frame's length", ErrFrame)
+		}
+		return err
+	}
+	size := binary.BigEndian.Uint32(head[:])
+	if size == 0 || size > FrameMax {
+		return fmt.Errorf("%w: %d bytes announced, want 1 to %d", ErrFrame, size, FrameMax)
+	}
+	var body bytes.Buffer
+	if n, err := io.CopyN(&body, r, int64(size)); err != nil {
+		if errors.Is(err, io.EOF) {
+			return fmt.Errorf("%w: the stream ended after %d of %d bytes", ErrFrame, n, size)
+		}
+		return err
+	}
+	if err := json.Unmarshal(body.Bytes(), v); err != nil {
+		return fmt.Errorf("%w: %w", ErrFrame, err)
+	}
+	return nil
+}
+
+// ErrFrameSize is returned by [EncodeFrame] for a value too large for a frame.
+var ErrFrameSize = fmt.Errorf("frame larger than %d bytes", FrameMax)
+
+// EncodeFrame returns v as one frame, to be written whole.
+func EncodeFrame(v any) ([]byte, error) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	if len(body) > FrameMax {
+		return nil, ErrFrameSize
+	}
+	frame := make([]byte, 4, 4+len(body))
+	binary.BigEndian.PutUint32(frame, uint32(len(body)))
+	return append(frame, body...), nil
 }
