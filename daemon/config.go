@@ -1,0 +1,244 @@
+package daemon
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/bailey-platform/bailey/model"
+	"github.com/bailey-platform/bailey/telemetry"
+)
+
+// A Config is everything that `bailey serve` can be told. The comments of its
+// fields are the reference manual: the flags' help and `bailey config example`
+// are printed from them.
+//
+// Each field has one name. It is the flag (--model-url), the key in the file
+// (model-url) and, in capitals, the environment variable (BAILEY_MODEL_URL). A
+// flag wins over the environment, the environment over the file, the file over
+// the default. Fields that hold a secret have no flag and no key in the file.
+type Config struct {
+	// Listen is the address of the API, host:port. Port 0 takes a free one. An
+	// address that other machines can reach needs tls-cert and tls-key, or
+	// insecure-http.
+	Listen string `name:"listen"`
+
+	// Data is the directory for what the server keeps outside the database: the
+	// first API key and, by default, the SQLite file. It is created with mode
+	// 0700, and one server at a time may use it.
+	Data string `name:"data"`
+
+	// DB is the database: sqlite:PATH, or a PostgreSQL URL (version 15 or
+	// newer). Empty means sqlite:bailey.db in the data directory. A password in
+	// the URL is accepted from the environment only; a PostgreSQL URL can also
+	// name a file with it (?passfile=PATH).
+	DB string `name:"db"`
+
+	// ModelProvider says whose endpoint serves the model: anthropic (also for
+	// every compatible endpoint at model-url), bedrock, vertex or foundry.
+	ModelProvider string `name:"model-provider"`
+
+	// ModelURL is the address of the Messages API, without /v1/messages. Empty
+	// means the provider's own.
+	ModelURL string `name:"model-url"`
+
+	// ModelKeyFile is a file that holds the key for the model endpoint. Empty
+	// means the variable BAILEY_MODEL_KEY or, for Anthropic's own endpoint only,
+	// ANTHROPIC_API_KEY. Bedrock and Vertex find their cloud's own credentials
+	// when there is no key.
+	ModelKeyFile string `name:"model-key-file"`
+
+	// ModelKey is the key for the model endpoint itself, instead of a file with it.
+	ModelKey Secret `name:"model-key"`
+
+	// ModelRegion is the cloud region, required for bedrock and vertex.
+	ModelRegion string `name:"model-region"`
+
+	// ModelProject is the Google Cloud project, required for vertex.
+	ModelProject string `name:"model-project"`
+
+	// ModelResource is the name of the Foundry resource, required for foundry
+	// unless model-url is set.
+	ModelResource string `name:"model-resource"`
+
+	// ModelIDs maps the model ids that agents name to what the endpoint calls
+	// them, where that differs: claude-opus-5=my-deployment,…
+	ModelIDs map[string]string `name:"model-ids"`
+
+	// ModelMaxOutput is how many tokens one answer of the model may have. 0
+	// means 32000; a local model with a small context needs less.
+	ModelMaxOutput int `name:"model-max-output"`
+
+	// ModelThinking says what requests ask about thinking: auto (adaptive where
+	// the model is known to have it), adaptive, disabled, or omit (say nothing).
+	ModelThinking string `name:"model-thinking"`
+
+	// TLSCert is a file with the server's certificate chain in PEM. It is read
+	// once, at the start.
+	TLSCert string `name:"tls-cert"`
+
+	// TLSKey is a file with the private key of tls-cert in PEM.
+	TLSKey string `name:"tls-key"`
+
+	// InsecureHTTP allows plain HTTP on an address that other machines can
+	// reach. API keys then travel in the clear: only for a private network, or
+	// behind a proxy that ends TLS.
+	InsecureHTTP bool `name:"insecure-http"`
+
+	// MaxTurns is how many turns of sessions run at the same time. More wait in
+	// the database, in order.
+	MaxTurns int `name:"max-turns"`
+
+	// ShutdownGrace is how long running model requests and API calls may take
+	// to finish after the first interrupt or SIGTERM. A second one ends the
+	// process at once, which loses nothing that was acknowledged.
+	ShutdownGrace time.Duration `name:"shutdown-grace"`
+
+	// LogLevel is the least severe level that is logged: debug, info, warn or
+	// error.
+	LogLevel string `name:"log-level"`
+
+	// LogFormat is text, json, or auto: text on a terminal, JSON otherwise.
+	LogFormat string `name:"log-format"`
+}
+
+// A Secret is a setting that is never shown: not in the file, not on the command
+// line, not by `bailey config`, not in a log.
+type Secret string
+
+func (s Secret) String() string {
+	if s == "" {
+		return ""
+	}
+	return "[set]"
+}
+
+// GoString is String, so that %#v does not show the secret either.
+func (s Secret) GoString() string { return s.String() }
+
+// LogValue is String.
+func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
+
+// MarshalText is String.
+func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// Defaults returns the Config of a server that was told nothing.
+func Defaults() Config {
+	return Config{
+		Listen:        "127.0.0.1:8484",
+		Data:          "bailey-data",
+		ModelProvider: model.Anthropic,
+		ModelThinking: "auto",
+		MaxTurns:      256,
+		ShutdownGrace: 25 * time.Second,
+		LogLevel:      "info",
+		LogFormat:     telemetry.FormatAuto,
+	}
+}
+
+// Check refuses what cannot work, naming the setting and what to do.
+func (c *Config) Check() error {
+	if err := c.checkListen(); err != nil {
+		return err
+	}
+	if c.Data == "" {
+		return badSetting("data", "must name a directory")
+	}
+	if err := c.checkDB(); err != nil {
+		return err
+	}
+	switch c.ModelProvider {
+	case model.Anthropic, model.Bedrock, model.Vertex, model.Foundry:
+	default:
+		return badSetting("model-provider", "%q is not one of anthropic, bedrock, vertex, foundry", c.ModelProvider)
+	}
+	if c.ModelMaxOutput < 0 {
+		return badSetting("model-max-output", "must not be negative")
+	}
+	if c.MaxTurns < 1 {
+		return badSetting("max-turns", "must be at least 1")
+	}
+	if c.ShutdownGrace < 0 {
+		return badSetting("shutdown-grace", "must not be negative")
+	}
+	if _, err := c.level(); err != nil {
+		return badSetting("log-level", "%q is not one of debug, info, warn, error", c.LogLevel)
+	}
+	return nil
+}
+
+func badSetting(name, format string, args ...any) error {
+	return &SettingError{Name: name, Problem: fmt.Sprintf(format, args...)}
+}
+
+// A SettingError is a setting that cannot be used.
+type SettingError struct {
+	Name    string // as in [Setting]; may be a key of the file that is none
+	Source  string // where it was set; "" if that does not matter
+	Problem string
+}
+
+func (e *SettingError) Error() string {
+	if e.Source == "" {
+		return e.Name + ": " + e.Problem
+	}
+	return fmt.Sprintf("%s (%s): %s", e.Name, e.Source, e.Problem)
+}
+
+func (c *Config) checkListen() error {
+	host, _, err := net.SplitHostPort(c.Listen)
+	if err != nil {
+		return badSetting("listen", "%q is not host:port, such as 127.0.0.1:8484 or [::1]:8484", c.Listen)
+	}
+	switch {
+	case (c.TLSCert == "") != (c.TLSKey == ""):
+		return badSetting("tls-cert", "needs tls-key, and the other way round")
+	case c.TLSCert != "" || c.InsecureHTTP || loopback(host):
+		return nil
+	}
+	return badSetting("listen", "%s can be reached from other machines, and API keys would travel in the clear: "+
+		"give tls-cert and tls-key, or insecure-http if a proxy in front ends TLS", c.Listen)
+}
+
+// loopback reports whether host can only mean this machine. A name other than
+// localhost may resolve to anything, so it does not.
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+func (c *Config) checkDB() error {
+	switch scheme, rest, _ := strings.Cut(c.DB, ":"); {
+	case c.DB == "":
+	case scheme == "sqlite" && rest != "":
+	case scheme == "postgres", scheme == "postgresql":
+		if _, err := url.Parse(c.DB); err != nil {
+			// Not the URL itself: it may hold a password.
+			return badSetting("db", "is not a valid PostgreSQL URL")
+		}
+	default:
+		return badSetting("db", "must be sqlite:PATH or postgres://user@host/database")
+	}
+	return nil
+}
+
+// Database is the database's URL with the default filled in.
+func (c *Config) Database() string {
+	if c.DB == "" {
+		return "sqlite:" + filepath.Join(c.Data, "bailey.db")
+	}
+	return c.DB
+}
+
+// AdminKeyFile is where the first API key is written.
+func (c *Config) AdminKeyFile() string { return filepath.Join(c.Data, "admin.key") }
+
+func (c *Config) level() (slog.Level, error) {
+	var l slog.Level
+	err := l.UnmarshalText([]byte(c.LogLevel))
+	return l, err
+}
