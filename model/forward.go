@@ -33,7 +33,7 @@ var forwardedHeaders = map[string]string{
 const rateLimitPrefix = "Anthropic-Ratelimit-"
 
 // forwardedQuery are the parameters of a request that reach the endpoint.
-var forwardedQuery = []string{"beta", "limit", "after_id", "before_id"}
+var forwardedQuery = []string{"beta", "limit", "after_id", "before_id", "lifecycle"}
 
 // Forward passes one request on to the endpoint with our credentials, and its
 // reply back as it comes: status, body, and the headers of a short list. path
