@@ -96,7 +96,7 @@ var knownEvents = map[string]bool{
 func (m *message) apply(data []byte, onDelta func(Delta)) (done bool, err error) {
 	var ev event
 	if err := json.Unmarshal(data, &ev); err != nil {
-		if _, ok := err.(*json.UnmarshalTypeError); ok && !knownEvents[ev.Type] {
+		if _, ok := err.(*json.UnmarshalTypeError); ok && ev.Type != "" && !knownEvents[ev.Type] {
 			return false, nil
 		}
 		return false, garbage("an event of the stream is not sound JSON: %s", excerpt(data))
