@@ -1,0 +1,39 @@
+package httpapi
+
+import (
+	"context"
+
+	"github.com/bailey-platform/bailey/api"
+)
+
+func (s *Server) sendEvents(ctx context.Context, r *request) (any, error) {
+	in, err := decode[api.EventsRequest](r)
+	if err != nil {
+		return nil, err
+	}
+	return s.control.SendEvents(ctx, r.who, r.session(), in)
+}
+
+// listEvents answers the events of a session and of a thread.
+func (s *Server) listEvents(ctx context.Context, r *request) (any, error) {
+	q := r.query()
+	f := api.EventFilter{Types: q.eventTypes(), Processed: q.timeRange("created_at"), Order: q.order()}
+	page := q.page()
+	if q.err != nil {
+		return nil, q.err
+	}
+	return s.control.ListEvents(ctx, r.who, r.session(), r.thread(), f, page)
+}
+
+func (q *query) eventTypes() []api.EventType {
+	var out []api.EventType
+	for _, v := range q.list("types") {
+		t := api.EventType(v)
+		if !api.KnownEventType(t) {
+			q.fail("types: %q is not a type of event", v)
+			return nil
+		}
+		out = append(out, t)
+	}
+	return out
+}

@@ -1,0 +1,80 @@
+package httpapi
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/control"
+)
+
+const (
+	bodyMax     = 32 << 20 // bytes
+	bodyTimeout = 2 * time.Minute
+)
+
+// A request is an authenticated request on a known route. Its path parameters are
+// well-formed identifiers.
+type request struct {
+	*http.Request
+	w   *response
+	who control.Principal
+	rec *record
+}
+
+func (r *request) query() *query { return parseQuery(r.URL.RawQuery) }
+
+func (r *request) agent() api.AgentID { return api.AgentID(r.PathValue("agent")) }
+func (r *request) environment() api.EnvironmentID {
+	return api.EnvironmentID(r.PathValue("environment"))
+}
+func (r *request) work() api.WorkID       { return api.WorkID(r.PathValue("work")) }
+func (r *request) session() api.SessionID { return api.SessionID(r.PathValue("session")) }
+func (r *request) thread() api.ThreadID   { return api.ThreadID(r.PathValue("thread")) }
+func (r *request) key() api.KeyID         { return api.KeyID(r.PathValue("key")) }
+
+// body reads the whole body, which may be empty.
+func (r *request) body() ([]byte, error) {
+	if enc := r.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
+		return nil, api.Invalid("content-encoding: compressed bodies are not accepted")
+	}
+	// A body that trickles in must not hold the connection for ever. Errors mean
+	// a connection without deadlines, as in tests.
+	rc := http.NewResponseController(r.w)
+	_ = rc.SetReadDeadline(time.Now().Add(bodyTimeout))
+	defer func() { _ = rc.SetReadDeadline(time.Time{}) }()
+
+	data, err := io.ReadAll(http.MaxBytesReader(r.w, r.Body, bodyMax))
+	if err != nil {
+		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+			return nil, api.TooLarge("the body exceeds %d bytes", bodyMax)
+		}
+		if r.Context().Err() != nil {
+			return nil, r.Context().Err()
+		}
+		return nil, api.Invalid("the body could not be read to its end")
+	}
+	return data, nil
+}
+
+// decode reads the body as one JSON object of a known shape.
+func decode[T any](r *request) (T, error) {
+	var v T
+	data, err := r.body()
+	if err == nil {
+		err = api.DecodeStrict(data, &v)
+	}
+	return v, err
+}
+
+// decodeOptional is decode for a body that may be left out.
+func decodeOptional[T any](r *request) (T, error) {
+	var v T
+	data, err := r.body()
+	if err == nil && len(data) > 0 {
+		err = api.DecodeStrict(data, &v)
+	}
+	return v, err
+}

@@ -1,0 +1,223 @@
+package httpapi
+
+import (
+	"context"
+	"strings"
+
+	"github.com/bailey-platform/bailey/api"
+)
+
+// A handler answers one operation. Its answer is sent as JSON with status 200; a
+// handler that has begun to write the response itself returns nil. Only an
+// [*api.Error] in the chain of its error is shown to the caller.
+type handler func(*Server, context.Context, *request) (any, error)
+
+// A route is one operation of the public API. A route without a handler is known
+// but not offered: it answers 404 and says so.
+type route struct {
+	op     string // as the official SDKs name it
+	path   string // method and path, with {parameters}
+	keys   credentials
+	beta   string // the anthropic-beta value it needs, or ""
+	status status
+	handle handler
+}
+
+// credentials is the set of kinds of key that a route accepts.
+type credentials []api.KeyKind
+
+var (
+	apiKey   = credentials{api.KeyAPI}
+	orEnvKey = credentials{api.KeyAPI, api.KeyEnvironment}
+	orToken  = credentials{api.KeyAPI, api.KeyEnvironment, api.KeySession}
+)
+
+// betaAgents gates every operation on agents, environments and sessions.
+const betaAgents = "managed-agents-2026-04-01"
+
+// A status says how far an operation can be relied on. docs/compatibility.md
+// shows it; the code never looks at it.
+type status string
+
+const (
+	behaves status = "behaves" // acts as the public API does, as far as that is known
+	routed  status = "routed"  // answers, but knowingly less than the public API
+	passed  status = "passed"  // handed to the configured model endpoint
+	ours    status = "ours"    // an extension of this server
+	notYet  status = "not yet"
+)
+
+// routes is the whole public surface.
+var routes = []route{
+	{"agents.create", "POST /v1/agents", apiKey, betaAgents, routed, (*Server).createAgent},
+	{"agents.list", "GET /v1/agents", apiKey, betaAgents, behaves, (*Server).listAgents},
+	{"agents.retrieve", "GET /v1/agents/{agent}", apiKey, betaAgents, behaves, (*Server).getAgent},
+	{"agents.update", "POST /v1/agents/{agent}", apiKey, betaAgents, routed, (*Server).updateAgent},
+	{"agents.archive", "POST /v1/agents/{agent}/archive", apiKey, betaAgents, behaves, (*Server).archiveAgent},
+	{"agents.versions.list", "GET /v1/agents/{agent}/versions", apiKey, betaAgents, behaves, (*Server).listAgentVersions},
+
+	{"environments.create", "POST /v1/environments", apiKey, betaAgents, behaves, (*Server).createEnvironment},
+	{"environments.list", "GET /v1/environments", apiKey, betaAgents, behaves, (*Server).listEnvironments},
+	{"environments.retrieve", "GET /v1/environments/{environment}", apiKey, betaAgents, behaves, (*Server).getEnvironment},
+	{"environments.update", "POST /v1/environments/{environment}", apiKey, betaAgents, behaves, (*Server).updateEnvironment},
+	{"environments.delete", "DELETE /v1/environments/{environment}", apiKey, betaAgents, behaves, (*Server).deleteEnvironment},
+	{"environments.archive", "POST /v1/environments/{environment}/archive", apiKey, betaAgents, behaves, (*Server).archiveEnvironment},
+
+	{"environments.work.list", "GET /v1/environments/{environment}/work", orEnvKey, betaAgents, behaves, (*Server).listWork},
+	{"environments.work.poll", "GET /v1/environments/{environment}/work/poll", orEnvKey, betaAgents, behaves, (*Server).pollWork},
+	{"environments.work.stats", "GET /v1/environments/{environment}/work/stats", orEnvKey, betaAgents, behaves, (*Server).workStats},
+	{"environments.work.retrieve", "GET /v1/environments/{environment}/work/{work}", apiKey, betaAgents, behaves, (*Server).getWork},
+	{"environments.work.update", "POST /v1/environments/{environment}/work/{work}", apiKey, betaAgents, behaves, (*Server).updateWork},
+	{"environments.work.ack", "POST /v1/environments/{environment}/work/{work}/ack", orEnvKey, betaAgents, behaves, (*Server).ackWork},
+	{"environments.work.heartbeat", "POST /v1/environments/{environment}/work/{work}/heartbeat", orToken, betaAgents, behaves, (*Server).heartbeatWork},
+	{"environments.work.stop", "POST /v1/environments/{environment}/work/{work}/stop", orToken, betaAgents, behaves, (*Server).stopWork},
+
+	{"sessions.create", "POST /v1/sessions", apiKey, betaAgents, routed, (*Server).createSession},
+	{"sessions.list", "GET /v1/sessions", apiKey, betaAgents, behaves, (*Server).listSessions},
+	{"sessions.retrieve", "GET /v1/sessions/{session}", orToken, betaAgents, behaves, (*Server).getSession},
+	{"sessions.update", "POST /v1/sessions/{session}", apiKey, betaAgents, routed, (*Server).updateSession},
+	{"sessions.delete", "DELETE /v1/sessions/{session}", apiKey, betaAgents, behaves, (*Server).deleteSession},
+	{"sessions.archive", "POST /v1/sessions/{session}/archive", apiKey, betaAgents, behaves, (*Server).archiveSession},
+
+	{"sessions.events.list", "GET /v1/sessions/{session}/events", orToken, betaAgents, behaves, (*Server).listEvents},
+	{"sessions.events.send", "POST /v1/sessions/{session}/events", orToken, betaAgents, routed, (*Server).sendEvents},
+	{"sessions.events.stream", "GET /v1/sessions/{session}/events/stream", orToken, betaAgents, behaves, (*Server).streamEvents},
+
+	{"sessions.threads.list", "GET /v1/sessions/{session}/threads", orToken, betaAgents, routed, (*Server).listThreads},
+	{"sessions.threads.retrieve", "GET /v1/sessions/{session}/threads/{thread}", orToken, betaAgents, routed, (*Server).getThread},
+	{"sessions.threads.archive", "POST /v1/sessions/{session}/threads/{thread}/archive", apiKey, betaAgents, routed, (*Server).archiveThread},
+	{"sessions.threads.events.list", "GET /v1/sessions/{session}/threads/{thread}/events", orToken, betaAgents, routed, (*Server).listEvents},
+	{"sessions.threads.events.stream", "GET /v1/sessions/{session}/threads/{thread}/stream", orToken, betaAgents, routed, (*Server).streamEvents},
+
+	{"messages.create", "POST /v1/messages", apiKey, "", passed, (*Server).forward},
+	{"messages.count_tokens", "POST /v1/messages/count_tokens", apiKey, "", passed, (*Server).forward},
+	{"models.list", "GET /v1/models", apiKey, "", passed, (*Server).forward},
+	{"models.retrieve", "GET /v1/models/{model...}", apiKey, "", passed, (*Server).forward},
+
+	{"keys.create", "POST /v1/keys", apiKey, "", ours, (*Server).createKey},
+	{"keys.list", "GET /v1/keys", apiKey, "", ours, (*Server).listKeys},
+	{"keys.revoke", "POST /v1/keys/{key}/revoke", apiKey, "", ours, (*Server).revokeKey},
+	{"environments.keys.create", "POST /v1/environments/{environment}/keys", apiKey, "", ours, (*Server).createKey},
+	{"environments.keys.list", "GET /v1/environments/{environment}/keys", apiKey, "", ours, (*Server).listKeys},
+	{"environments.keys.revoke", "POST /v1/environments/{environment}/keys/{key}/revoke", apiKey, "", ours, (*Server).revokeKey},
+	{"sessions.stream", "GET /v1/sessions/{session}/stream", orToken, betaAgents, ours, (*Server).streamEvents}, // the path at launch
+
+	{op: "sessions.resources.list", path: "GET /v1/sessions/{session}/resources"},
+	{op: "sessions.resources.add", path: "POST /v1/sessions/{session}/resources"},
+	{op: "sessions.resources.retrieve", path: "GET /v1/sessions/{session}/resources/{resource}"},
+	{op: "sessions.resources.update", path: "POST /v1/sessions/{session}/resources/{resource}"},
+	{op: "sessions.resources.delete", path: "DELETE /v1/sessions/{session}/resources/{resource}"},
+
+	{op: "vaults.create", path: "POST /v1/vaults"},
+	{op: "vaults.list", path: "GET /v1/vaults"},
+	{op: "vaults.retrieve", path: "GET /v1/vaults/{vault}"},
+	{op: "vaults.update", path: "POST /v1/vaults/{vault}"},
+	{op: "vaults.delete", path: "DELETE /v1/vaults/{vault}"},
+	{op: "vaults.archive", path: "POST /v1/vaults/{vault}/archive"},
+	{op: "vaults.credentials.create", path: "POST /v1/vaults/{vault}/credentials"},
+	{op: "vaults.credentials.list", path: "GET /v1/vaults/{vault}/credentials"},
+	{op: "vaults.credentials.retrieve", path: "GET /v1/vaults/{vault}/credentials/{credential}"},
+	{op: "vaults.credentials.update", path: "POST /v1/vaults/{vault}/credentials/{credential}"},
+	{op: "vaults.credentials.delete", path: "DELETE /v1/vaults/{vault}/credentials/{credential}"},
+	{op: "vaults.credentials.archive", path: "POST /v1/vaults/{vault}/credentials/{credential}/archive"},
+	{op: "vaults.credentials.mcp_oauth_validate", path: "POST /v1/vaults/{vault}/credentials/{credential}/mcp_oauth_validate"},
+
+	{op: "memory_stores.create", path: "POST /v1/memory_stores"},
+	{op: "memory_stores.list", path: "GET /v1/memory_stores"},
+	{op: "memory_stores.retrieve", path: "GET /v1/memory_stores/{store}"},
+	{op: "memory_stores.update", path: "POST /v1/memory_stores/{store}"},
+	{op: "memory_stores.delete", path: "DELETE /v1/memory_stores/{store}"},
+	{op: "memory_stores.archive", path: "POST /v1/memory_stores/{store}/archive"},
+	{op: "memory_stores.memories.create", path: "POST /v1/memory_stores/{store}/memories"},
+	{op: "memory_stores.memories.list", path: "GET /v1/memory_stores/{store}/memories"},
+	{op: "memory_stores.memories.retrieve", path: "GET /v1/memory_stores/{store}/memories/{memory}"},
+	{op: "memory_stores.memories.update", path: "POST /v1/memory_stores/{store}/memories/{memory}"},
+	{op: "memory_stores.memories.delete", path: "DELETE /v1/memory_stores/{store}/memories/{memory}"},
+	{op: "memory_stores.memory_versions.list", path: "GET /v1/memory_stores/{store}/memory_versions"},
+	{op: "memory_stores.memory_versions.retrieve", path: "GET /v1/memory_stores/{store}/memory_versions/{version}"},
+	{op: "memory_stores.memory_versions.redact", path: "POST /v1/memory_stores/{store}/memory_versions/{version}/redact"},
+
+	{op: "deployments.create", path: "POST /v1/deployments"},
+	{op: "deployments.list", path: "GET /v1/deployments"},
+	{op: "deployments.retrieve", path: "GET /v1/deployments/{deployment}"},
+	{op: "deployments.update", path: "POST /v1/deployments/{deployment}"},
+	{op: "deployments.archive", path: "POST /v1/deployments/{deployment}/archive"},
+	{op: "deployments.pause", path: "POST /v1/deployments/{deployment}/pause"},
+	{op: "deployments.unpause", path: "POST /v1/deployments/{deployment}/unpause"},
+	{op: "deployments.run", path: "POST /v1/deployments/{deployment}/run"},
+	{op: "deployment_runs.list", path: "GET /v1/deployment_runs"},
+	{op: "deployment_runs.retrieve", path: "GET /v1/deployment_runs/{run}"},
+
+	{op: "dreams.create", path: "POST /v1/dreams"},
+	{op: "dreams.list", path: "GET /v1/dreams"},
+	{op: "dreams.retrieve", path: "GET /v1/dreams/{dream}"},
+	{op: "dreams.cancel", path: "POST /v1/dreams/{dream}/cancel"},
+	{op: "dreams.archive", path: "POST /v1/dreams/{dream}/archive"},
+
+	{op: "skills.create", path: "POST /v1/skills"},
+	{op: "skills.list", path: "GET /v1/skills"},
+	{op: "skills.retrieve", path: "GET /v1/skills/{skill}"},
+	{op: "skills.delete", path: "DELETE /v1/skills/{skill}"},
+	{op: "skills.versions.create", path: "POST /v1/skills/{skill}/versions"},
+	{op: "skills.versions.list", path: "GET /v1/skills/{skill}/versions"},
+	{op: "skills.versions.retrieve", path: "GET /v1/skills/{skill}/versions/{version}"},
+	{op: "skills.versions.delete", path: "DELETE /v1/skills/{skill}/versions/{version}"},
+	{op: "skills.versions.download", path: "GET /v1/skills/{skill}/versions/{version}/content"},
+
+	{op: "files.upload", path: "POST /v1/files"},
+	{op: "files.list", path: "GET /v1/files"},
+	{op: "files.retrieve_metadata", path: "GET /v1/files/{file}"},
+	{op: "files.delete", path: "DELETE /v1/files/{file}"},
+	{op: "files.download", path: "GET /v1/files/{file}/content"},
+
+	{op: "user_profiles.create", path: "POST /v1/user_profiles"},
+	{op: "user_profiles.list", path: "GET /v1/user_profiles"},
+	{op: "user_profiles.retrieve", path: "GET /v1/user_profiles/{profile}"},
+	{op: "user_profiles.update", path: "POST /v1/user_profiles/{profile}"},
+	{op: "user_profiles.delete", path: "DELETE /v1/user_profiles/{profile}"},
+	{op: "user_profiles.create_enrollment_url", path: "POST /v1/user_profiles/{profile}/enrollment_url"},
+	{op: "user_profiles.create_action_url", path: "POST /v1/user_profiles/{profile}/action_urls"},
+
+	{op: "tunnels.create", path: "POST /v1/tunnels"},
+	{op: "tunnels.list", path: "GET /v1/tunnels"},
+	{op: "tunnels.retrieve", path: "GET /v1/tunnels/{tunnel}"},
+	{op: "tunnels.archive", path: "POST /v1/tunnels/{tunnel}/archive"},
+	{op: "tunnels.reveal_token", path: "POST /v1/tunnels/{tunnel}/reveal_token"},
+	{op: "tunnels.rotate_token", path: "POST /v1/tunnels/{tunnel}/rotate_token"},
+	{op: "tunnels.certificates.create", path: "POST /v1/tunnels/{tunnel}/certificates"},
+	{op: "tunnels.certificates.list", path: "GET /v1/tunnels/{tunnel}/certificates"},
+	{op: "tunnels.certificates.retrieve", path: "GET /v1/tunnels/{tunnel}/certificates/{certificate}"},
+	{op: "tunnels.certificates.archive", path: "POST /v1/tunnels/{tunnel}/certificates/{certificate}/archive"},
+
+	{op: "organizations.webhooks.create", path: "POST /v1/organizations/webhooks"},
+	{op: "organizations.webhooks.list", path: "GET /v1/organizations/webhooks"},
+	{op: "organizations.webhooks.retrieve", path: "GET /v1/organizations/webhooks/{webhook}"},
+	{op: "organizations.webhooks.update", path: "POST /v1/organizations/webhooks/{webhook}"},
+	{op: "organizations.webhooks.delete", path: "DELETE /v1/organizations/webhooks/{webhook}"},
+	{op: "organizations.webhooks.regenerate_signing_secret", path: "POST /v1/organizations/webhooks/{webhook}/regenerate_signing_secret"},
+
+	{op: "messages.batches.create", path: "POST /v1/messages/batches"},
+	{op: "messages.batches.list", path: "GET /v1/messages/batches"},
+	{op: "messages.batches.retrieve", path: "GET /v1/messages/batches/{batch}"},
+	{op: "messages.batches.delete", path: "DELETE /v1/messages/batches/{batch}"},
+	{op: "messages.batches.cancel", path: "POST /v1/messages/batches/{batch}/cancel"},
+	{op: "messages.batches.results", path: "GET /v1/messages/batches/{batch}/results"},
+}
+
+// split returns the method and the path of rt.
+func (rt *route) split() (method, path string) {
+	method, path, _ = strings.Cut(rt.path, " ")
+	return method, path
+}
+
+// params returns the names of the path parameters of rt that are identifiers of
+// ours. A {name...} takes the rest of the path and is somebody else's.
+func (rt *route) params() []string {
+	var names []string
+	for seg := range strings.SplitSeq(rt.path, "/") {
+		if strings.HasPrefix(seg, "{") && !strings.HasSuffix(seg, "...}") {
+			names = append(names, seg[1:len(seg)-1])
+		}
+	}
+	return names
+}
