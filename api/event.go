@@ -563,7 +563,8 @@ type Entry struct {
 	Private json.RawMessage
 }
 
-// A Draft is an event about to be appended.
+// A Draft is an event about to be appended. One without a Body takes the queued
+// event of that ID: it is appended again, as processed now.
 type Draft struct {
 	ID      EventID
 	Body    EventBody

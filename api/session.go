@@ -156,6 +156,12 @@ type TimeRange struct {
 	GT, GTE, LT, LTE *time.Time
 }
 
+// Contains reports whether t lies in the range.
+func (r TimeRange) Contains(t time.Time) bool {
+	return (r.GT == nil || t.After(*r.GT)) && (r.GTE == nil || !t.Before(*r.GTE)) &&
+		(r.LT == nil || t.Before(*r.LT)) && (r.LTE == nil || !t.After(*r.LTE))
+}
+
 const (
 	SessionTitleMax     = 1024
 	InitialEventsMax    = 50

@@ -54,7 +54,8 @@ func ref(body api.EventBody) sql.NullString {
 }
 
 // Append adds drafts to the log of a session that this transaction has locked,
-// numbering them from s.LastSeq, which it moves on.
+// numbering them from s.LastSeq, which it moves on. Taking an event that is not
+// queued is ErrNotFound.
 func (tx *Tx) Append(s *Session, drafts []api.Draft) ([]api.Entry, error) {
 	if len(drafts) == 0 {
 		return nil, nil
@@ -62,6 +63,13 @@ func (tx *Tx) Append(s *Session, drafts []api.Draft) ([]api.Entry, error) {
 	entries := make([]api.Entry, len(drafts))
 	args := make([]any, 0, 9*len(drafts))
 	for i, d := range drafts {
+		if d.Body == nil {
+			queued, err := tx.take(s.ID, d.ID)
+			if err != nil {
+				return nil, err
+			}
+			d.Body, d.Private = queued.Event.Body, queued.Private
+		}
 		s.LastSeq++
 		e := api.Entry{Seq: s.LastSeq, Event: api.Event{ID: d.ID, Body: d.Body}, Queued: d.Queued, Private: d.Private}
 		queue := queueWaits
@@ -79,21 +87,13 @@ func (tx *Tx) Append(s *Session, drafts []api.Draft) ([]api.Entry, error) {
 	return entries, err
 }
 
-// Take moves queued events to the end of the log, in the order given, as
-// processed now. An id that is not queued is ErrNotFound.
-func (tx *Tx) Take(s *Session, ids []api.EventID) ([]api.Entry, error) {
-	drafts := make([]api.Draft, len(ids))
-	for i, id := range ids {
-		e, err := one(tx, scanEntry, "SELECT "+eventColumns+" FROM events WHERE session_id = ? AND id = ? AND queue = ?", s.ID, id, queueWaits)
-		if err != nil {
-			return nil, err
-		}
-		if err := must(tx.exec("UPDATE events SET queue = ? WHERE session_id = ? AND seq = ?", queueTaken, s.ID, e.Seq)); err != nil {
-			return nil, err
-		}
-		drafts[i] = api.Draft{ID: id, Body: e.Event.Body, Private: e.Private}
+// take marks a queued event as taken.
+func (tx *Tx) take(session api.SessionID, id api.EventID) (api.Entry, error) {
+	e, err := one(tx, scanEntry, "SELECT "+eventColumns+" FROM events WHERE session_id = ? AND id = ? AND queue = ?", session, id, queueWaits)
+	if err != nil {
+		return e, err
 	}
-	return tx.Append(s, drafts)
+	return e, must(tx.exec("UPDATE events SET queue = ? WHERE session_id = ? AND seq = ?", queueTaken, session, e.Seq))
 }
 
 // Entries reads a session's log after a sequence number: what happened, and what

@@ -77,6 +77,12 @@ func (tx *Tx) DropWorkKeys(id api.WorkID) error {
 	return err
 }
 
+// ExtendWorkKeys moves the expiry of the tokens given out for a work item.
+func (tx *Tx) ExtendWorkKeys(id api.WorkID, expires time.Time) error {
+	_, err := tx.exec("UPDATE keys SET expires_at = ? WHERE work_id = ?", micros(expires), id)
+	return err
+}
+
 // DropExpiredTokens removes session tokens that expired before t.
 func (tx *Tx) DropExpiredTokens(t time.Time) error {
 	_, err := tx.exec("DELETE FROM keys WHERE kind = ? AND expires_at < ?", api.KeySession, micros(t))

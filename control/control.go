@@ -1,0 +1,202 @@
+package control
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/store"
+)
+
+// Config of [New]. Zero durations and counts mean the defaults named.
+type Config struct {
+	Logger *slog.Logger
+
+	// Clock is the time of every rule and every row; default time.Now.
+	Clock func() time.Time
+
+	// Rand is the source of identifiers and secrets; default crypto/rand.
+	Rand io.Reader
+
+	// Prices are list prices by model id, added to the built-in ones.
+	Prices Prices
+
+	// LeaseTTL is how long a worker's claim lasts between heartbeats. Default 60 s.
+	LeaseTTL time.Duration
+
+	// StartDeadline is how long a claimed item may go without its first
+	// heartbeat before it is offered again. Default 120 s.
+	StartDeadline time.Duration
+
+	// DeliveriesMax is how often an item is handed out before the session is told
+	// that no worker manages to run it. Default 5.
+	DeliveriesMax int
+
+	// UnclaimedAfter is how long an item may wait for a worker before the session
+	// is told. Default 2 min.
+	UnclaimedAfter time.Duration
+
+	// TurnTTL is how long the loop's claim on a session lasts between renewals: the
+	// longest pause after a crash of another replica. Default 15 s.
+	TurnTTL time.Duration
+
+	// QueueMax bounds the events of one session that wait for a turn. Default 1000.
+	QueueMax int
+
+	// Sole says that this process is the only one on its database, so that turns
+	// held at its start are leftovers of a crash and are freed at once.
+	Sole bool
+}
+
+func (c *Config) setDefaults() {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Clock == nil {
+		c.Clock = time.Now
+	}
+	if c.Rand == nil {
+		c.Rand = rand.Reader
+	}
+	setDefault(&c.LeaseTTL, 60*time.Second)
+	setDefault(&c.StartDeadline, 120*time.Second)
+	setDefault(&c.DeliveriesMax, 5)
+	setDefault(&c.UnclaimedAfter, 2*time.Minute)
+	setDefault(&c.TurnTTL, 15*time.Second)
+	setDefault(&c.QueueMax, 1000)
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// A Control applies the rules over one database. It is safe for concurrent use.
+type Control struct {
+	cfg  Config
+	db   *store.DB
+	hub  *hub
+	seen *pollers
+}
+
+// New opens the database and returns the rules over it. The caller runs
+// [Control.Run] and, at the end, calls Close.
+func New(ctx context.Context, dbURL string, opt store.Options, cfg Config) (*Control, error) {
+	cfg.setDefaults()
+	c := &Control{cfg: cfg, hub: newHub(), seen: newPollers()}
+	opt.Logger, opt.Clock, opt.Notify = cfg.Logger, cfg.Clock, c.hub.publish
+	db, err := store.Open(ctx, dbURL, opt)
+	if err != nil {
+		return nil, err
+	}
+	c.db = db
+	if cfg.Sole {
+		if err := db.Write(ctx, (*store.Tx).FreeTurns); err != nil {
+			db.Close()
+			return nil, fmt.Errorf("free the turns of an earlier run: %w", err)
+		}
+	}
+	return c, nil
+}
+
+// Close closes the database; followers end.
+func (c *Control) Close() error {
+	c.hub.close()
+	return c.db.Close()
+}
+
+// Engine names the database engine.
+func (c *Control) Engine() string { return c.db.Engine() }
+
+// Ready is nil when the database answers.
+func (c *Control) Ready(ctx context.Context) error { return c.db.Ping(ctx) }
+
+// write runs fn in a transaction. A full disk is the one failure of the database
+// that a caller can be told of: nothing was changed, and somebody must make room.
+func (c *Control) write(ctx context.Context, fn func(*store.Tx) error) error {
+	err := c.db.Write(ctx, fn)
+	if errors.Is(err, store.ErrFull) {
+		c.cfg.Logger.Error("the database's disk is full", "error", err)
+		e := api.Overloaded(10*time.Second, "the server's disk is full: nothing was changed; make room and try again")
+		e.Status, e.Type = http.StatusInsufficientStorage, api.TypeAPI
+		return e
+	}
+	return err
+}
+
+// newID makes an identifier. Its randomness cannot run out: a failure of the
+// source is a failure of the system.
+func newID[T ~string](c *Control, prefix string) T {
+	var e api.Entropy
+	if _, err := io.ReadFull(c.cfg.Rand, e[:]); err != nil {
+		panic("control: no randomness: " + err.Error())
+	}
+	return api.NewID[T](prefix, e)
+}
+
+// NewEventID returns an identifier for an event that is still to be written.
+func (c *Control) NewEventID() api.EventID { return newID[api.EventID](c, api.PrefixEvent) }
+
+// found turns the store's "no such row" into the public 404 of a noun.
+func found(err error, noun, id string) error {
+	if errors.Is(err, store.ErrNotFound) {
+		return api.NotFound("%s %s was not found", noun, id)
+	}
+	return err
+}
+
+// A Principal is who asks, as the credential proved it.
+type Principal struct {
+	Kind          api.KeyKind
+	KeyID         api.KeyID
+	EnvironmentID api.EnvironmentID // of environment keys and session tokens
+	SessionID     api.SessionID     // of session tokens
+	WorkID        api.WorkID        // of session tokens
+}
+
+// admin refuses everybody but the holder of an API key.
+func (p Principal) admin() error {
+	if p.Kind != api.KeyAPI {
+		return api.Forbidden("this operation needs an API key; %s is not enough", kindName(p.Kind))
+	}
+	return nil
+}
+
+// works refuses a credential that is not for the work of env. What belongs to
+// another environment does not exist for it.
+func (p Principal) works(env api.EnvironmentID) error {
+	if p.Kind != api.KeyAPI && p.EnvironmentID != env {
+		return api.NotFound("environment %s was not found", env)
+	}
+	return nil
+}
+
+// sees reports whether the credential reaches a session.
+func (p Principal) sees(s *store.Session) bool {
+	switch p.Kind {
+	case api.KeyAPI:
+		return true
+	case api.KeyEnvironment:
+		return s.EnvironmentID == p.EnvironmentID
+	default:
+		return s.ID == p.SessionID
+	}
+}
+
+func kindName(k api.KeyKind) string {
+	switch k {
+	case api.KeyEnvironment:
+		return "an environment key"
+	case api.KeySession:
+		return "a session token"
+	}
+	return "an API key"
+}

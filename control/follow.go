@@ -1,0 +1,245 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/store"
+)
+
+// FollowOptions of [Control.Follow].
+type FollowOptions struct {
+	// Previews are the types of events whose making is to be shown: agent.message,
+	// agent.thinking.
+	Previews []api.EventType
+
+	// LastEventID resumes after a frame's ID. Empty starts at now. An extension:
+	// the original has no replay.
+	LastEventID string
+}
+
+// A Frame is one message of a stream.
+type Frame struct {
+	Name string // of the event; never empty
+	ID   string // to resume after; empty for previews
+	Data []byte // JSON on one line
+}
+
+// A Follower is a live view of one session, owned by one goroutine.
+type Follower struct {
+	c       *Control
+	id      api.SessionID
+	want    []api.EventType
+	changed *signal
+	cancel  []func()
+
+	// Owned by the goroutine that calls Next.
+	cursor    int64         // everything up to here was delivered
+	delivered []api.EventID // the newest previewable events delivered
+	ended     bool
+
+	mu       sync.Mutex
+	pending  []preview              // guarded by mu
+	previews map[api.EventID]string // guarded by mu: "open" or "shed"
+}
+
+// A preview is a frame that is never stored.
+type preview struct {
+	typ   api.EventType // of the previewed event
+	id    api.EventID
+	start bool
+	frame any // PreviewStart or PreviewDelta
+}
+
+const (
+	feedBatch       = 256              // events read at a time
+	previewBacklog  = 1024             // frames a slow follower may be behind before previews are shed
+	previewsTracked = 64               // previewed events remembered per follower
+	followPoll      = 15 * time.Second // how often to look without being notified
+)
+
+// Follow opens a live view of a session: all that is committed from now on. It is
+// registered before it returns, so that a list made afterwards misses nothing.
+func (c *Control) Follow(ctx context.Context, p Principal, id api.SessionID, thread api.ThreadID, opt FollowOptions) (*Follower, error) {
+	f := &Follower{c: c, id: id, want: opt.Previews, changed: newSignal(), previews: map[api.EventID]string{}}
+	f.cancel = append(f.cancel, c.hub.subscribe(topicSession(id), f.changed))
+	if len(opt.Previews) > 0 {
+		f.cancel = append(f.cancel, c.hub.follow(id, f))
+	}
+	err := c.db.Read(ctx, func(tx *store.Tx) error {
+		s, err := c.visible(tx.Session, p, id)
+		if err != nil {
+			return err
+		}
+		if thread != "" && thread != s.ThreadID {
+			return api.NotFound("thread %s was not found", thread)
+		}
+		f.cursor, err = resumeAt(opt.LastEventID, s.LastSeq)
+		return err
+	})
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func resumeAt(lastEventID string, lastSeq int64) (int64, error) {
+	if lastEventID == "" {
+		return lastSeq, nil
+	}
+	n, err := strconv.ParseInt(lastEventID, 10, 64)
+	if err != nil || n < 0 || n > lastSeq {
+		return 0, api.Invalid("Last-Event-ID: not the id of a frame of this stream; open it without the header and list the events")
+	}
+	return n, nil
+}
+
+// Close ends the view. Next must not be running.
+func (f *Follower) Close() {
+	for _, cancel := range f.cancel {
+		cancel()
+	}
+	f.cancel = nil
+}
+
+// Next waits for the next frames, at least one, in order. It returns io.EOF after
+// the session was deleted, and an *api.Error when the server is stopping.
+func (f *Follower) Next(ctx context.Context) ([]Frame, error) {
+	if f.ended {
+		return nil, io.EOF
+	}
+	poll := time.NewTimer(followPoll)
+	defer poll.Stop()
+	for {
+		if f.c.hub.isClosed() {
+			return nil, api.Overloaded(time.Second, "the server is stopping; connect again")
+		}
+		// Previews first: those of an event come before the event itself.
+		frames := f.takePreviews()
+		stored, err := f.feed(ctx)
+		if errors.Is(err, store.ErrNotFound) {
+			f.ended = true
+			return append(frames, f.deleted()), nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if frames = append(frames, stored...); len(frames) > 0 {
+			return frames, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-f.changed.C:
+		case <-poll.C:
+			poll.Reset(followPoll)
+		}
+	}
+}
+
+func (f *Follower) feed(ctx context.Context) (frames []Frame, err error) {
+	err = f.c.db.Read(ctx, func(tx *store.Tx) error {
+		entries, err := tx.Feed(f.id, f.cursor, feedBatch)
+		if err != nil {
+			return err
+		}
+		if len(entries) == 0 {
+			_, err := tx.Session(f.id) // nothing new, or is it gone?
+			return err
+		}
+		for _, e := range entries {
+			data, err := json.Marshal(e.Event)
+			if err != nil {
+				return err
+			}
+			f.cursor = e.Seq
+			frames = append(frames, Frame{string(e.Event.Type()), strconv.FormatInt(e.Seq, 10), data})
+			switch t := e.Event.Type(); {
+			case slices.Contains(f.want, t):
+				f.deliver(e.Event.ID)
+			case t == api.EvSpanModelRequestEnd:
+				f.endPreviews()
+			}
+		}
+		return nil
+	})
+	return frames, err
+}
+
+// deliver remembers that an event was delivered: its late previews are dropped.
+func (f *Follower) deliver(id api.EventID) {
+	if f.delivered = append(f.delivered, id); len(f.delivered) > previewsTracked {
+		f.delivered = f.delivered[1:]
+	}
+}
+
+// endPreviews closes what is open: the model request they belong to has ended,
+// perhaps without an event.
+func (f *Follower) endPreviews() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clear(f.previews)
+}
+
+// offer puts a preview into the follower's mailbox. It never blocks: a follower
+// that is too far behind loses the rest of that preview, so what it gets stays a
+// prefix. So does one that came in the middle of it.
+func (f *Follower) offer(p preview) {
+	if !slices.Contains(f.want, p.typ) {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if p.start && len(f.previews) < previewsTracked {
+		f.previews[p.id] = "open"
+	}
+	if f.previews[p.id] != "open" {
+		return
+	}
+	if len(f.pending) >= previewBacklog {
+		f.previews[p.id] = "shed"
+		return
+	}
+	f.pending = append(f.pending, p)
+	f.changed.fire()
+}
+
+func (f *Follower) takePreviews() []Frame {
+	f.mu.Lock()
+	pending := f.pending
+	f.pending = nil
+	f.mu.Unlock()
+	var frames []Frame
+	for _, p := range pending {
+		if slices.Contains(f.delivered, p.id) {
+			continue
+		}
+		data, err := json.Marshal(p.frame)
+		if err != nil {
+			continue
+		}
+		name := "event_delta"
+		if p.start {
+			name = "event_start"
+		}
+		frames = append(frames, Frame{Name: name, Data: data})
+	}
+	return frames
+}
+
+func (f *Follower) deleted() Frame {
+	now := f.c.cfg.Clock().UTC()
+	data, err := json.Marshal(api.Event{ID: f.c.NewEventID(), ProcessedAt: &now, Body: &api.SessionDeleted{}})
+	if err != nil {
+		panic("control: an event always encodes: " + err.Error())
+	}
+	return Frame{Name: string(api.EvSessionDeleted), Data: data}
+}

@@ -1,0 +1,126 @@
+package control
+
+import (
+	"sync"
+
+	"github.com/bailey-platform/bailey/api"
+)
+
+// The topics of notifications. A notification is a hint to look at the database,
+// never the truth itself.
+const topicTurns = "turns" // a session may be due
+
+func topicSession(id api.SessionID) string   { return "session " + string(id) }   // its log has grown, or it is gone
+func topicInterrupt(id api.SessionID) string { return "interrupt " + string(id) } // its turn is to stop what it does
+func topicWork(env api.EnvironmentID) string { return "work " + string(env) }     // an item may be claimable
+func (c *Control) Due() <-chan struct{}      { return c.hub.turns.C }
+
+// A hub hands notifications to whoever waits in this process.
+type hub struct {
+	turns *signal // subscribed for the life of the hub
+
+	mu     sync.Mutex
+	closed bool
+	topics map[string]map[*signal]struct{}
+	views  map[api.SessionID]map[*Follower]struct{} // who wants previews
+}
+
+// A signal coalesces: C holds at most one notification.
+type signal struct{ C chan struct{} }
+
+func newSignal() *signal { return &signal{make(chan struct{}, 1)} }
+
+func (s *signal) fire() {
+	select {
+	case s.C <- struct{}{}:
+	default:
+	}
+}
+
+func newHub() *hub {
+	h := &hub{
+		turns:  newSignal(),
+		topics: map[string]map[*signal]struct{}{},
+		views:  map[api.SessionID]map[*Follower]struct{}{},
+	}
+	h.subscribe(topicTurns, h.turns)
+	return h
+}
+
+func (h *hub) subscribe(topic string, s *signal) (cancel func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.topics[topic] == nil {
+		h.topics[topic] = map[*signal]struct{}{}
+	}
+	h.topics[topic][s] = struct{}{}
+	return func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		delete(h.topics[topic], s)
+		if len(h.topics[topic]) == 0 {
+			delete(h.topics, topic)
+		}
+	}
+}
+
+// publish wakes everybody who waits for a topic. It never blocks.
+func (h *hub) publish(topic string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for s := range h.topics[topic] {
+		s.fire()
+	}
+}
+
+// follow adds a follower that wants previews.
+func (h *hub) follow(id api.SessionID, f *Follower) (cancel func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.views[id] == nil {
+		h.views[id] = map[*Follower]struct{}{}
+	}
+	h.views[id][f] = struct{}{}
+	return func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		delete(h.views[id], f)
+		if len(h.views[id]) == 0 {
+			delete(h.views, id)
+		}
+	}
+}
+
+// preview hands a frame to every follower of a session that wants previews.
+func (h *hub) preview(id api.SessionID, p preview) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for f := range h.views[id] {
+		f.offer(p)
+	}
+}
+
+// previewed reports whether anybody wants previews of a session.
+func (h *hub) previewed(id api.SessionID) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.views[id]) > 0
+}
+
+// close wakes everybody for good.
+func (h *hub) close() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed = true
+	for _, subs := range h.topics {
+		for s := range subs {
+			s.fire()
+		}
+	}
+}
+
+func (h *hub) isClosed() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.closed
+}

@@ -1,0 +1,192 @@
+package control
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/store"
+)
+
+// newSecret makes a secret of a kind, and what is kept of it.
+func (c *Control) newSecret(kind api.KeyKind) (secret, hash, hint string) {
+	prefix := map[api.KeyKind]string{
+		api.KeyAPI: api.SecretPrefixAPI, api.KeyEnvironment: api.SecretPrefixEnvironment, api.KeySession: api.SecretPrefixSession,
+	}[kind]
+	var b [32]byte
+	if _, err := io.ReadFull(c.cfg.Rand, b[:]); err != nil {
+		panic("control: no randomness: " + err.Error())
+	}
+	secret = prefix + base64.RawURLEncoding.EncodeToString(b[:])
+	return secret, hashSecret(secret), secret[len(secret)-4:]
+}
+
+// hashSecret is a plain SHA-256: the secrets are 256 random bits, so there is
+// nothing to guess, and looking the hash up compares no secret byte by byte.
+func hashSecret(secret string) string {
+	sum := sha256.Sum256([]byte(secret))
+	return hex.EncodeToString(sum[:])
+}
+
+const (
+	secretLenMax = 256
+	touchEvery   = time.Minute // how fresh last_used_at is kept
+)
+
+// Authenticate finds whom a secret belongs to. Every failure is the same 401: it
+// never says which part was wrong.
+func (c *Control) Authenticate(ctx context.Context, secret string) (Principal, error) {
+	invalid := api.Unauthenticated("invalid credential")
+	if secret == "" || len(secret) > secretLenMax || !strings.HasPrefix(secret, "sk-ant-") {
+		return Principal{}, invalid
+	}
+	var key *store.Key
+	var now time.Time
+	err := c.db.Read(ctx, func(tx *store.Tx) (err error) {
+		now = tx.Now
+		key, err = tx.KeyByHash(hashSecret(secret))
+		return err
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		return Principal{}, invalid
+	}
+	if err != nil {
+		return Principal{}, err
+	}
+	if key.RevokedAt != nil || key.ExpiresAt != nil && !key.ExpiresAt.After(now) {
+		return Principal{}, invalid
+	}
+	// Session tokens live for minutes; when they were used last interests nobody.
+	if key.Type != api.KeySession && (key.LastUsedAt == nil || now.Sub(*key.LastUsedAt) > touchEvery) {
+		if err := c.write(ctx, func(tx *store.Tx) error { return tx.TouchKey(key.ID) }); err != nil {
+			c.cfg.Logger.Warn("could not note the use of a key", "key_id", key.ID, "error", err)
+		}
+	}
+	return Principal{key.Type, key.ID, key.EnvironmentID, key.SessionID, key.WorkID}, nil
+}
+
+// Bootstrap creates the first API key of a new database. ok is false, and key
+// nil, when there is one already.
+func (c *Control) Bootstrap(ctx context.Context) (key *api.Key, ok bool, err error) {
+	err = c.write(ctx, func(tx *store.Tx) error {
+		n, err := tx.CountKeys(api.KeyAPI)
+		if err != nil || n > 0 {
+			return err
+		}
+		key, err = c.insertKey(tx, api.KeyAPI, "", api.KeyCreate{Name: "admin"})
+		return err
+	})
+	return key, key != nil && err == nil, err
+}
+
+// CreateKey creates an environment key, or with env "" an API key. The answer is
+// the only place where the secret ever appears.
+func (c *Control) CreateKey(ctx context.Context, p Principal, env api.EnvironmentID, in api.KeyCreate) (*api.Key, error) {
+	if err := p.admin(); err != nil {
+		return nil, err
+	}
+	if err := in.Check(c.cfg.Clock()); err != nil {
+		return nil, err
+	}
+	var key *api.Key
+	err := c.write(ctx, func(tx *store.Tx) error {
+		kind := api.KeyAPI
+		if env != "" {
+			kind = api.KeyEnvironment
+			e, err := tx.Environment(env)
+			if err != nil {
+				return found(err, "environment", string(env))
+			}
+			if e.ArchivedAt != nil {
+				return api.Invalid("environment %s is archived", env)
+			}
+			if e.Config.Type != api.EnvSelfHosted {
+				return api.Invalid("environment %s is not self_hosted: its work is done by the server, and no key is needed", env)
+			}
+		}
+		var err error
+		key, err = c.insertKey(tx, kind, env, in)
+		return err
+	})
+	return key, err
+}
+
+func (c *Control) insertKey(tx *store.Tx, kind api.KeyKind, env api.EnvironmentID, in api.KeyCreate) (*api.Key, error) {
+	prefix := api.PrefixAPIKey
+	if kind == api.KeyEnvironment {
+		prefix = api.PrefixEnvKey
+	}
+	secret, hash, hint := c.newSecret(kind)
+	k := api.Key{
+		ID: newID[api.KeyID](c, prefix), Type: kind, Name: in.Name, EnvironmentID: env, Hint: hint,
+		CreatedAt: tx.Now, ExpiresAt: in.ExpiresAt,
+	}
+	if err := tx.InsertKey(&store.Key{Key: k, Hash: hash}); err != nil {
+		return nil, err
+	}
+	k.Secret = secret
+	return &k, nil
+}
+
+// ListKeys lists environment keys, or with env "" API keys, the newest first.
+func (c *Control) ListKeys(ctx context.Context, p Principal, env api.EnvironmentID, req api.PageRequest) (api.Page[*api.Key], error) {
+	var page api.Page[*api.Key]
+	if err := p.admin(); err != nil {
+		return page, err
+	}
+	win, err := window(req, api.Descending, api.ListPageDefault, api.ListPageMax)
+	if err != nil {
+		return page, err
+	}
+	err = c.db.Read(ctx, func(tx *store.Tx) error {
+		if env != "" {
+			if _, err := tx.Environment(env); err != nil {
+				return found(err, "environment", string(env))
+			}
+		}
+		rows, err := tx.Keys(keyKind(env), env, win)
+		page = paged(rows, win,
+			func(k *store.Key) (int64, string) { return k.CreatedAt.UnixMicro(), string(k.ID) },
+			func(k *store.Key) *api.Key { return &k.Key })
+		return err
+	})
+	return page, err
+}
+
+// RevokeKey ends a key at once. Revoking a revoked key changes nothing. The last
+// API key that works cannot be revoked: nobody could get in any more.
+func (c *Control) RevokeKey(ctx context.Context, p Principal, env api.EnvironmentID, id api.KeyID) (*api.Key, error) {
+	if err := p.admin(); err != nil {
+		return nil, err
+	}
+	if env == "" && id == p.KeyID {
+		return nil, api.Invalid("a key cannot revoke itself; use another one")
+	}
+	var out *api.Key
+	err := c.write(ctx, func(tx *store.Tx) error {
+		k, err := tx.KeyOf(keyKind(env), env, id)
+		if err != nil {
+			return found(err, "key", string(id))
+		}
+		out = &k.Key
+		if k.RevokedAt != nil {
+			return nil
+		}
+		k.RevokedAt = &tx.Now
+		return tx.RevokeKey(id)
+	})
+	return out, err
+}
+
+func keyKind(env api.EnvironmentID) api.KeyKind {
+	if env == "" {
+		return api.KeyAPI
+	}
+	return api.KeyEnvironment
+}

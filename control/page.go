@@ -1,0 +1,45 @@
+package control
+
+import (
+	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/store"
+)
+
+// window turns a page request into the window of a list query. It asks for one
+// row more than the page holds, to know whether there is a next one.
+func window(req api.PageRequest, order api.Order, least, most int) (store.Window, error) {
+	win := store.Window{Limit: req.Limit, Order: order}
+	if req.Limit == 0 {
+		win.Limit = least
+	}
+	if win.Limit < 1 || win.Limit > most {
+		return win, api.Invalid("limit: must be 1 to %d", most)
+	}
+	win.Limit++
+	if req.Cursor != "" {
+		c, err := api.DecodeCursor(req.Cursor, order)
+		if err != nil {
+			return win, err
+		}
+		win.After = &c
+	}
+	return win, nil
+}
+
+// paged cuts the extra row off and makes the cursor of the next page. key gives
+// a row's place in the list.
+func paged[R, T any](rows []R, win store.Window, key func(R) (int64, string), public func(R) T) api.Page[T] {
+	page := api.Page[T]{Data: []T{}}
+	if len(rows) == win.Limit {
+		rows = rows[:win.Limit-1]
+		k, id := key(rows[len(rows)-1])
+		next := api.Cursor{Order: win.Order, Key: k, ID: id}.Encode()
+		page.NextPage = &next
+	}
+	for _, r := range rows {
+		page.Data = append(page.Data, public(r))
+	}
+	return page
+}
+
+func same[T any](v T) T { return v }

@@ -1,0 +1,139 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/store"
+)
+
+const (
+	sweepEvery = time.Second
+	sweepBatch = 100
+)
+
+// Run does the background duties of the rules until ctx ends: it offers lapsed
+// work again, tells sessions whose work nobody claims, and passes on the
+// notifications of other processes. Several replicas may run it side by side.
+func (c *Control) Run(ctx context.Context) error {
+	var g errgroup.Group
+	g.Go(func() error { return c.db.Run(ctx) })
+	g.Go(func() error {
+		tick := time.NewTicker(sweepEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-tick.C:
+				if err := c.Sweep(ctx); err != nil && ctx.Err() == nil {
+					c.cfg.Logger.Error("the sweep of the work queue failed; trying again", "error", err)
+				}
+			}
+		}
+	})
+	return g.Wait()
+}
+
+// Sweep does what is due now, once.
+func (c *Control) Sweep(ctx context.Context) error {
+	var lapsed, unclaimed []store.WorkRef
+	err := c.db.Read(ctx, func(tx *store.Tx) (err error) {
+		if lapsed, err = tx.LapsedWork(sweepBatch); err != nil {
+			return err
+		}
+		unclaimed, err = tx.UnclaimedWork(tx.Now.Add(-c.cfg.UnclaimedAfter), sweepBatch)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, ref := range lapsed {
+		err = errors.Join(err, c.onLapsed(ctx, ref, c.lapse))
+	}
+	for _, ref := range unclaimed {
+		err = errors.Join(err, c.onLapsed(ctx, ref, c.warnUnclaimed))
+	}
+	return err
+}
+
+// onLapsed runs fn on an item and its session, both locked in that order. One that
+// is gone by now is nobody's worry.
+func (c *Control) onLapsed(ctx context.Context, ref store.WorkRef, fn func(*store.Tx, *store.Session, *store.Work) error) error {
+	err := c.write(ctx, func(tx *store.Tx) error {
+		s, err := tx.LockSession(ref.SessionID)
+		if err != nil {
+			return err
+		}
+		w, err := tx.LockWork(ref.EnvironmentID, ref.ID)
+		if err != nil {
+			return err
+		}
+		return fn(tx, s, w)
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("work item %s: %w", ref.ID, err)
+	}
+	return nil
+}
+
+// lapse handles an item whose heartbeat is overdue: its worker is gone.
+func (c *Control) lapse(tx *store.Tx, s *store.Session, w *store.Work) error {
+	if w.Deadline == nil || w.Deadline.After(tx.Now) {
+		return nil // it beat meanwhile
+	}
+	c.cfg.Logger.Warn("a worker's lease has lapsed", "work_id", w.ID, "session_id", s.ID, "state", w.State, "deliveries", w.Deliveries)
+	idle := s.Status == api.StatusIdle || s.Status == api.StatusTerminated
+	open, err := openCalls(tx, s)
+	switch {
+	case err != nil:
+		return err
+	case w.State == api.WorkStopping, idle && len(open) == 0:
+		// It was to end anyway, or there is nothing for a worker to do.
+		return c.stop(tx, s, w)
+	case w.Deliveries >= c.cfg.DeliveriesMax:
+		if err := c.ended(tx, w); err != nil {
+			return err
+		}
+		return c.undeliverable(tx, s, w.Deliveries)
+	}
+	w.State, w.OfferedAt = api.WorkQueued, tx.Now
+	w.PolledAt, w.AcknowledgedAt, w.StartedAt, w.Heartbeat, w.LatestHeartbeatAt, w.Deadline = nil, nil, nil, nil, nil, nil
+	if err := tx.DropWorkKeys(w.ID); err != nil {
+		return err
+	}
+	tx.Notify(topicWork(w.EnvironmentID))
+	return tx.UpdateWork(w)
+}
+
+// warnUnclaimed tells a session, once an item, that it waits for a worker. A
+// session that has nothing for a worker to do is left in peace.
+func (c *Control) warnUnclaimed(tx *store.Tx, s *store.Session, w *store.Work) error {
+	if w.State != api.WorkQueued || w.Warned {
+		return nil
+	}
+	w.Warned = true
+	if err := tx.UpdateWork(w); err != nil {
+		return err
+	}
+	open, err := openCalls(tx, s)
+	if err != nil || len(open) == 0 {
+		return err
+	}
+	_, err = c.append(tx, s, []api.Draft{{Body: &api.SessionError{Error: api.TurnError{
+		Type: api.ErrorUnknown, RetryStatus: api.RetryStatus{Type: api.RetryRetrying},
+		Message: fmt.Sprintf("No worker has claimed this session for %s. Start one with `bailey worker --environment-id %s`, or look at why the running ones do not poll.", c.cfg.UnclaimedAfter, s.EnvironmentID),
+	}}}})
+	if err != nil {
+		return err
+	}
+	return tx.UpdateSession(s)
+}
