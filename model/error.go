@@ -130,9 +130,6 @@ func (c *Client) statusError(res *http.Response, body []byte) *Error {
 			Message: fmt.Sprintf("%s answered HTTP %d, which is neither a reply nor an error (redirects are not followed)", c.host, res.StatusCode)}
 	}
 	reply := parseErrorBody(body)
-	if reply.Message == "" {
-		reply.Message = fmt.Sprintf("%s answered HTTP %d %s", c.host, res.StatusCode, http.StatusText(res.StatusCode))
-	}
 	if reply.Type == "" {
 		// Bedrock names the exception in a header.
 		reply.Type, _, _ = strings.Cut(res.Header.Get("X-Amzn-Errortype"), ":")
@@ -216,7 +213,10 @@ var tooLongPhrases = []string{
 // classify decides what an error means from its status, type and code; the
 // text is consulted only where nothing else tells the cases apart.
 func (c *Client) classify(status int, reply errorReply) *Error {
-	e := &Error{Kind: Failed, Status: status, Type: reply.Type, Message: c.clean(reply.Message)}
+	e := &Error{Kind: Failed, Status: status, Type: c.clean(reply.Type), Message: c.clean(reply.Message)}
+	if strings.TrimSpace(e.Message) == "" {
+		e.Message = strings.TrimSpace(fmt.Sprintf("%s reported an error without a text (HTTP %d) %s", c.host, status, e.Type))
+	}
 	kind := strings.ToLower(reply.Type)
 	text := strings.ToLower(reply.Message)
 	has := func(s string, parts ...string) bool {

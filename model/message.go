@@ -123,7 +123,7 @@ func (m *message) apply(data []byte, onDelta func(Delta)) (done bool, err error)
 	case "message_stop":
 		return true, m.finish()
 	case "error":
-		reply := errorReply{Type: "api_error", Message: "the endpoint reported an error without naming it"}
+		reply := errorReply{Type: "api_error"}
 		if ev.Error != nil {
 			reply = errorReply{Type: ev.Error.Type, Code: ev.Error.Details.Code, Message: ev.Error.Message}
 		}
