@@ -34,8 +34,8 @@ const (
 
 // Values of [Config.Thinking].
 const (
-	// ThinkingAuto asks for adaptive thinking where it is documented for the
-	// model (see adaptiveModels), and says nothing to any other model.
+	// ThinkingAuto asks for adaptive thinking of the models that offer it and do
+	// not do it by default, and says nothing to any other model.
 	ThinkingAuto = ""
 	// ThinkingAdaptive asks every model for adaptive thinking.
 	ThinkingAdaptive = "adaptive"

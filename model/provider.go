@@ -152,8 +152,18 @@ func (c *Config) googleCredentials(ctx context.Context) (*google.Credentials, er
 
 // modelID says what the endpoint calls the Claude API model id.
 func (c *Config) modelID(id string) (string, error) {
+	if id == "" {
+		return "", errors.New("model: is required")
+	}
 	if own, ok := c.ModelIDs[id]; ok {
 		return own, nil
+	}
+	switch c.Provider {
+	case Bedrock, Vertex:
+		// There the id becomes a part of the path.
+		if strings.Trim(id, ".") == "" || strings.ContainsFunc(id, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune("?#%;", r) }) {
+			return "", fmt.Errorf("model: %q is not a model id", id)
+		}
 	}
 	switch c.Provider {
 	case Bedrock:

@@ -372,6 +372,9 @@ func TestModelIDs(t *testing.T) {
 		{"bedrock", "sa-east-1", "global.anthropic.claude-opus-5", "global.anthropic.claude-opus-5"},
 		{"bedrock", "sa-east-1", "claude-opus-5", "error: no inference profile is known for region sa-east-1"},
 		{"bedrock", "sa-east-1", "mapped", "my-profile"},
+		{"bedrock", "us-east-1", "..", `error: model: ".." is not a model id`},
+		{"bedrock", "us-east-1", "a?b", `error: model: "a?b" is not a model id`},
+		{"bedrock", "us-east-1", "", "error: model: is required"},
 	}
 	for _, test := range tests {
 		rec := &recorder{reply: withStream(t, start, endTurn, stop)}

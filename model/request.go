@@ -125,21 +125,14 @@ func (c *Client) encode(req Request) (body []byte, betas []string, err error) {
 	return buf.Bytes(), betas, nil
 }
 
-// adaptiveModels are the models whose documentation names adaptive thinking, as
-// of November 2026. The list errs on the short side: a model that is missing
-// thinks as its own default has it, one that is wrongly here would fail.
+// adaptiveModels are the models that think only when asked to, as their
+// overview pages say (November 2026). Earlier ones do not know adaptive
+// thinking; from Claude 5 on it is the default, and needs no asking.
 var adaptiveModels = map[string]bool{
-	"claude-opus-4-6":       true,
-	"claude-sonnet-4-6":     true,
-	"claude-opus-4-7":       true,
-	"claude-opus-4-8":       true,
-	"claude-mythos-preview": true,
-	"claude-opus-5":         true,
-	"claude-sonnet-5":       true,
-	"claude-fable-5":        true,
-	"claude-mythos-5":       true,
-	"claude-fable-5-1":      true,
-	"claude-mythos-5-1":     true,
+	"claude-opus-4-6":   true,
+	"claude-sonnet-4-6": true,
+	"claude-opus-4-7":   true,
+	"claude-opus-4-8":   true,
 }
 
 func (c *Client) thinking(model string) *thinking {

@@ -31,7 +31,7 @@ func TestRequestOnTheWire(t *testing.T) {
 		{
 			name: "everything",
 			req: model.Request{
-				Model: "claude-opus-5", Effort: "high", Speed: "fast", InferenceGeo: "eu", System: "be <brief>", MaxTokens: 7,
+				Model: "claude-opus-4-8", Effort: "high", Speed: "fast", InferenceGeo: "eu", System: "be <brief>", MaxTokens: 7,
 				Messages: []model.Message{user(hi)},
 				Tools: []model.Tool{
 					{Name: "bash", Description: "runs", InputSchema: raw(`{"type":"object"}`)},
@@ -39,7 +39,7 @@ func TestRequestOnTheWire(t *testing.T) {
 				},
 			},
 			want: map[string]any{
-				"model": "claude-opus-5", "max_tokens": 7.0, "stream": true, "speed": "fast", "inference_geo": "eu",
+				"model": "claude-opus-4-8", "max_tokens": 7.0, "stream": true, "speed": "fast", "inference_geo": "eu",
 				"output_config": map[string]any{"effort": "high"}, "thinking": map[string]any{"type": "adaptive"},
 				"system": []any{map[string]any{"type": "text", "text": "be <brief>", "cache_control": breakpoint}},
 				"tools": []any{
@@ -55,6 +55,15 @@ func TestRequestOnTheWire(t *testing.T) {
 			req:  model.Request{Model: "qwen3", Speed: "standard", Messages: []model.Message{user(hi)}},
 			want: map[string]any{
 				"model": "qwen3", "max_tokens": 32000.0, "stream": true,
+				"messages": []any{map[string]any{"role": "user", "content": []any{map[string]any{"type": "text", "text": "hi", "cache_control": breakpoint}}}},
+			},
+		},
+		{
+			name:   "thinking may be asked of any model",
+			adjust: func(c *model.Config) { c.Thinking = model.ThinkingAdaptive },
+			req:    model.Request{Model: "claude-opus-5-5", Messages: []model.Message{user(hi)}},
+			want: map[string]any{
+				"model": "claude-opus-5-5", "max_tokens": 32000.0, "stream": true, "thinking": map[string]any{"type": "adaptive"},
 				"messages": []any{map[string]any{"role": "user", "content": []any{map[string]any{"type": "text", "text": "hi", "cache_control": breakpoint}}}},
 			},
 		},

@@ -275,7 +275,7 @@ func TestScriptedFaults(t *testing.T) {
 
 			// The fault is over, so another try succeeds.
 			if test.fault.Kind != "" {
-				if _, err := client.Stream(t.Context(), hello(), nil); err != nil {
+				if _, err := newClient(t, server).Stream(t.Context(), hello(), nil); err != nil {
 					t.Errorf("second try: %v", err)
 				}
 			}
@@ -543,29 +543,6 @@ func TestCancelReturnsPromptly(t *testing.T) {
 		if err := <-ended; !errors.Is(err, context.Canceled) || errors.As(err, &e) {
 			t.Errorf("after %d bytes: got %v, want context.Canceled", after, err)
 		}
-	}
-}
-
-// TestPingsKeepAStreamAlive plays a reply that takes several idle limits, with
-// pings in between.
-func TestPingsKeepAStreamAlive(t *testing.T) {
-	t.Parallel()
-	const idle = 200 * time.Millisecond
-	client := newClient(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "text/event-stream")
-		fmt.Fprintf(w, "data: %s\n\n", start)
-		flush := http.NewResponseController(w).Flush
-		tick := time.NewTicker(idle / 5)
-		defer tick.Stop()
-		for range 10 {
-			io.WriteString(w, "event: ping\ndata: {\"type\":\"ping\"}\n\n")
-			_ = flush()
-			<-tick.C
-		}
-		fmt.Fprintf(w, "data: %s\n\ndata: %s\n\n", endTurn, stop)
-	}), func(c *model.Config) { c.IdleTimeout = idle })
-	if _, err := client.Stream(t.Context(), hello(), nil); err != nil {
-		t.Error(err)
 	}
 }
 
