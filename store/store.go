@@ -65,6 +65,10 @@ type DB struct {
 
 	listenID string // tells our own notifications from others'
 	closing  sync.Once
+
+	writes chan *write   // SQLite: to the one writer; nil on PostgreSQL
+	done   chan struct{} // closed by Close
+	idle   chan struct{} // closed by the writer when it has ended
 }
 
 // Open opens the database named by a URL, "sqlite:PATH" or "postgres://…", and
@@ -79,7 +83,7 @@ func Open(ctx context.Context, dbURL string, opt Options) (*DB, error) {
 	if opt.Notify == nil {
 		opt.Notify = func(string) {}
 	}
-	db := &DB{url: dbURL, opt: opt, listenID: rand.Text()}
+	db := &DB{url: dbURL, opt: opt, listenID: rand.Text(), done: make(chan struct{})}
 	var err error
 	switch {
 	case strings.HasPrefix(dbURL, "sqlite:"):
@@ -121,7 +125,7 @@ func (db *DB) openSQLite(path string) error {
 	dsn := func(extra string) string {
 		return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + pragmas.Encode() + extra
 	}
-	if db.write, err = sql.Open("sqlite", dsn("&_txlock=immediate")); err != nil {
+	if db.write, err = sql.Open("sqlite", dsn("")); err != nil { // its transactions begin with BEGIN IMMEDIATE
 		return err
 	}
 	db.write.SetMaxOpenConns(1)
@@ -132,6 +136,12 @@ func (db *DB) openSQLite(path string) error {
 	db.read.SetMaxOpenConns(sqliteReaders)
 	db.read.SetMaxIdleConns(sqliteReaders)
 	db.d = sqliteDialect
+	conn, err := db.write.Conn(context.Background())
+	if err != nil {
+		return errors.Join(err, db.write.Close(), db.read.Close())
+	}
+	db.writes, db.idle = make(chan *write), make(chan struct{})
+	go (&writer{db: db, conn: conn, stmts: map[string]*sql.Stmt{}}).run()
 	return nil
 }
 
@@ -154,6 +164,10 @@ func (db *DB) Engine() string { return db.d.name }
 func (db *DB) Close() error {
 	var err error
 	db.closing.Do(func() {
+		close(db.done)
+		if db.idle != nil {
+			<-db.idle
+		}
 		err = db.write.Close()
 		if db.read != db.write {
 			err = errors.Join(err, db.read.Close())
@@ -174,60 +188,82 @@ func (db *DB) Ping(ctx context.Context) error {
 type Tx struct {
 	Now    time.Time // UTC, whole microseconds
 	ctx    context.Context
-	tx     *sql.Tx
+	q      querier
+	stmts  map[string]*sql.Stmt // compiled statements of q, kept by the SQLite writer; else nil
 	d      *dialect
 	topics []string
+}
+
+// A querier is a connection or a transaction of database/sql.
+type querier interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+	PrepareContext(ctx context.Context, query string) (*sql.Stmt, error)
 }
 
 // Read runs fn in a read-only transaction over one snapshot (PostgreSQL: one
 // statement's snapshot each).
 func (db *DB) Read(ctx context.Context, fn func(*Tx) error) error {
-	return db.run(ctx, db.read, fn, nil)
+	sqlTx, err := db.read.BeginTx(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("begin: %w", err)
+	}
+	defer sqlTx.Rollback()
+	tx := db.newTx(ctx, sqlTx)
+	return tx.classify(fn(tx))
 }
 
-// Write runs fn in a transaction and commits it if fn returns nil. An error may,
-// rarely, mean that the commit happened and only its reply was lost; callers that
-// cannot bear that check again.
+// Write runs fn in a transaction and commits it if fn returns nil. fn must not
+// call Write. An error may, rarely, mean that the commit happened and only its
+// reply was lost; callers that cannot bear that check again.
 func (db *DB) Write(ctx context.Context, fn func(*Tx) error) error {
-	return db.run(ctx, db.write, fn, db.commit)
-}
-
-func (db *DB) run(ctx context.Context, pool *sql.DB, fn func(*Tx) error, commit func(*Tx) error) error {
-	sqlTx, err := pool.BeginTx(ctx, nil)
+	if db.writes != nil {
+		return db.groupWrite(ctx, fn)
+	}
+	sqlTx, err := db.write.BeginTx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
 	defer sqlTx.Rollback() // after a commit this does nothing
-	tx := &Tx{Now: db.opt.Clock().UTC().Truncate(time.Microsecond), ctx: ctx, tx: sqlTx, d: db.d}
-	if err := fn(tx); err != nil || commit == nil {
+	tx := db.newTx(ctx, sqlTx)
+	if err := fn(tx); err != nil {
 		return tx.classify(err)
 	}
-	return tx.classify(commit(tx))
-}
-
-func (db *DB) commit(tx *Tx) error {
-	if db.d == postgresDialect {
-		for _, topic := range tx.topics {
-			if _, err := tx.exec("SELECT pg_notify('bailey', ?)", db.listenID+" "+topic); err != nil {
-				return err
-			}
-		}
-	}
-	if hook := db.opt.BeforeCommit; hook != nil {
-		if err := hook(); err != nil {
+	for _, topic := range tx.topics {
+		if _, err := tx.exec("SELECT pg_notify('bailey', ?)", db.listenID+" "+topic); err != nil {
 			return err
 		}
 	}
-	if err := tx.tx.Commit(); err != nil {
-		return fmt.Errorf("commit: %w", err)
+	if err := db.beforeCommit(); err != nil {
+		return err
 	}
+	if err := sqlTx.Commit(); err != nil {
+		return tx.classify(fmt.Errorf("commit: %w", err))
+	}
+	return db.committed(tx)
+}
+
+func (db *DB) newTx(ctx context.Context, q querier) *Tx {
+	return &Tx{Now: db.opt.Clock().UTC().Truncate(time.Microsecond), ctx: ctx, q: q, d: db.d}
+}
+
+func (db *DB) beforeCommit() error {
+	if db.opt.BeforeCommit == nil {
+		return nil
+	}
+	return db.opt.BeforeCommit()
+}
+
+// committed tells the world of a durable transaction.
+func (db *DB) committed(tx *Tx) error {
 	for _, topic := range tx.topics {
 		db.opt.Notify(topic)
 	}
-	if hook := db.opt.AfterCommit; hook != nil {
-		return hook()
+	if db.opt.AfterCommit == nil {
+		return nil
 	}
-	return nil
+	return db.opt.AfterCommit()
 }
 
 // Notify asks for Options.Notify(topic) once the transaction has committed.
@@ -252,8 +288,34 @@ func (tx *Tx) classify(err error) error {
 	return err
 }
 
+// statementsMax bounds the compiled statements kept: more than the fixed queries
+// of this package, and some of the appends of several events at once.
+const statementsMax = 256
+
+// compiled returns the kept form of a query, or nil where it is to be run as
+// text.
+func (tx *Tx) compiled(query string) *sql.Stmt {
+	if tx.stmts == nil {
+		return nil
+	}
+	if stmt := tx.stmts[query]; stmt != nil || len(tx.stmts) >= statementsMax {
+		return stmt
+	}
+	stmt, err := tx.q.PrepareContext(tx.ctx, query)
+	if err != nil {
+		return nil // running the text will say what is wrong with it
+	}
+	tx.stmts[query] = stmt
+	return stmt
+}
+
 func (tx *Tx) exec(query string, args ...any) (rows int64, err error) {
-	res, err := tx.tx.ExecContext(tx.ctx, tx.d.rebind(query), args...)
+	var res sql.Result
+	if stmt := tx.compiled(query); stmt != nil {
+		res, err = stmt.ExecContext(tx.ctx, args...)
+	} else {
+		res, err = tx.q.ExecContext(tx.ctx, tx.d.rebind(query), args...)
+	}
 	if err != nil {
 		return 0, tx.classify(err)
 	}
@@ -261,7 +323,17 @@ func (tx *Tx) exec(query string, args ...any) (rows int64, err error) {
 }
 
 func (tx *Tx) row(query string, args ...any) *sql.Row {
-	return tx.tx.QueryRowContext(tx.ctx, tx.d.rebind(query), args...)
+	if stmt := tx.compiled(query); stmt != nil {
+		return stmt.QueryRowContext(tx.ctx, args...)
+	}
+	return tx.q.QueryRowContext(tx.ctx, tx.d.rebind(query), args...)
+}
+
+func (tx *Tx) query(query string, args ...any) (*sql.Rows, error) {
+	if stmt := tx.compiled(query); stmt != nil {
+		return stmt.QueryContext(tx.ctx, args...)
+	}
+	return tx.q.QueryContext(tx.ctx, tx.d.rebind(query), args...)
 }
 
 func (tx *Tx) count(query string, args ...any) (int64, error) {
@@ -272,7 +344,7 @@ func (tx *Tx) count(query string, args ...any) (int64, error) {
 
 // collect runs a query and scans every row.
 func collect[T any](tx *Tx, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
-	rows, err := tx.tx.QueryContext(tx.ctx, tx.d.rebind(query), args...)
+	rows, err := tx.query(query, args...)
 	if err != nil {
 		return nil, tx.classify(err)
 	}
