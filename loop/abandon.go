@@ -1,0 +1,70 @@
+package loop
+
+import (
+	"context"
+	"slices"
+
+	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/control"
+)
+
+// abandon ends a turn that the rules of this package could not carry on, for a
+// mistake in them. It uses none of them.
+func (t *turn) abandon(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.e.cfg.TurnTTL)
+	defer cancel()
+	decide := func(v control.View) (control.Batch, error) {
+		return control.Batch{Append: abandoned(v), Release: true}, nil
+	}
+	if t.held != nil {
+		return t.held.Commit(ctx, decide)
+	}
+	_, err := t.e.cfg.Control.ClaimTurn(ctx, t.id, t.e.cfg.Owner, decide)
+	return err
+}
+
+// abandoned closes whatever is open in a log.
+func abandoned(v control.View) []api.Draft {
+	var span api.EventID
+	var queue, calls []api.EventID
+	for _, e := range v.Entries {
+		id := e.Event.ID
+		if e.Queued {
+			queue = append(queue, id)
+			continue
+		}
+		answered := id
+		switch b := e.Event.Body.(type) {
+		case *api.SpanModelRequestStart:
+			span = id
+		case *api.SpanModelRequestEnd:
+			span = ""
+		case *api.AgentToolUse, *api.AgentCustomToolUse:
+			calls = append(calls, id)
+			continue
+		case *api.UserToolResult:
+			answered = b.ToolUseID
+		case *api.UserCustomToolResult:
+			answered = b.CustomToolUseID
+		case *api.AgentToolResult:
+			answered = b.ToolUseID
+		}
+		calls = slices.DeleteFunc(calls, func(c api.EventID) bool { return c == answered })
+	}
+	if v.Session.Status == api.StatusTerminated {
+		return nil
+	}
+
+	var drafts []api.Draft
+	if span != "" {
+		drafts = append(drafts, api.Draft{Body: &api.SpanModelRequestEnd{ModelRequestStartID: span, IsError: true}})
+	}
+	drafts = append(drafts, errorDraft(api.ErrorUnknown, "The turn failed for a mistake in the server; its log says which. Send a new message to try again.", api.RetryExhausted))
+	drafts = append(drafts, failCalls(calls, textInterrupted)...)
+	drafts = append(drafts, take(queue)...)
+	reason := api.StopReason{Type: api.StopRetriesExhausted}
+	return append(drafts,
+		api.Draft{Body: &api.ThreadStatusIdle{SessionThreadID: v.ThreadID, AgentName: v.Session.Agent.Name, StopReason: reason}},
+		api.Draft{Body: &api.SessionUsage{}},
+		api.Draft{Body: &api.SessionStatusIdle{StopReason: reason}})
+}

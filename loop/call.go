@@ -1,0 +1,114 @@
+package loop
+
+import (
+	"encoding/json"
+	"slices"
+
+	"github.com/bailey-platform/bailey/api"
+)
+
+// call is one use of a tool by the newest response.
+type call struct {
+	id         api.EventID
+	ref        string // the model's own id of it
+	name       string
+	permission api.Permission
+	judged     bool // the permission came from a policy, not from the tool being unknown
+
+	rejected bool // a client refused it, and perhaps said why
+	reason   string
+
+	result json.RawMessage // the tool_result block; nil while unanswered
+}
+
+// callNote is the private part of a tool use event.
+type callNote struct {
+	ToolUseID string `json:"tool_use_id"`
+}
+
+func (s *State) called(c call, private []byte) error {
+	var note callNote
+	if err := readNote(private, &note); err != nil {
+		return err
+	}
+	c.ref = note.ToolUseID
+	s.calls = append(s.calls, c)
+	return nil
+}
+
+func (s *State) confirm(b *api.UserToolConfirmation) {
+	c := s.unanswered(b.ToolUseID)
+	if c == nil || b.Result != "deny" {
+		return // allowing releases the call to whoever runs it; its result is still to come
+	}
+	c.rejected = true
+	if b.DenyMessage != nil {
+		c.reason = *b.DenyMessage
+	}
+}
+
+// answer records the first result of a call. Later ones, and those of unknown
+// calls, have no effect.
+func (s *State) answer(id api.EventID, content api.Content, isError *bool) {
+	c := s.unanswered(id)
+	if c == nil {
+		return
+	}
+	c.result = resultBlock(c.ref, content, isError != nil && *isError)
+	if len(s.pending()) == 0 {
+		s.settleCalls()
+		s.owed = true
+	}
+}
+
+// loseCalls answers every call that is still open in the model's view only. It
+// is the last resort of a turn that ended without results for them.
+func (s *State) loseCalls() {
+	for i := range s.calls {
+		if s.calls[i].result == nil {
+			s.calls[i].result = resultBlock(s.calls[i].ref, api.Content{api.TextBlock(textInterrupted)}, true)
+		}
+	}
+	if len(s.calls) > 0 {
+		s.settleCalls()
+	}
+}
+
+// settleCalls moves the results into the conversation, in the order of the calls.
+func (s *State) settleCalls() {
+	blocks := make([]json.RawMessage, len(s.calls))
+	for i, c := range s.calls {
+		blocks[i] = c.result
+	}
+	s.push(item{kind: results, blocks: blocks})
+	s.calls = nil
+}
+
+func (s *State) unanswered(id api.EventID) *call {
+	i := slices.IndexFunc(s.calls, func(c call) bool { return c.id == id && c.result == nil })
+	if i < 0 {
+		return nil
+	}
+	return &s.calls[i]
+}
+
+// pending returns the ids of the unanswered calls.
+func (s *State) pending() []api.EventID {
+	var ids []api.EventID
+	for _, c := range s.calls {
+		if c.result == nil {
+			ids = append(ids, c.id)
+		}
+	}
+	return ids
+}
+
+// The texts of results that the loop writes itself. The first two are those of
+// the public protocol.
+const (
+	textInterrupted = "Tool execution was interrupted before completion. Please retry."
+	textDenied      = "Permission to use %s has been denied."
+	textUnknown     = "There is no tool named %s in this session."
+	textRejected    = "The user rejected this call of %s; it was not run."
+	textReason      = " The user said: "
+)

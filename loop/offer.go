@@ -1,0 +1,85 @@
+package loop
+
+import (
+	"slices"
+
+	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/model"
+	"github.com/bailey-platform/bailey/tool"
+)
+
+// An offer is a tool that the model may call in a session.
+type offer struct {
+	model.Tool
+	custom bool
+	policy string // who decides about a call; built-in tools only
+}
+
+// offers returns the tools of an agent that this server can have run: the
+// enabled built-in tools that run in a box, and the custom ones. The web tools
+// and MCP servers are not among them yet.
+func offers(agent *api.SessionAgent) []offer {
+	var out []offer
+	for _, t := range agent.Tools {
+		switch t.Type {
+		case api.ToolCustom:
+			out = append(out, offer{Tool: model.Tool{Name: t.Name, Description: t.Description, InputSchema: t.InputSchema}, custom: true})
+		case api.ToolsetBuiltin:
+			for _, d := range tool.Definitions() {
+				if enabled, policy := t.Setting(d.Name); enabled {
+					out = append(out, offer{Tool: model.Tool{Name: d.Name, Description: d.Description, InputSchema: d.InputSchema}, policy: policy})
+				}
+			}
+		}
+	}
+	return out
+}
+
+func findOffer(offers []offer, name string) *offer {
+	i := slices.IndexFunc(offers, func(o offer) bool { return o.Name == name })
+	if i < 0 {
+		return nil
+	}
+	return &offers[i]
+}
+
+// systemPrompt is the agent's own, with a few facts that the model cannot know
+// otherwise.
+func systemPrompt(agent *api.SessionAgent, offers []offer) string {
+	prompt := ""
+	if agent.System != nil {
+		prompt = *agent.System
+	}
+	if !slices.ContainsFunc(offers, func(o offer) bool { return !o.custom }) {
+		return prompt
+	}
+	if prompt != "" {
+		prompt += "\n\n"
+	}
+	return prompt + environmentPrompt
+}
+
+const environmentPrompt = `# Environment
+
+The built-in tools run in a sandbox of this session. Relative paths start at its working directory, and the file tools reach nothing outside of it. Files stay there for as long as the session lasts. A call may need the approval of a person first; a rejected call was not run.`
+
+// request returns the next request to the model.
+func (s *State) modelRequest() model.Request {
+	agent := &s.session.Agent
+	offers := offers(agent)
+	req := baseRequest(agent)
+	req.System = systemPrompt(agent, offers)
+	req.Messages = s.messages()
+	for _, o := range offers {
+		req.Tools = append(req.Tools, o.Tool)
+	}
+	return req
+}
+
+func baseRequest(agent *api.SessionAgent) model.Request {
+	req := model.Request{Model: agent.Model.ID, Speed: agent.Model.Speed, InferenceGeo: agent.Model.InferenceGeo}
+	if agent.Model.Effort != nil {
+		req.Effort = agent.Model.Effort.Type
+	}
+	return req
+}

@@ -1,0 +1,279 @@
+package loop
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"runtime/debug"
+	"slices"
+	"time"
+
+	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/control"
+	"github.com/bailey-platform/bailey/model"
+)
+
+// A turn is one session's while this process holds it: claim and first write, then
+// a model request and the next write, until a write gives it back. It is owned by
+// one goroutine.
+type turn struct {
+	e    *Engine
+	id   api.SessionID
+	log  *slog.Logger
+	held *control.Turn // nil before the claim
+
+	base State  // as the log says
+	now  *State // base, and what the newest write added to it
+	then Action // what comes after that write
+
+	broken error // why decide could not make sense of the session
+}
+
+// An outcome is what came of the model request whose start is span.
+type outcome struct {
+	span   api.EventID
+	used   api.Tokens
+	drafts func(s *State, now time.Time) []api.Draft
+}
+
+// run takes a due session as far as it goes. Every failure is dealt with here:
+// those of the database by trying later, since the session stays due; our own by
+// ending the turn visibly.
+func (e *Engine) run(ctx context.Context, id api.SessionID) {
+	t := &turn{e: e, id: id, log: e.log.With("session_id", id), base: State{compactAt: e.cfg.CompactTokens}}
+	err := t.guarded(ctx)
+	if t.held != nil {
+		defer t.held.Close()
+	}
+	switch {
+	case err == nil, errors.Is(err, control.ErrFenced):
+		return
+	case t.broken != nil:
+		t.log.Error("a turn failed for a mistake in this server; ending it", "error", t.broken)
+		if err = t.abandon(ctx); err == nil {
+			return
+		}
+	}
+	t.log.Error("a turn stopped; it is taken up again when its lease ends", "error", err)
+	sleep(ctx, retryDelay)
+}
+
+// guarded is play with panics turned into errors.
+func (t *turn) guarded(ctx context.Context) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			t.broken = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+			err = t.broken
+		}
+	}()
+	return t.play(ctx)
+}
+
+func (t *turn) play(ctx context.Context) error {
+	held, err := t.e.cfg.Control.ClaimTurn(ctx, t.id, t.e.cfg.Owner, t.decide(outcome{}))
+	if err != nil || held == nil {
+		return err
+	}
+	t.held = held
+	t.e.metrics.turns.Inc()
+	defer t.e.metrics.turns.Dec()
+	for t.then != Rest {
+		// A crash from here to the next write leaves the request open in the log; the
+		// next claim reports it as aborted and makes it again.
+		o, err := t.ask(ctx)
+		if err != nil {
+			return err
+		}
+		if err := t.commit(ctx, o); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// commit writes an outcome. A response is dear, so a failing database gets as
+// long as the lease lasts.
+func (t *turn) commit(ctx context.Context, o outcome) error {
+	// A cut-off turn still has to say how its request ended.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.e.cfg.TurnTTL)
+	defer cancel()
+	for wait := 50 * time.Millisecond; ; wait *= 2 {
+		err := t.held.Commit(ctx, t.decide(o))
+		if err == nil || errors.Is(err, control.ErrFenced) || t.broken != nil || ctx.Err() != nil {
+			return err
+		}
+		t.log.Warn("writing to a session failed; trying again", "error", err)
+		if !sleep(ctx, wait) {
+			return err
+		}
+	}
+}
+
+// decide computes the next write from the log as it is. It may run more than once
+// for one outcome: when a write failed, and also when it did not and only its
+// reply was lost.
+func (t *turn) decide(o outcome) func(control.View) (control.Batch, error) {
+	return func(v control.View) (b control.Batch, err error) {
+		defer func() {
+			if err != nil {
+				t.broken = err
+			}
+		}()
+		if t.held != nil {
+			// Whatever interrupt was announced before this is in the log now.
+			select {
+			case <-t.held.Interrupted():
+			default:
+			}
+		}
+		last := t.now
+		if err := t.fold(v); err != nil {
+			return b, err
+		}
+		if last != nil && last.span != "" && last.span != o.span && last.span == t.base.span {
+			return b, nil // the write before did happen, and began the next request
+		}
+		var first []api.Draft
+		if o.span != "" && o.span == t.base.span {
+			b.Model, b.Tokens = v.Session.Agent.Model.ID, o.used
+			t.base.Look(v.Session, v.ThreadID, overBudget(v, b))
+			first = o.drafts(&t.base, v.Now)
+		}
+		s := t.base.clone()
+		p, err := s.settle(first, v.Now, t.e.stop.Load(), t.e.cfg.Control.NewEventID)
+		if err != nil {
+			return b, err
+		}
+		t.now, t.then = s, p.then
+		b.Append, b.Release, b.WakeAt = p.drafts, p.then == Rest, p.wakeAt
+		return b, nil
+	}
+}
+
+// fold brings the base up to date with the log.
+func (t *turn) fold(v control.View) error {
+	at, _ := slices.BinarySearchFunc(v.Entries, t.base.seq+1, func(e api.Entry, seq int64) int { return int(e.Seq - seq) })
+	for _, e := range v.Entries[at:] {
+		if err := t.base.Apply(e); err != nil {
+			return err
+		}
+	}
+	t.base.Look(v.Session, v.ThreadID, overBudget(v, control.Batch{}))
+	return nil
+}
+
+// overBudget reports whether the session can ask the model no more once b is
+// written.
+func overBudget(v control.View, b control.Batch) bool {
+	if v.Session.Budget == nil {
+		return false
+	}
+	cost, priced := v.Cost, v.Priced
+	if b.Tokens != (api.Tokens{}) {
+		more, ok := v.Price(b.Model, b.Tokens)
+		cost, priced = cost+more, priced && ok
+	}
+	return !priced || cost >= v.Session.Budget.Limit()
+}
+
+var errInterrupted = errors.New("loop: interrupted by a client")
+
+// ask makes the model request that the newest write began. The error is
+// ErrFenced when the turn was lost meanwhile.
+func (t *turn) ask(ctx context.Context) (outcome, error) {
+	o := outcome{span: t.now.span}
+	compaction := t.then == Compact
+	var show previews
+	var req model.Request
+	if compaction {
+		req = t.now.summaryRequest()
+	} else {
+		req = t.now.modelRequest()
+		show.start(t.held, t.e.cfg.Control.NewEventID)
+	}
+
+	call, cancel := context.WithCancelCause(ctx)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		t.watch(call, cancel)
+	}()
+	began := time.Now()
+	res, err := t.e.cfg.Model.Stream(call, req, show.delta)
+	cause := context.Cause(call)
+	cancel(nil)
+	<-watched
+	t.e.metrics.asked(res, err, cause, time.Since(began))
+
+	switch {
+	case err == nil:
+		o.used = tokens(res.Usage)
+		o.drafts = func(s *State, now time.Time) []api.Draft {
+			if compaction {
+				return s.summarized(res, now)
+			}
+			return s.respond(res, show.shown)
+		}
+	case errors.Is(cause, control.ErrFenced):
+		return o, cause
+	case errors.Is(cause, errInterrupted):
+		o.drafts = ended(&failure{Kind: failureInterrupted})
+	case ctx.Err() != nil:
+		o.drafts = ended(&failure{Kind: failureStopped})
+	default:
+		t.log.Warn("a model request failed", "error", err, "model", req.Model)
+		jitter := rand.Float64()
+		o.drafts = func(s *State, now time.Time) []api.Draft {
+			return []api.Draft{s.endFailed(modelFailure(err, s.failures+1, now, jitter), compaction)}
+		}
+	}
+	return o, nil
+}
+
+// ended is the outcome of a request that was not to be finished.
+func ended(f *failure) func(*State, time.Time) []api.Draft {
+	return func(s *State, _ time.Time) []api.Draft { return []api.Draft{s.endFailed(f, false)} }
+}
+
+// watch keeps the lease while a request is under way, and cancels the request
+// when a client interrupts it or the lease is lost. It returns when ctx ends.
+func (t *turn) watch(ctx context.Context, cancel context.CancelCauseFunc) {
+	tick := time.NewTicker(t.e.cfg.TurnTTL / 3)
+	defer tick.Stop()
+	until := time.Now().Add(t.e.cfg.TurnTTL)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.held.Interrupted():
+			cancel(errInterrupted)
+			return
+		case <-tick.C:
+		}
+		began := time.Now()
+		err := t.held.Renew(ctx)
+		switch {
+		case err == nil:
+			until = began.Add(t.e.cfg.TurnTTL)
+		case errors.Is(err, control.ErrFenced) || time.Now().After(until):
+			cancel(control.ErrFenced) // or it will be any moment
+			return
+		default:
+			t.log.Warn("renewing a turn failed; trying again", "error", err)
+		}
+	}
+}
+
+// sleep reports whether it slept all of d before ctx ended.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
