@@ -2,12 +2,10 @@ package model
 
 import (
 	"context"
-	"errors"
 	"io"
 	"net/http"
 	"time"
 
-	"github.com/anthropics/anthropic-sdk-go/v2"
 	"github.com/anthropics/anthropic-sdk-go/v2/option"
 )
 
@@ -67,10 +65,9 @@ func (k *call) send(method, path string, body []byte, options ...option.RequestO
 	if err == nil {
 		return res, nil
 	}
-	// The SDK reports an error status as an error of its own; the caller has the
-	// reply, and reads it from there.
-	var status *anthropic.Error
-	if res != nil && errors.As(err, &status) && k.caller.Err() == nil {
+	// The SDK reports an error status as an error of its own, and its trouble with
+	// the body as another; the caller has the reply, and reads it from there.
+	if res != nil && res.StatusCode >= 400 && k.ctx.Err() == nil {
 		return res, nil
 	}
 	if res != nil {

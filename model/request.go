@@ -79,6 +79,9 @@ const fastModeBeta = "fast-mode-2026-02-01"
 // encode returns the body of a streaming request, and the betas it needs. It
 // never changes what req points to.
 func (c *Client) encode(req Request) (body []byte, betas []string, err error) {
+	if size := req.size(); size > maxRequestBytes {
+		return nil, nil, requestTooBig(size) // before the work of encoding it
+	}
 	w := wireRequest{
 		MaxTokens:    req.MaxTokens,
 		Stream:       true,
@@ -120,9 +123,27 @@ func (c *Client) encode(req Request) (body []byte, betas []string, err error) {
 		return nil, nil, fmt.Errorf("model: encode request: %w", err)
 	}
 	if buf.Len() > maxRequestBytes {
-		return nil, nil, &Error{Kind: TooLong, Message: fmt.Sprintf("the request is %d bytes; the limit is %d", buf.Len(), maxRequestBytes)}
+		return nil, nil, requestTooBig(buf.Len())
 	}
 	return buf.Bytes(), betas, nil
+}
+
+// size is the least the encoded request can have.
+func (r *Request) size() int {
+	size := len(r.System)
+	for _, tool := range r.Tools {
+		size += len(tool.Description) + len(tool.InputSchema) + len(tool.Raw)
+	}
+	for _, m := range r.Messages {
+		for _, block := range m.Content {
+			size += len(block)
+		}
+	}
+	return size
+}
+
+func requestTooBig(size int) *Error {
+	return &Error{Kind: TooLong, Message: fmt.Sprintf("the request has %d bytes or more; the limit is %d", size, maxRequestBytes)}
 }
 
 // adaptiveModels are the models that think only when asked to, as their
