@@ -29,7 +29,7 @@ func decodeError(err error) error {
 	}
 	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
 		if e.Field == "" {
-			return Invalid("the body must be a JSON object, not a %s", e.Value)
+			return Invalid("the body must be a JSON object, not a JSON %s", e.Value)
 		}
 		return Invalid("%s: wrong type: got a JSON %s", e.Field, e.Value)
 	}
