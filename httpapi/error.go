@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/bailey-platform/bailey/api"
@@ -27,7 +28,7 @@ func public(err error) *api.Error {
 	}
 	if len(e.Message) > messageMax {
 		short := *e
-		short.Message = e.Message[:messageMax] + "…"
+		short.Message = strings.ToValidUTF8(e.Message[:messageMax], "") + "…"
 		e = &short
 	}
 	return e
