@@ -1,0 +1,118 @@
+package worker
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/bailey-platform/bailey/api"
+)
+
+// event is what the worker needs of a session event. Events come from the plane
+// and are held to this shape whatever else they contain: the worker must serve
+// planes newer and older than itself.
+type event struct {
+	ID          string
+	Type        api.EventType
+	ProcessedAt time.Time // zero while the event is still queued
+	Thread      string    // session thread; empty for the primary one
+
+	// agent.tool_use
+	Name       string
+	Input      json.RawMessage // as sent; never nil
+	Permission string
+
+	ToolUseID  string // of a result or a confirmation
+	Verdict    string // user.tool_confirmation: "allow" or "deny"
+	StopReason string // session.status_idle
+}
+
+const (
+	eventMax   = 32 << 20 // bytes of one event
+	eventIDMax = 256
+	nameMax    = 128
+)
+
+// decodeEvent reads one event. An event it cannot make sense of is an error, and
+// is then as if it had not been sent: a call that is not understood is not run.
+func decodeEvent(raw []byte) (event, error) {
+	var head struct {
+		ID          string     `json:"id"`
+		Type        string     `json:"type"`
+		ProcessedAt *time.Time `json:"processed_at"`
+		Thread      string     `json:"session_thread_id"`
+	}
+	if err := json.Unmarshal(raw, &head); err != nil {
+		return event{}, fmt.Errorf("decode event: %w", err)
+	}
+	if head.Type == "" {
+		return event{}, errors.New("decode event: it has no type")
+	}
+	ev := event{ID: head.ID, Type: api.EventType(head.Type), Thread: head.Thread}
+	if head.ProcessedAt != nil {
+		ev.ProcessedAt = *head.ProcessedAt
+	}
+
+	// Only the fields of the types that matter here are looked at, because other
+	// types may give the same names to other things.
+	var err error
+	switch ev.Type {
+	case api.EvAgentToolUse:
+		var body struct {
+			Name       string          `json:"name"`
+			Input      json.RawMessage `json:"input"`
+			Permission string          `json:"evaluated_permission"`
+		}
+		err = json.Unmarshal(raw, &body)
+		ev.Name, ev.Input, ev.Permission = body.Name, body.Input, body.Permission
+		if err == nil && (ev.ID == "" || ev.Name == "") {
+			err = errors.New("tool use without id or name")
+		}
+		if len(ev.Input) == 0 || string(ev.Input) == "null" {
+			ev.Input = json.RawMessage("{}")
+		}
+	case api.EvUserToolResult, api.EvAgentToolResult, api.EvUserToolConfirmation:
+		var body struct {
+			ToolUseID string `json:"tool_use_id"`
+			Result    string `json:"result"`
+		}
+		err = json.Unmarshal(raw, &body)
+		ev.ToolUseID, ev.Verdict = body.ToolUseID, body.Result
+	case api.EvSessionStatusIdle:
+		var body struct {
+			StopReason struct {
+				Type string `json:"type"`
+			} `json:"stop_reason"`
+		}
+		err = json.Unmarshal(raw, &body)
+		ev.StopReason = body.StopReason.Type
+	}
+	if err != nil {
+		return event{}, fmt.Errorf("decode event of type %.128q: %w", head.Type, err)
+	}
+	if len(ev.ID) > eventIDMax || len(ev.ToolUseID) > eventIDMax || len(ev.Thread) > eventIDMax || len(ev.Name) > nameMax || len(ev.Type) > nameMax {
+		return event{}, errors.New("decode event: an id or name is too long")
+	}
+	return ev, nil
+}
+
+// endsTurn reports whether ev leaves the session idle with its turn over. Only
+// requires_action keeps the turn open; reasons newer than this code end it.
+func (ev event) endsTurn() bool {
+	return ev.Type == api.EvSessionStatusIdle && ev.StopReason != string(api.StopRequiresAction)
+}
+
+// neutral reports whether ev says nothing about the turn being over or open.
+func (ev event) neutral() bool {
+	switch ev.Type {
+	case api.EvUserToolConfirmation, api.EvUserInterrupt, api.EvThreadStatusTerminated:
+		return true
+	}
+	return false
+}
+
+// endsSession reports whether nothing can follow ev.
+func (ev event) endsSession() bool {
+	return ev.Type == api.EvSessionStatusTerminated || ev.Type == api.EvSessionDeleted
+}

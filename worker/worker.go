@@ -1,0 +1,389 @@
+// Package worker is the field's end of a session: it claims sessions from an
+// environment's queue, runs their tools in boxes and posts the results. It
+// speaks the public HTTP API and nothing else, so it serves our own plane and
+// Anthropic's alike, and it holds everything that must not be in a box: the
+// keys, the event stream, the journal and the audit record.
+//
+// It knows nothing of how a plane decides (package control), nor of how a box is
+// made (package sandbox); tools themselves are in package tool.
+//
+// # The life of a work item
+//
+//	queue                worker                                       on disk
+//	─────                ──────                                       ───────
+//	queued ──poll──────▶ offered                                      (nothing)
+//	                        │ written down, then acknowledged         items/<id>
+//	starting ◀──ack─────────┤
+//	                        │ first heartbeat, at once
+//	active ◀──heartbeat─────┤◀─────────────────────────────┐          items/<id>, beat by beat
+//	                        │ beats every half lease ──────┘
+//	                        ▼
+//	             follow the session: open the stream, read the history
+//	                        │
+//	    ┌──────────────────▶├──── idle for MaxIdle, terminated, deleted ───┐
+//	    │                   ▼                                              │
+//	    │        agent.tool_use, permitted                                 │
+//	    │                   │ audit start                     audit.jsonl  │
+//	    │                   │ box started if there is none                 │
+//	    │                   │ started                         calls/<sesn> │
+//	    │                   │ tool runs in the box                         │
+//	    │                   │ audit end                       audit.jsonl  │
+//	    │                   │ finished, with the result       calls/<sesn> │
+//	    │                   │ result posted, until taken or refused        │
+//	    └───────────────────┤ settled                         calls/<sesn> │
+//	                        │                                              │
+//	stopped ◀──stop force───│◀─────────────────────────────────────────────┘
+//	                        │
+//	(with another) ◀── 412 ─┤  lease lost: the box is stopped, the item left alone
+//	(lapses, re-offered) ◀──┘  shut down mid-turn: a last, short lease; another
+//	                           worker carries on, or this one once it is back
+//
+// A worker killed at any point and started on the same DataDir carries on: it
+// resumes the leases it held, posts results that were finished, and reports a
+// call that was begun and not finished as interrupted. It never runs a call
+// twice.
+//
+// # Goroutines
+//
+// Run polls in its own goroutine, one for all sessions. Each session has four:
+// the lease's heartbeats, the event feed, the session itself, which alone decides,
+// and the one tool call under way.
+//
+// Start reading at [Worker.Run], then session.go.
+package worker
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/audit"
+	"github.com/bailey-platform/bailey/sandbox"
+)
+
+// Config says what a worker serves, and how. Fields with a default may be zero.
+type Config struct {
+	EnvironmentID string
+	Key           KeySource // the environment key
+	BaseURL       string    // default https://api.anthropic.com/
+
+	// WorkerID names this worker in the plane's statistics and as the actor of
+	// audit records. Default: the host's name and a random suffix.
+	WorkerID string
+
+	// DataDir is the worker's own directory, made if missing; one worker uses it
+	// at a time. It holds the audit record, the journals that a restart needs, and
+	// the sessions' work folders, which stay until their session is deleted.
+	DataDir string
+
+	// MaxSessions is how many sessions are served at a time; while there are as
+	// many, no work is asked for. Default 4.
+	MaxSessions int
+
+	// Driver makes the boxes.
+	Driver sandbox.Driver
+
+	// Agent is the host path of the static executable that runs in every box, and
+	// AgentArgs are its arguments there.
+	Agent     string
+	AgentArgs []string
+
+	// BoxEnv is added to the environment of every box ("KEY=value"). The model can
+	// read it.
+	BoxEnv []string
+
+	// EagerBox starts a session's box when the session is claimed, not when the
+	// first tool is called.
+	EagerBox bool
+
+	Limits sandbox.Limits // of every box
+
+	ToolTimeout  time.Duration // of one call; default 120 s, at most 24 h
+	MaxIdle      time.Duration // how long a session whose turn is over is kept; default 60 s, below 0 for ever
+	DrainTimeout time.Duration // how long calls may go on once Run is to end; default 30 s
+
+	AuditInput audit.InputMode // how much of tool inputs the audit record keeps; default a hash
+
+	HTTPClient *http.Client          // default: one with HTTP/2 health checks and no overall timeout
+	Logger     *slog.Logger          // nil discards
+	Metrics    prometheus.Registerer // nil registers nothing
+}
+
+const (
+	defaultBaseURL      = "https://api.anthropic.com/"
+	defaultMaxSessions  = 4
+	defaultToolTimeout  = 120 * time.Second
+	maxToolTimeout      = 24 * time.Hour
+	defaultMaxIdle      = 60 * time.Second
+	defaultDrainTimeout = 30 * time.Second
+)
+
+func (c Config) withDefaults() (Config, error) {
+	var missing []error
+	for _, f := range []struct {
+		name string
+		set  bool
+	}{
+		{"EnvironmentID", c.EnvironmentID != ""}, {"Key", c.Key != nil}, {"DataDir", c.DataDir != ""},
+		{"Driver", c.Driver != nil}, {"Agent", c.Agent != ""},
+	} {
+		if !f.set {
+			missing = append(missing, fmt.Errorf("worker: Config.%s is required", f.name))
+		}
+	}
+	if err := errors.Join(missing...); err != nil {
+		return c, err
+	}
+	switch {
+	case c.MaxSessions < 0:
+		return c, fmt.Errorf("worker: Config.MaxSessions is %d", c.MaxSessions)
+	case c.ToolTimeout < 0 || c.ToolTimeout > maxToolTimeout:
+		return c, fmt.Errorf("worker: Config.ToolTimeout is %s, at most %s is allowed", c.ToolTimeout, maxToolTimeout)
+	case c.DrainTimeout < 0:
+		return c, fmt.Errorf("worker: Config.DrainTimeout is %s", c.DrainTimeout)
+	case len(c.WorkerID) > api.WorkerIDMax:
+		return c, fmt.Errorf("worker: Config.WorkerID is longer than %d bytes", api.WorkerIDMax)
+	}
+	set := func(d *time.Duration, to time.Duration) {
+		if *d == 0 {
+			*d = to
+		}
+	}
+	set(&c.ToolTimeout, defaultToolTimeout)
+	set(&c.MaxIdle, defaultMaxIdle)
+	set(&c.DrainTimeout, defaultDrainTimeout)
+	if c.BaseURL == "" {
+		c.BaseURL = defaultBaseURL
+	}
+	if c.WorkerID == "" {
+		c.WorkerID = randomWorkerID()
+	}
+	if c.MaxSessions == 0 {
+		c.MaxSessions = defaultMaxSessions
+	}
+	if c.HTTPClient == nil {
+		c.HTTPClient = defaultHTTPClient()
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c, nil
+}
+
+func randomWorkerID() string {
+	var b [8]byte
+	_, _ = rand.Read(b[:])
+	host, err := os.Hostname()
+	if err != nil || host == "" {
+		host = "worker"
+	}
+	return fmt.Sprintf("%.64s-%s", host, hex.EncodeToString(b[:]))
+}
+
+// defaultHTTPClient finds out about dead connections by itself: a stream that
+// carries nothing for an hour is normal, one whose peer is gone must end.
+func defaultHTTPClient() *http.Client {
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.MaxIdleConnsPerHost = 32
+	t.HTTP2 = &http.HTTP2Config{SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second}
+	return &http.Client{Transport: t}
+}
+
+// A Worker serves one environment. It is made by [New] and run once.
+type Worker struct {
+	// Static after New, but for data and audit, which Run sets before anything else.
+	cfg     Config
+	log     *slog.Logger
+	plane   *plane
+	keys    *keyring
+	metrics *metrics
+	data    *dataDir
+	audit   *audit.Log
+	step    func(name string) error // see dataDir.step
+
+	// slots has one element for each session that is served or asked for.
+	slots chan struct{}
+
+	mu    sync.Mutex
+	held  map[string]bool  // ids of the work items in hand
+	turns map[string]*turn // one a session that is served or waited for
+	ready error            // why no work comes in, as far as polling tells
+	unfit error            // why none can be taken on, as far as the disk tells
+}
+
+// turn is the right to serve a session.
+type turn struct {
+	taken chan struct{} // full while somebody serves it
+	users int           // who serves it or waits to; guarded by Worker.mu
+}
+
+var (
+	errNotStarted = errors.New("the worker has not asked for work yet")
+	errDraining   = errors.New("the worker is shutting down")
+)
+
+// New checks a configuration and prepares a worker. It touches neither the disk
+// nor the network.
+func New(c Config) (*Worker, error) {
+	c, err := c.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	m, err := newMetrics(c.Metrics)
+	if err != nil {
+		return nil, err
+	}
+	keys := &keyring{source: c.Key}
+	return &Worker{
+		cfg:     c,
+		log:     c.Logger.With("environment_id", c.EnvironmentID, "worker_id", c.WorkerID),
+		plane:   newPlane(c, keys),
+		keys:    keys,
+		metrics: m,
+		step:    func(string) error { return nil },
+		slots:   make(chan struct{}, c.MaxSessions),
+		held:    make(map[string]bool),
+		turns:   make(map[string]*turn),
+		ready:   errNotStarted,
+	}, nil
+}
+
+// Run serves the environment until ctx ends. It then asks for no more work and
+// begins no more calls, but gives those that run up to DrainTimeout, and returns
+// nil once all is left in order. It returns an error only if it could not begin:
+// the key cannot be read, or DataDir or the audit record in it cannot be used.
+// Whatever the plane answers later, Run carries on and [Worker.Ready] says what
+// is wrong.
+func (w *Worker) Run(ctx context.Context) error {
+	if _, err := w.keys.bearer(); err != nil {
+		return fmt.Errorf("worker: %w", err)
+	}
+	var err error
+	if w.data, err = openDataDir(w.cfg.DataDir, w.step); err != nil {
+		return fmt.Errorf("worker: data directory: %w", err)
+	}
+	defer w.data.close()
+	if w.audit, err = audit.Open(w.data.audit(), audit.Options{Logger: w.log, Input: w.cfg.AuditInput}); err != nil {
+		return fmt.Errorf("worker: %w", err)
+	}
+	defer w.audit.Close()
+	if err := w.data.sweepJournals(time.Now()); err != nil {
+		w.log.Warn("old journals not removed", "error", err)
+	}
+	items, err := w.data.items(w.cfg.EnvironmentID)
+	if err != nil {
+		return fmt.Errorf("worker: %w", err)
+	}
+
+	// Taking no more work and stopping work are two events: ctx is the first,
+	// hard is the second.
+	hard, abort := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer abort(nil)
+	var sessions sync.WaitGroup
+	for _, it := range items {
+		w.log.Info("resuming work", "work_id", it.ID, "session_id", it.Session)
+		w.hold(it.ID)
+		sessions.Go(func() {
+			select {
+			case w.slots <- struct{}{}:
+				defer func() { <-w.slots }()
+				w.resume(ctx, hard, it)
+			case <-ctx.Done():
+			}
+			w.letGo(it.ID)
+		})
+	}
+	w.poll(ctx, func(o *offer) {
+		sessions.Go(func() {
+			defer func() { <-w.slots }()
+			w.claim(ctx, hard, o)
+			w.letGo(o.id)
+		})
+	})
+
+	w.setReady(errDraining)
+	w.log.Info("shutting down", "at_most", w.cfg.DrainTimeout)
+	late := time.AfterFunc(w.cfg.DrainTimeout, func() { abort(errShutdown) })
+	defer late.Stop()
+	sessions.Wait()
+	return nil
+}
+
+// Ready returns nil while the worker can take work, and otherwise why it cannot.
+// It is for readiness probes: a worker that is not ready still carries on and
+// may become ready again.
+func (w *Worker) Ready() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := errors.Join(w.ready, w.unfit); err != nil {
+		return err
+	}
+	return w.audit.Err()
+}
+
+func (w *Worker) setReady(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ready = err
+}
+
+func (w *Worker) setUnfit(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.unfit = err
+}
+
+// enter waits for the turn to serve a session and returns what gives it back, or
+// nil if one of the contexts ended first.
+func (w *Worker) enter(ctx, soft context.Context, session string) (leave func()) {
+	w.mu.Lock()
+	t := w.turns[session]
+	if t == nil {
+		t = &turn{taken: make(chan struct{}, 1)}
+		w.turns[session] = t
+	}
+	t.users++
+	w.mu.Unlock()
+	done := func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if t.users--; t.users == 0 {
+			delete(w.turns, session)
+		}
+	}
+	select {
+	case t.taken <- struct{}{}:
+		return func() { <-t.taken; done() }
+	case <-ctx.Done():
+	case <-soft.Done():
+	}
+	done()
+	return nil
+}
+
+// hold notes that an item is in hand, and reports false if it already was.
+func (w *Worker) hold(item string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.held[item] {
+		return false
+	}
+	w.held[item] = true
+	return true
+}
+
+func (w *Worker) letGo(item string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.held, item)
+}
