@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/url"
@@ -236,6 +237,22 @@ func (c *Config) Database() string {
 
 // AdminKeyFile is where the first API key is written.
 func (c *Config) AdminKeyFile() string { return filepath.Join(c.Data, "admin.key") }
+
+// NewLogger returns the logger that c asks for.
+func (c *Config) NewLogger(w io.Writer, terminal, colour bool) (*slog.Logger, error) {
+	level, err := c.level()
+	if err != nil {
+		return nil, badSetting("log-level", "%q is not one of debug, info, warn, error", c.LogLevel)
+	}
+	log, err := telemetry.NewLogger(w, telemetry.LogOptions{Format: c.LogFormat, Level: level, Terminal: terminal, Colour: colour})
+	if err != nil {
+		return nil, badSetting("log-format", "%q is not one of auto, text, json", c.LogFormat)
+	}
+	return log, nil
+}
+
+// grace is ShutdownGrace for those who take 0 as "the default".
+func (c *Config) grace() time.Duration { return max(c.ShutdownGrace, time.Millisecond) }
 
 func (c *Config) level() (slog.Level, error) {
 	var l slog.Level

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/bailey-platform/bailey/telemetry"
 )
 
 // A Setting is one field of a [Config] under the name it has on the command
@@ -56,6 +58,9 @@ func (s Setting) String() string {
 	}
 	return fmt.Sprint(s.value.Interface())
 }
+
+// Shown is the value for a person's eyes: a password in a URL is hidden.
+func (s Setting) Shown() string { return string(telemetry.Redact([]byte(s.String()))) }
 
 // Set reads the value from text.
 func (s Setting) Set(text string) error {

@@ -1,0 +1,239 @@
+package daemon
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/control"
+	"github.com/bailey-platform/bailey/httpapi"
+	"github.com/bailey-platform/bailey/loop"
+	"github.com/bailey-platform/bailey/store"
+	"github.com/bailey-platform/bailey/telemetry"
+)
+
+// A Daemon is one server, built and listening. Every connection waits until
+// [Daemon.Run].
+type Daemon struct {
+	// Static after New.
+	cfg      Config
+	log      *slog.Logger
+	locks    []*lock
+	control  *control.Control
+	loop     *loop.Engine
+	server   *http.Server
+	listener net.Listener
+	firstKey *api.Key // made by this start; nil if there was one already
+}
+
+// New builds a server from cfg: it takes the data directory, opens the database
+// and brings it up to date, makes the first API key if there is none, and binds
+// the address. What it returns must be run or closed. ctx bounds only New.
+func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	if err := cfg.Check(); err != nil {
+		return nil, err
+	}
+	d := &Daemon{cfg: cfg, log: log}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.Close())
+		}
+	}()
+	if err := os.MkdirAll(cfg.Data, 0o700); err != nil {
+		return nil, fmt.Errorf("make the data directory: %w", err)
+	}
+	if d.locks, err = cfg.locks(); err != nil {
+		return nil, err
+	}
+	registry := telemetry.NewRegistry(telemetry.ReadBuild())
+	if d.control, err = control.New(ctx, cfg.Database(), store.Options{}, control.Config{
+		Logger: log.With("part", "control"),
+		Sole:   strings.HasPrefix(cfg.Database(), "sqlite:"), // the lock says so
+	}); err != nil {
+		return nil, fmt.Errorf("open the database: %w", err)
+	}
+	if err := d.bootstrap(ctx); err != nil {
+		return nil, err
+	}
+	model, err := newModel(ctx, &cfg, log)
+	if err != nil {
+		return nil, fmt.Errorf("set up the model: %w", err)
+	}
+	d.loop = loop.New(loop.Config{
+		Control:  d.control,
+		Model:    model,
+		Logger:   log.With("part", "loop"),
+		Metrics:  registry,
+		TurnsMax: cfg.MaxTurns,
+		Grace:    cfg.grace(),
+	})
+	face := httpapi.New(httpapi.Config{
+		Control:    d.control,
+		Model:      model,
+		Logger:     log.With("part", "http"),
+		Registerer: registry,
+		Metrics:    promhttp.HandlerFor(registry, promhttp.HandlerOpts{}),
+	})
+	d.server = &http.Server{
+		Handler:           face,
+		ReadHeaderTimeout: httpapi.ReadHeaderTimeout,
+		IdleTimeout:       httpapi.IdleTimeout,
+		MaxHeaderBytes:    httpapi.MaxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(log.With("part", "http").Handler(), slog.LevelDebug),
+	}
+	d.server.RegisterOnShutdown(face.EndStreams)
+	if cfg.TLSCert != "" {
+		cert, err := tls.LoadX509KeyPair(cfg.TLSCert, cfg.TLSKey)
+		if err != nil {
+			return nil, fmt.Errorf("read tls-cert and tls-key: %w", err)
+		}
+		d.server.TLSConfig = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+	}
+	if d.listener, err = net.Listen("tcp", cfg.Listen); err != nil {
+		return nil, fmt.Errorf("listen on %s: %w; is another server there? (--listen takes another address)", cfg.Listen, err)
+	}
+	return d, nil
+}
+
+// bootstrap makes the first API key and keeps it in the data directory.
+func (d *Daemon) bootstrap(ctx context.Context) error {
+	key, made, err := d.control.Bootstrap(ctx)
+	if err != nil {
+		return fmt.Errorf("make the first API key: %w", err)
+	}
+	if !made {
+		return nil
+	}
+	d.firstKey = key
+	if err := writeSecret(d.cfg.AdminKeyFile(), key.Secret); err != nil {
+		return fmt.Errorf("the first API key could not be kept (%w); remove the database, which is still empty, and start again", err)
+	}
+	return nil
+}
+
+// writeSecret replaces the file at path, readable by its owner only, so that a
+// crash leaves the old file or the new one.
+func writeSecret(path, secret string) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".key-*") // with mode 0600
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(secret + "\n")
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+	}
+	return err
+}
+
+// FirstKey returns the API key that this start made, or "" if the database had
+// one already.
+func (d *Daemon) FirstKey() string {
+	if d.firstKey == nil {
+		return ""
+	}
+	return d.firstKey.Secret
+}
+
+// Addr is the address the server listens on.
+func (d *Daemon) Addr() net.Addr { return d.listener.Addr() }
+
+// URL is the server's address for clients on this machine.
+func (d *Daemon) URL() string {
+	scheme := "http"
+	if d.cfg.TLSCert != "" {
+		scheme = "https"
+	}
+	tcp := d.Addr().(*net.TCPAddr)
+	if tcp.IP.IsUnspecified() {
+		return fmt.Sprintf("%s://127.0.0.1:%d", scheme, tcp.Port)
+	}
+	return scheme + "://" + tcp.String()
+}
+
+// Run serves until ctx ends, and then for up to the configured grace until what
+// is under way has finished. It returns when every goroutine is gone and closes
+// what New opened. A part that fails ends the others; that error is returned.
+func (d *Daemon) Run(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, d.Close()) }()
+	d.log.Info("serving", "url", d.URL(), "database", d.control.Engine(), "data", d.cfg.Data, "version", telemetry.ReadBuild().Version)
+	parts, ctx := errgroup.WithContext(ctx)
+	parts.Go(func() error { return d.control.Run(ctx) })
+	parts.Go(func() error { return d.loop.Run(ctx) })
+	parts.Go(func() error { return d.serveHTTP(ctx) })
+	parts.Go(func() error {
+		<-ctx.Done()
+		d.log.Info("stopping; what is under way may finish", "at_most", d.cfg.ShutdownGrace)
+		return nil
+	})
+	if err := parts.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+func (d *Daemon) serveHTTP(ctx context.Context) error {
+	served := make(chan error, 1)
+	go func() {
+		if d.cfg.TLSCert != "" {
+			served <- d.server.ServeTLS(d.listener, "", "")
+		} else {
+			served <- d.server.Serve(d.listener)
+		}
+	}()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve HTTP: %w", err)
+	case <-ctx.Done():
+	}
+	// Streams end at once, and their clients come back elsewhere; calls finish.
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.cfg.grace())
+	defer cancel()
+	if err := d.server.Shutdown(grace); err != nil {
+		d.log.Warn("calls were cut off", "error", err)
+		d.server.Close()
+	}
+	<-served
+	return nil
+}
+
+// Close gives up what New took. Run does it too; it may be called twice.
+func (d *Daemon) Close() error {
+	var errs []error
+	if d.listener != nil {
+		if err := d.listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	if d.control != nil {
+		errs = append(errs, d.control.Close())
+		d.control = nil
+	}
+	for _, l := range d.locks {
+		l.release()
+	}
+	d.locks = nil
+	return errors.Join(errs...)
+}
