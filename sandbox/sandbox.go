@@ -91,6 +91,9 @@ type Spec struct {
 const (
 	WorkPath  = "/workspace"
 	AgentPath = "/.bailey/agent"
+
+	// HomePath is a writable directory that goes with the box, for HOME.
+	HomePath = "/home/agent"
 )
 
 // Limits bound a box as a whole. Enforcement is reported by [Report.Limits].

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
+	"strings"
 	"sync"
 	"time"
 )
@@ -229,9 +229,10 @@ func (c *Client) take(reply Reply) error {
 }
 
 // What a hello may hold.
-const toolsMax = 64
-
-var toolName = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
+const (
+	toolsMax    = 64
+	toolNameMax = 64 // bytes, of a-z, 0-9 and _
+)
 
 // greeting returns the tools of an agent that says hello as it should.
 func (r Reply) greeting() ([]string, error) {
@@ -244,7 +245,7 @@ func (r Reply) greeting() ([]string, error) {
 		return nil, fmt.Errorf("%w: hello with %d tools", ErrFrame, len(r.Hello.Tools))
 	}
 	for _, name := range r.Hello.Tools {
-		if !toolName.MatchString(name) {
+		if name == "" || len(name) > toolNameMax || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789_") != "" {
 			return nil, fmt.Errorf("%w: hello with a tool named %.70q", ErrFrame, name)
 		}
 	}

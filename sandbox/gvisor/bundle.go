@@ -1,0 +1,186 @@
+package gvisor
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/bailey-platform/bailey/sandbox"
+)
+
+const (
+	hostname = "box"
+
+	filesMax = 8192     // descriptors a process in a box may have open
+	shmMax   = 64 << 20 // bytes of shared memory in a box
+)
+
+// bundle is a box's description for gVisor, in the terms of the OCI runtime
+// specification.
+func bundle(h *host, spec sandbox.Spec, root bool) specs.Spec {
+	processes := uint64(spec.Limits.Processes)
+	b := specs.Spec{
+		Version:  "1.0.2",
+		Hostname: hostname,
+		Root:     &specs.Root{Path: h.rootfs},
+		Process: &specs.Process{
+			User: specs.User{UID: boxUser, GID: boxUser},
+			Args: spec.Command,
+			Env:  spec.Env,
+			Cwd:  sandbox.WorkPath,
+			// None: what runs in a box needs no more than an ordinary user may.
+			Capabilities:    &specs.LinuxCapabilities{},
+			NoNewPrivileges: true,
+			Rlimits: []specs.POSIXRlimit{
+				{Type: "RLIMIT_NPROC", Soft: processes, Hard: processes},
+				{Type: "RLIMIT_NOFILE", Soft: filesMax, Hard: filesMax},
+				{Type: "RLIMIT_CORE"},
+			},
+		},
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc"},
+			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"ro", "nosuid", "noexec", "nodev"}},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs"},
+			{Destination: "/dev/shm", Type: "tmpfs", Source: "shm",
+				Options: []string{"nosuid", "noexec", "nodev", "mode=1777", fmt.Sprintf("size=%d", shmMax)}},
+		},
+		Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{
+			{Type: specs.PIDNamespace}, {Type: specs.NetworkNamespace}, {Type: specs.IPCNamespace},
+			{Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
+		}},
+	}
+	for _, m := range h.mounts {
+		b.Mounts = append(b.Mounts, bind(m.source, m.target, "ro"))
+	}
+	b.Mounts = append(b.Mounts, bind(spec.WorkDir, sandbox.WorkPath, "rw"))
+	if spec.Agent != "" {
+		b.Mounts = append(b.Mounts, bind(spec.Agent, sandbox.AgentPath, "ro"))
+	}
+	// Outer directories before those within them.
+	targets := make([]string, 0, len(spec.ReadOnly))
+	for target := range spec.ReadOnly {
+		targets = append(targets, target)
+	}
+	slices.Sort(targets)
+	for _, target := range targets {
+		b.Mounts = append(b.Mounts, bind(spec.ReadOnly[target], target, "ro"))
+	}
+	if !root {
+		// An ordinary user may map one user into a namespace of its own: itself.
+		b.Linux.Namespaces = append(b.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+		b.Linux.UIDMappings = []specs.LinuxIDMapping{{ContainerID: boxUser, HostID: uint32(os.Geteuid()), Size: 1}}
+		b.Linux.GIDMappings = []specs.LinuxIDMapping{{ContainerID: boxUser, HostID: uint32(os.Getegid()), Size: 1}}
+	}
+	return b
+}
+
+func bind(source, target, mode string) specs.Mount {
+	return specs.Mount{Destination: target, Type: "bind", Source: source,
+		Options: []string{"rbind", mode, "nosuid", "nodev"}}
+}
+
+func writeBundle(dir string, b specs.Spec) error {
+	data, err := json.Marshal(b)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "config.json"), data, 0o600)
+}
+
+// arguments is the command line that runs the bundle in dir as the container named.
+// It is run in dir, which keeps the path of the control socket short.
+func arguments(container string, limits sandbox.Limits, root bool) []string {
+	return []string{
+		runtimeName,
+		"--root=state",
+		"--log=" + logFile,
+		"--network=none",
+		// A namespace that is shared would have to be mounted somewhere.
+		"--gofer-network-namespace=new",
+		// Ours are set up around all of its processes.
+		"--ignore-cgroups",
+		// As root the kernel then runs as nobody, and opens no file itself. Otherwise
+		// both are the same user, and this way is faster.
+		fmt.Sprintf("--directfs=%t", !root),
+		fmt.Sprintf("--overlay2=root:memory,size=%d", scratch(limits)),
+		"run", "--bundle=.", container,
+	}
+}
+
+// logFile is where gVisor says what went wrong, in the box's directory.
+const logFile = "log"
+
+// scratch is how much a box may write outside its work folder. It is in memory, so
+// half of that is left to the programs.
+func scratch(limits sandbox.Limits) int64 {
+	return min(limits.DiskBytes, limits.MemoryBytes/2)
+}
+
+// reserved are the paths of a box that nothing may be mounted over.
+var reserved = []string{"/", "/bin", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr", "/tmp",
+	sandbox.WorkPath, path.Dir(sandbox.AgentPath), sandbox.AgentPath}
+
+// validate checks what is asked for, and returns it with the defaults filled in.
+func validate(spec sandbox.Spec, root bool) (sandbox.Spec, error) {
+	spec.Limits = spec.Limits.Defaults()
+	switch {
+	case !validID(spec.ID):
+		return spec, fmt.Errorf("box id %q: want 1 to 64 of a-z, 0-9 and -", spec.ID)
+	case len(spec.Command) == 0 || !path.IsAbs(spec.Command[0]):
+		return spec, fmt.Errorf("box command %q: want an absolute path", spec.Command)
+	case spec.Limits.MemoryBytes < memoryMin:
+		return spec, fmt.Errorf("box memory of %d bytes: at least %d are needed", spec.Limits.MemoryBytes, memoryMin)
+	case spec.Limits.CPUs < 0 || spec.Limits.Processes < 0 || spec.Limits.DiskBytes < 0 || spec.Limits.Lifetime < 0:
+		return spec, fmt.Errorf("a box limit is negative: %+v", spec.Limits)
+	}
+	info, err := os.Stat(spec.WorkDir)
+	switch {
+	case err != nil:
+		return spec, fmt.Errorf("work folder: %w", err)
+	case !filepath.IsAbs(spec.WorkDir) || !info.IsDir():
+		return spec, fmt.Errorf("work folder %q: want the absolute path of a directory", spec.WorkDir)
+	}
+	spec.WorkDir = filepath.Clean(spec.WorkDir)
+	if spec.Agent != "" {
+		info, err := os.Stat(spec.Agent)
+		switch {
+		case err != nil:
+			return spec, fmt.Errorf("agent: %w", err)
+		case !info.Mode().IsRegular() || info.Mode().Perm()&0o005 != 0o005 && root:
+			return spec, fmt.Errorf("agent %s: every user must be able to read and run it (chmod 755)", spec.Agent)
+		}
+	}
+	for target, source := range spec.ReadOnly {
+		info, err := os.Stat(source)
+		switch {
+		case err != nil:
+			return spec, fmt.Errorf("read-only directory: %w", err)
+		case !filepath.IsAbs(source) || !info.IsDir():
+			return spec, fmt.Errorf("read-only directory %q: want the absolute path of a directory", source)
+		case path.Clean(target) != target || !path.IsAbs(target) || slices.Contains(reserved, target):
+			return spec, fmt.Errorf("read-only directory: cannot appear as %q", target)
+		}
+	}
+	for _, v := range spec.Env {
+		if !strings.Contains(v, "=") || strings.ContainsRune(v, 0) {
+			return spec, fmt.Errorf("box environment: %.20q is not KEY=value", v)
+		}
+	}
+	return spec, nil
+}
+
+// memoryMin is what gVisor needs for itself and a shell.
+const memoryMin = 64 << 20
+
+func validID(id string) bool {
+	if len(id) < 1 || len(id) > 64 {
+		return false
+	}
+	return strings.Trim(id, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
+}

@@ -1,0 +1,268 @@
+// Package gvisor runs boxes on gVisor, a kernel in user space, which is compiled
+// into this executable: there is nothing to install and no service to run. It
+// works as root and as an ordinary user alike.
+//
+// A box is three processes of this executable under another name: one that
+// starts the others and waits, one that is the kernel, and one that opens the
+// files the box may reach. The kernel dies with its starter and that with us, so
+// no box outlives the worker.
+//
+// The package must not know what runs in a box or who asked for it. gVisor itself
+// is imported in runtime.go only, so that everything else builds without it.
+//
+// Start reading at [Driver.Start].
+package gvisor
+
+import (
+	"context"
+	"crypto/sha256"
+	"debug/buildinfo"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bailey-platform/bailey/sandbox"
+)
+
+// Name is the backend's name.
+const Name = "gvisor"
+
+const (
+	runtimeName = "runsc"
+	self        = "/proc/self/exe"
+
+	// boxUser is the user and group that a box's command runs as. As root it is
+	// also the owner, on the host, of what the box writes; it is of a range that
+	// no system hands out.
+	boxUser = 61000
+)
+
+// Options say how boxes are made.
+type Options struct {
+	// Root is a directory for what the driver keeps on the host while boxes run.
+	// It is made if it does not exist, and one driver at a time uses it.
+	Root string
+
+	// Runtime is the executable that calls [RunIfRuntime]. The default is the one
+	// that is running.
+	Runtime string
+
+	// Rootfs is a directory that boxes see as their root, read-only beneath a
+	// scratch layer. The default is made of the host's own programs, see hostDirs,
+	// and nothing else of the host. It needs /bin/bash for the tools.
+	Rootfs string
+
+	Logger *slog.Logger // nil discards
+}
+
+// A Driver makes boxes on gVisor.
+type Driver struct {
+	// Static after New.
+	options Options
+	log     *slog.Logger
+	root    bool // we are root on the host
+
+	mu      sync.Mutex
+	host    *host           // what all boxes share; nil before the first use
+	live    map[string]bool // ids of boxes
+	workdir map[string]bool // work folders of boxes
+}
+
+// host is what a driver sets up once.
+type host struct {
+	dir     string   // Options.Root, absolute
+	lock    *os.File // held on dir while we live
+	tag     string   // tells this driver's boxes from another's on this host
+	rootfs  string
+	mounts  []hostMount // read-only, into every box
+	cgroups *cgroups    // nil where we may make none
+}
+
+// New returns a driver. It does nothing yet, so that a worker without boxes leaves
+// no trace.
+func New(options Options) *Driver {
+	d := &Driver{
+		options: options,
+		log:     options.Logger,
+		root:    os.Geteuid() == 0,
+		live:    make(map[string]bool),
+		workdir: make(map[string]bool),
+	}
+	if d.log == nil {
+		d.log = slog.New(slog.DiscardHandler)
+	}
+	return d
+}
+
+// Name implements [sandbox.Driver].
+func (d *Driver) Name() string { return Name }
+
+// prepare sets up what all boxes share.
+func (d *Driver) prepare() (*host, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.host != nil {
+		return d.host, nil
+	}
+	if d.options.Runtime == "" && !compiled {
+		return nil, &sandbox.Unavailable{
+			Backend: Name,
+			Cause:   "this binary was built without gVisor (-tags slim or -race)",
+			Remedy:  []string{"build it without those"},
+		}
+	}
+	dir, err := filepath.Abs(d.options.Root)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "boxes"), 0o700); err != nil {
+		return nil, err
+	}
+	held, err := lock(filepath.Join(dir, "lock"))
+	if err != nil {
+		return nil, fmt.Errorf("sandbox directory %s: %w", dir, err)
+	}
+	h := &host{dir: dir, lock: held, tag: tagOf(dir), rootfs: d.options.Rootfs}
+	if h.rootfs == "" {
+		h.rootfs = filepath.Join(dir, "rootfs")
+		if h.mounts, err = buildRootfs(h.rootfs, "/", d.root); err != nil {
+			held.Close()
+			return nil, fmt.Errorf("make the boxes' root: %w", err)
+		}
+	}
+	if h.cgroups, err = findCgroups("bailey-" + h.tag); err != nil {
+		d.log.Info("no control groups for boxes; their limits are watched instead", "reason", err)
+	}
+	d.host = h
+	return h, nil
+}
+
+// tagOf names the driver that uses dir, in the names of its boxes' processes and
+// control groups.
+func tagOf(dir string) string {
+	sum := sha256.Sum256([]byte(dir))
+	return hex.EncodeToString(sum[:4])
+}
+
+// lock takes the lock of a directory, for as long as the file is open.
+func lock(path string) (*os.File, error) {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		file.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, errors.New("another worker uses it")
+		}
+		return nil, err
+	}
+	return file, nil
+}
+
+// runtime returns the executable that becomes gVisor.
+func (d *Driver) runtime() string {
+	if d.options.Runtime != "" {
+		return d.options.Runtime
+	}
+	// The link still works when the file was replaced by a newer one.
+	return self
+}
+
+// version returns the version of gVisor that is compiled into the runtime.
+func (d *Driver) version() string {
+	info, err := buildinfo.ReadFile(d.runtime())
+	if err != nil {
+		return "unknown"
+	}
+	for _, dep := range info.Deps {
+		if dep.Path == "gvisor.dev/gvisor" {
+			return dep.Version
+		}
+	}
+	return "unknown"
+}
+
+// claim reserves a box's id and work folder.
+func (d *Driver) claim(spec sandbox.Spec) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case d.live[spec.ID]:
+		return fmt.Errorf("box %s is running already", spec.ID)
+	case d.workdir[spec.WorkDir]:
+		return fmt.Errorf("work folder %s belongs to another box", spec.WorkDir)
+	}
+	d.live[spec.ID] = true
+	d.workdir[spec.WorkDir] = true
+	return nil
+}
+
+func (d *Driver) release(spec sandbox.Spec) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.live, spec.ID)
+	delete(d.workdir, spec.WorkDir)
+}
+
+// Sweep removes what an earlier worker with the same Root left behind when it was
+// killed: processes that are still dying, control groups, files. The boxes of this
+// driver are not touched. A worker calls it once, before its first box.
+func (d *Driver) Sweep(ctx context.Context) error {
+	h, err := d.prepare()
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	live := make(map[string]bool, len(d.live))
+	for id := range d.live {
+		live[id] = true
+	}
+	d.mu.Unlock()
+
+	if err := killLeftovers(ctx, h.tag, live); err != nil {
+		return err
+	}
+	var errs []error
+	if h.cgroups != nil {
+		errs = append(errs, h.cgroups.sweep(live))
+	}
+	entries, err := os.ReadDir(filepath.Join(h.dir, "boxes"))
+	errs = append(errs, err)
+	for _, entry := range entries {
+		if !live[entry.Name()] {
+			d.log.Info("removing a box that an earlier worker left", "box", entry.Name())
+			errs = append(errs, os.RemoveAll(filepath.Join(h.dir, "boxes", entry.Name())))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// killLeftovers kills the processes of boxes with this tag that are not live. It
+// knows them by the name they were given on their command line.
+func killLeftovers(ctx context.Context, tag string, live map[string]bool) error {
+	for {
+		found := 0
+		for _, pid := range pids() {
+			id, ok := strings.CutSuffix(containerOf(pid), "-"+tag)
+			if !ok || live[id] {
+				continue
+			}
+			found++
+			_ = unix.Kill(pid, unix.SIGKILL) // it may be gone by now
+		}
+		if found == 0 {
+			return nil
+		}
+		if err := pause(ctx); err != nil {
+			return fmt.Errorf("%d processes of earlier boxes do not end: %w", found, err)
+		}
+	}
+}

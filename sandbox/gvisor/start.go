@@ -1,0 +1,351 @@
+package gvisor
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bailey-platform/bailey/sandbox"
+)
+
+// Start implements [sandbox.Driver]. As root it gives the work folder, and what is
+// in it, to the box's user.
+func (d *Driver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Box, error) {
+	spec, err := validate(spec, d.root)
+	if err != nil {
+		return nil, err
+	}
+	h, err := d.prepare()
+	if err != nil {
+		return nil, err
+	}
+	if err := d.claim(spec); err != nil {
+		return nil, err
+	}
+	b, err := d.start(ctx, h, spec)
+	if err != nil {
+		return nil, fmt.Errorf("start box %s: %w", spec.ID, err)
+	}
+	return b, nil
+}
+
+// start starts a box whose id and folder are claimed. The claim goes with the box,
+// or with the error.
+func (d *Driver) start(ctx context.Context, h *host, spec sandbox.Spec) (*box, error) {
+	b := &box{
+		driver:    d,
+		host:      h,
+		spec:      spec,
+		log:       d.log.With("box", spec.ID),
+		dir:       filepath.Join(h.dir, "boxes", spec.ID),
+		container: spec.ID + "-" + h.tag,
+		ended:     make(chan struct{}),
+	}
+	if err := b.setUp(); err != nil {
+		return nil, errors.Join(err, b.tearDown())
+	}
+	launched := make(chan error, 1)
+	go b.run(launched)
+	if err := <-launched; err != nil {
+		return nil, err
+	}
+	if err := b.await(ctx); err != nil {
+		b.end(sandbox.CauseStopped, "")
+		<-b.ended
+		b.closeStdio()
+		return nil, err
+	}
+	go b.watch()
+	return b, nil
+}
+
+// setUp makes what the box needs on the host before it can run.
+func (b *box) setUp() error {
+	if err := os.Mkdir(b.dir, 0o700); err != nil {
+		return err
+	}
+	if err := os.Mkdir(filepath.Join(b.dir, "state"), 0o700); err != nil {
+		return err
+	}
+	if b.driver.root {
+		if err := give(b.spec.WorkDir); err != nil {
+			return fmt.Errorf("give the work folder to the box's user: %w", err)
+		}
+	}
+	if err := writeBundle(b.dir, bundle(b.host, b.spec, b.driver.root)); err != nil {
+		return err
+	}
+	if b.host.cgroups == nil {
+		return nil
+	}
+	group, err := b.host.cgroups.make(b.spec.ID, b.spec.Limits)
+	if err != nil {
+		return fmt.Errorf("control group: %w", err)
+	}
+	b.group = group
+	return nil
+}
+
+// give makes the box's user the owner of what root owns in dir, and of dir.
+func give(dir string) error {
+	return filepath.WalkDir(dir, func(name string, entry os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := entry.Info()
+		if err != nil {
+			return err
+		}
+		if info.Sys().(*syscall.Stat_t).Uid != 0 && name != dir {
+			return nil
+		}
+		return os.Lchown(name, boxUser, boxUser)
+	})
+}
+
+// run starts gVisor, says so on launched, and sees the box to its end.
+func (b *box) run(launched chan<- error) {
+	// The kernel kills gVisor when the thread that started it ends, rather than the
+	// process, so the thread must be there for as long as the box. Never unlocked, it
+	// ends with this goroutine, and what was done to it goes with it.
+	runtime.LockOSThread()
+
+	cmd, ours, err := b.command()
+	if err == nil {
+		err = b.launch(cmd)
+		for _, file := range []*os.File{cmd.Stdin.(*os.File), cmd.Stdout.(*os.File), cmd.Stderr.(*os.File)} {
+			file.Close()
+		}
+	}
+	if err != nil {
+		for _, file := range ours {
+			file.Close()
+		}
+		launched <- errors.Join(err, b.tearDown())
+		return
+	}
+	b.stdin, b.stdout = ours[0], ours[1]
+	b.starter = cmd.Process
+	launched <- nil
+
+	stderr := make(chan struct{})
+	go func() {
+		defer close(stderr)
+		defer ours[2].Close()
+		b.drain(ours[2])
+	}()
+	lifetime := time.AfterFunc(b.spec.Limits.Lifetime, func() {
+		b.end(sandbox.CauseTime, fmt.Sprintf("it had run for %v", b.spec.Limits.Lifetime))
+	})
+	_ = cmd.Wait() // its status says it too
+	lifetime.Stop()
+	b.finish(cmd.ProcessState, stderr)
+}
+
+// command prepares the gVisor process, with our ends of its input, output and errors.
+func (b *box) command() (cmd *exec.Cmd, ours []*os.File, err error) {
+	cmd = &exec.Cmd{
+		Path: b.driver.runtime(),
+		Args: arguments(b.container, b.spec.Limits, b.driver.root),
+		Dir:  b.dir,
+		Env:  []string{}, // nothing of the worker's
+		SysProcAttr: &syscall.SysProcAttr{
+			Pdeathsig: syscall.SIGKILL,
+			Setsid:    true, // a terminal's signals are for the worker
+		},
+	}
+	var theirs []*os.File
+	defer func() {
+		if err != nil {
+			for _, file := range append(theirs, ours...) {
+				file.Close()
+			}
+			ours = nil
+		}
+	}()
+	for i := range 3 {
+		r, w, err := os.Pipe()
+		if err != nil {
+			return nil, ours, err
+		}
+		if i == 0 {
+			r, w = w, r
+		}
+		ours, theirs = append(ours, r), append(theirs, w)
+	}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = theirs[0], theirs[1], theirs[2]
+	return cmd, ours, nil
+}
+
+// launch starts the process within the box's limits. It must run on the thread that
+// stays with the box.
+func (b *box) launch(cmd *exec.Cmd) error {
+	if b.group != nil {
+		dir, err := b.group.open()
+		if err != nil {
+			return err
+		}
+		if dir != nil {
+			defer dir.Close()
+			cmd.SysProcAttr.UseCgroupFD = true
+			cmd.SysProcAttr.CgroupFD = int(dir.Fd())
+		}
+		if err := b.group.enter(); err != nil {
+			return fmt.Errorf("enter the control group: %w", err)
+		}
+	}
+	if err := confine(b.spec.Limits.CPUs); err != nil {
+		b.log.Warn("box sees every CPU", "error", err)
+	}
+	err := cmd.Start()
+	if b.group != nil {
+		err = errors.Join(err, b.group.leave())
+	}
+	return err
+}
+
+// next rotates among the CPUs that boxes are put on.
+var next atomic.Uint32
+
+// confine lets the calling thread, and what it starts, run on no more CPUs than the
+// limit fills. Programs in the box then count that many, and start as many workers.
+func confine(cpus float64) error {
+	var all, some unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &all); err != nil {
+		return err
+	}
+	want, have := int(math.Ceil(cpus)), all.Count()
+	if want >= have {
+		return nil
+	}
+	skip := int(next.Add(uint32(want))) % have
+	for cpu := 0; some.Count() < want; cpu = (cpu + 1) % (len(all) * 64) {
+		if !all.IsSet(cpu) {
+			continue
+		}
+		if skip > 0 {
+			skip--
+			continue
+		}
+		some.Set(cpu)
+	}
+	return unix.SchedSetaffinity(0, &some)
+}
+
+// await waits until gVisor says that the command runs.
+func (b *box) await(ctx context.Context) error {
+	for {
+		if s, ok := b.state(); ok {
+			return b.adopt(s)
+		}
+		select {
+		case <-b.ended:
+			// A command may end before anybody looks; gVisor says so if it never began.
+			if b.exit.Cause == sandbox.CauseCrashed || b.exit.Cause == sandbox.CauseMemory {
+				return fmt.Errorf("%s: %s", b.exit.Cause, b.exit.Detail)
+			}
+			return nil
+		default:
+		}
+		if err := pause(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// state is what gVisor keeps on disk of a running container.
+type state struct {
+	Status   string `json:"status"`
+	GoferPid int    `json:"goferPid"`
+	Sandbox  struct {
+		Pid int `json:"pid"`
+	} `json:"sandbox"`
+}
+
+func (b *box) state() (s state, running bool) {
+	data, err := os.ReadFile(filepath.Join(b.dir, "state", b.container+"_sandbox:"+b.container+".state"))
+	if err != nil || json.Unmarshal(data, &s) != nil { // it may be half written
+		return state{}, false
+	}
+	return s, s.Status == "running"
+}
+
+// adopt takes hold of the box's other processes.
+func (b *box) adopt(s state) error {
+	for _, pid := range []int{s.Sandbox.Pid, s.GoferPid} {
+		p, err := hold(pid)
+		if err == nil && containerOf(pid) != b.container {
+			p.close()
+			err = fmt.Errorf("process %d is another's", pid)
+		}
+		if err != nil {
+			select {
+			case <-b.ended:
+				return nil // a short command
+			case <-time.After(time.Second):
+				return err
+			}
+		}
+		b.mu.Lock()
+		b.parts = append(b.parts, p)
+		b.mu.Unlock()
+	}
+	return nil
+}
+
+// tailMax is how much of the end of a box's standard error is kept to explain its
+// end.
+const tailMax = 2 << 10
+
+// drain passes the box's standard error on, keeping the end of it.
+func (b *box) drain(stderr io.Reader) {
+	buf := make([]byte, 4<<10)
+	for {
+		n, err := stderr.Read(buf)
+		if n > 0 && b.spec.Stderr != nil {
+			_, _ = b.spec.Stderr.Write(buf[:n]) // a box does not stop for a log that cannot be written
+		}
+		b.tail.add(buf[:n])
+		if err != nil {
+			return
+		}
+	}
+}
+
+// A tail holds the end of what was written to it.
+type tail struct {
+	mu   sync.Mutex
+	data []byte
+}
+
+func (t *tail) add(p []byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.data = append(t.data, p...)
+	if over := len(t.data) - tailMax; over > 0 {
+		t.data = append(t.data[:0], t.data[over:]...)
+	}
+}
+
+// lastLine returns the last line that is not empty.
+func (t *tail) lastLine() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	lines := bytes.Split(bytes.TrimSpace(t.data), []byte("\n"))
+	return strings.ToValidUTF8(string(lines[len(lines)-1]), "?")
+}
