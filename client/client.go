@@ -257,5 +257,5 @@ func transportError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	return fmt.Errorf("client: no answer from the server: %w", err)
+	return fmt.Errorf("client: no whole answer from the server: %w", err)
 }
