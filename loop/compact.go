@@ -30,7 +30,7 @@ func (s *State) wantsCompaction() bool {
 	if !s.tooLong && s.contextSize <= s.compactTokens() {
 		return false
 	}
-	old := s.items[:s.keptFrom()]
+	old, _ := s.split()
 	return len(old) > 1 || len(old) == 1 && old[0].kind != summary
 }
 
@@ -41,14 +41,22 @@ func (s *State) compactTokens() int64 {
 	return compactTokensDefault
 }
 
-// keptFrom is where the input begins that a compaction leaves as it is: what the
-// open turn has been told since the model last spoke.
-func (s *State) keptFrom() int {
+// split divides the conversation into what a compaction replaces and what it
+// leaves as it is: instructions, and what the open turn has been told since the
+// model last spoke.
+func (s *State) split() (old, kept []item) {
 	from := len(s.items)
-	for from > s.turnStart && (s.items[from-1].kind == userInput || s.items[from-1].kind == systemInput) {
+	for from > s.turnStart && s.items[from-1].isInput() {
 		from--
 	}
-	return from
+	for _, it := range s.items[:from] {
+		if it.kind == systemInput {
+			kept = append(kept, it)
+		} else {
+			old = append(old, it)
+		}
+	}
+	return old, append(kept, s.items[from:]...)
 }
 
 // compact folds a compaction.
@@ -57,9 +65,9 @@ func (s *State) compact(private []byte) error {
 	if err := readNote(private, &note); err != nil {
 		return err
 	}
-	kept := s.items[s.keptFrom():]
+	_, kept := s.split()
 	text := textSummary + note.Summary
-	if len(kept) == 0 && s.owed {
+	if s.owed && !slices.ContainsFunc(kept, func(it item) bool { return it.kind == userInput }) {
 		text += textContinue // there is nothing else to answer
 	}
 	s.items = append([]item{{kind: summary, blocks: []json.RawMessage{api.TextBlock(text)}}}, kept...)
@@ -81,7 +89,8 @@ const (
 func (s *State) summaryRequest() model.Request {
 	req := baseRequest(&s.session.Agent)
 	req.System = systemSummary
-	record := s.record(s.items[:s.keptFrom()], int(s.compactTokens())*bytesPerToken)
+	old, _ := s.split()
+	record := record(old, int(s.compactTokens())*bytesPerToken)
 	req.Messages = []model.Message{{Role: "user", Content: []json.RawMessage{
 		api.TextBlock("<conversation>\n" + record + "\n</conversation>"), api.TextBlock(textSummarize),
 	}}}
@@ -90,7 +99,7 @@ func (s *State) summaryRequest() model.Request {
 
 // record renders items as text of at most limit bytes, or little more. The first
 // item, usually the task, and the newest ones are kept.
-func (s *State) record(items []item, limit int) string {
+func record(items []item, limit int) string {
 	pieces := make([]string, len(items))
 	for i, it := range items {
 		pieces[i] = it.render()
@@ -112,7 +121,7 @@ func (s *State) record(items []item, limit int) string {
 
 // render gives an item as text.
 func (it item) render() string {
-	who := map[itemKind]string{userInput: "User", systemInput: "Instruction", response: "Agent", results: "Tools", nudge: "System", summary: "Summary"}[it.kind]
+	who := map[itemKind]string{userInput: "User", response: "Agent", results: "Tools", nudge: "System", summary: "Summary"}[it.kind]
 	var out strings.Builder
 	for _, raw := range it.blocks {
 		var b struct {
@@ -142,10 +151,12 @@ func (it item) render() string {
 func (s *State) summarized(res *model.Response, now time.Time) []api.Draft {
 	text := strings.TrimSpace(api.Content(res.Content).Text())
 	if text == "" {
-		return []api.Draft{s.endFailed(&failure{
+		end := s.endFailed(&failure{
 			Kind: failureError, Type: api.ErrorModelRequest, RetryAt: now.Add(backoff(s.failures+1, 1)),
 			Message: "The model gave no summary of the conversation, which has grown too long to go on without one.",
-		}, true)}
+		}, true)
+		end.Body.(*api.SpanModelRequestEnd).ModelUsage = tokens(res.Usage).Span()
+		return []api.Draft{end}
 	}
 	return []api.Draft{
 		{Body: &api.AgentContextCompacted{}, Private: writeNote(summaryNote{Summary: text})},

@@ -30,6 +30,9 @@ const (
 	summary              // what stands for everything before it
 )
 
+// isInput reports whether the item came from a client, results aside.
+func (it item) isInput() bool { return it.kind == userInput || it.kind == systemInput }
+
 // messages returns the conversation in the form that the Messages API accepts:
 // user and assistant by turns, beginning with user; the results of a response's
 // calls directly after it, before other input; and between two responses at most

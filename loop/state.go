@@ -212,7 +212,7 @@ func (s *State) endRequest(used api.SpanUsage, private []byte) error {
 	return nil
 }
 
-// refuse folds a refusal. What was asked since the last response is taken out of
+// refuse folds a refusal. What users said since the last response is taken out of
 // the conversation, as Anthropic advises for refusals: with it, every later
 // request would be refused as well.
 func (s *State) refuse(details *api.StopDetails) {
@@ -222,10 +222,16 @@ func (s *State) refuse(details *api.StopDetails) {
 	}
 	s.owed = false
 	keep := len(s.items)
-	for keep > 0 && (s.items[keep-1].kind == userInput || s.items[keep-1].kind == systemInput) {
+	for keep > 0 && s.items[keep-1].isInput() {
 		keep--
 	}
+	said := s.items[keep:]
 	s.items = slices.Clip(s.items[:keep])
+	for _, it := range said {
+		if it.kind == systemInput {
+			s.push(it)
+		}
+	}
 }
 
 func (s *State) push(it item) { s.items = append(s.items, it) }

@@ -7,7 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"runtime/debug"
-	"slices"
+	"sort"
 	"time"
 
 	"github.com/bailey-platform/bailey/api"
@@ -35,7 +35,7 @@ type turn struct {
 type outcome struct {
 	span   api.EventID
 	used   api.Tokens
-	drafts func(s *State, now time.Time) []api.Draft
+	drafts []api.Draft
 }
 
 // run takes a due session as far as it goes. Every failure is dealt with here:
@@ -113,21 +113,19 @@ func (t *turn) commit(ctx context.Context, o outcome) error {
 
 // decide computes the next write from the log as it is. It may run more than once
 // for one outcome: when a write failed, and also when it did not and only its
-// reply was lost.
+// reply was lost. It runs inside of the database's write, so nothing in it may be
+// slow.
 func (t *turn) decide(o outcome) func(control.View) (control.Batch, error) {
 	return func(v control.View) (b control.Batch, err error) {
 		defer func() {
+			if p := recover(); p != nil {
+				err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+			}
 			if err != nil {
 				t.broken = err
 			}
 		}()
-		if t.held != nil {
-			// Whatever interrupt was announced before this is in the log now.
-			select {
-			case <-t.held.Interrupted():
-			default:
-			}
-		}
+		t.hear()
 		last := t.now
 		if err := t.fold(v); err != nil {
 			return b, err
@@ -137,11 +135,10 @@ func (t *turn) decide(o outcome) func(control.View) (control.Batch, error) {
 		}
 		var first []api.Draft
 		if o.span != "" && o.span == t.base.span {
-			b.Model, b.Tokens = v.Session.Agent.Model.ID, o.used
-			t.base.Look(v.Session, v.ThreadID, overBudget(v, b))
-			first = o.drafts(&t.base, v.Now)
+			first, b.Tokens, b.Model = o.drafts, o.used, v.Session.Agent.Model.ID
 		}
 		s := t.base.clone()
+		s.Look(v.Session, v.ThreadID, overBudget(v, b))
 		p, err := s.settle(first, v.Now, t.e.stop.Load(), t.e.cfg.Control.NewEventID)
 		if err != nil {
 			return b, err
@@ -152,15 +149,26 @@ func (t *turn) decide(o outcome) func(control.View) (control.Batch, error) {
 	}
 }
 
+// hear forgets an interrupt that was announced before the log is read: it is in
+// the log.
+func (t *turn) hear() {
+	if t.held == nil {
+		return
+	}
+	select {
+	case <-t.held.Interrupted():
+	default:
+	}
+}
+
 // fold brings the base up to date with the log.
 func (t *turn) fold(v control.View) error {
-	at, _ := slices.BinarySearchFunc(v.Entries, t.base.seq+1, func(e api.Entry, seq int64) int { return int(e.Seq - seq) })
+	at := sort.Search(len(v.Entries), func(i int) bool { return v.Entries[i].Seq > t.base.seq })
 	for _, e := range v.Entries[at:] {
 		if err := t.base.Apply(e); err != nil {
 			return err
 		}
 	}
-	t.base.Look(v.Session, v.ThreadID, overBudget(v, control.Batch{}))
 	return nil
 }
 
@@ -208,34 +216,27 @@ func (t *turn) ask(ctx context.Context) (outcome, error) {
 	t.e.metrics.asked(res, err, cause, time.Since(began))
 
 	switch {
+	case err == nil && compaction:
+		o.used = tokens(res.Usage)
+		o.drafts = t.now.summarized(res, time.Now())
 	case err == nil:
 		o.used = tokens(res.Usage)
-		o.drafts = func(s *State, now time.Time) []api.Draft {
-			if compaction {
-				return s.summarized(res, now)
-			}
-			return s.respond(res, show.shown)
-		}
+		o.drafts = t.now.respond(res, show.shown)
 	case errors.Is(cause, control.ErrFenced):
 		return o, cause
 	case errors.Is(cause, errInterrupted):
-		o.drafts = ended(&failure{Kind: failureInterrupted})
+		o.fail(t.now.endFailed(&failure{Kind: failureInterrupted}, compaction))
 	case ctx.Err() != nil:
-		o.drafts = ended(&failure{Kind: failureStopped})
+		o.fail(t.now.endFailed(&failure{Kind: failureStopped}, compaction))
 	default:
 		t.log.Warn("a model request failed", "error", err, "model", req.Model)
-		jitter := rand.Float64()
-		o.drafts = func(s *State, now time.Time) []api.Draft {
-			return []api.Draft{s.endFailed(modelFailure(err, s.failures+1, now, jitter), compaction)}
-		}
+		f := modelFailure(err, t.now.failures+1, time.Now(), rand.Float64())
+		o.fail(t.now.endFailed(f, compaction))
 	}
 	return o, nil
 }
 
-// ended is the outcome of a request that was not to be finished.
-func ended(f *failure) func(*State, time.Time) []api.Draft {
-	return func(s *State, _ time.Time) []api.Draft { return []api.Draft{s.endFailed(f, false)} }
-}
+func (o *outcome) fail(end api.Draft) { o.drafts = []api.Draft{end} }
 
 // watch keeps the lease while a request is under way, and cancels the request
 // when a client interrupts it or the lease is lost. It returns when ctx ends.
