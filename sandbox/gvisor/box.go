@@ -28,11 +28,8 @@ type box struct {
 	dir       string // the box's own on the host
 	container string // its name for gVisor
 	group     *group // nil without control groups
-	stdin     *os.File
-	stdout    *os.File
+	stdio     *sandbox.Stdio
 	starter   *os.Process // the gVisor process that is our child
-
-	tail tail // of standard error
 
 	ended chan struct{} // closed when everything of the box is gone
 	exit  sandbox.Exit  // written before ended is closed
@@ -45,7 +42,7 @@ type box struct {
 }
 
 // Stdio implements [sandbox.Box].
-func (b *box) Stdio() (io.WriteCloser, io.Reader) { return b.stdin, b.stdout }
+func (b *box) Stdio() (io.WriteCloser, io.Reader) { return b.stdio.Streams() }
 
 // Wait implements [sandbox.Box].
 func (b *box) Wait() sandbox.Exit {
@@ -58,16 +55,11 @@ func (b *box) Stop(ctx context.Context) error {
 	b.end(sandbox.CauseStopped, "")
 	select {
 	case <-b.ended:
-		b.closeStdio()
+		b.stdio.Close()
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("stop box %s: %w", b.spec.ID, context.Cause(ctx))
 	}
-}
-
-func (b *box) closeStdio() {
-	b.stdin.Close()
-	b.stdout.Close()
 }
 
 // Stats implements [sandbox.Box].
@@ -107,7 +99,7 @@ func (b *box) end(cause sandbox.Cause, detail string) {
 }
 
 // finish works out why the box ended and removes what is left of it.
-func (b *box) finish(status *os.ProcessState, stderr <-chan struct{}) {
+func (b *box) finish(status *os.ProcessState) {
 	deadline := time.Now().Add(killAfter)
 	b.mu.Lock()
 	parts := b.parts
@@ -118,8 +110,6 @@ func (b *box) finish(status *os.ProcessState, stderr <-chan struct{}) {
 			b.log.Error("part of a box lives on", "error", err)
 		}
 	}
-	// With them the last writer is gone.
-	<-stderr
 	exit := b.explain(status)
 	if err := b.tearDown(); err != nil {
 		b.log.Error("something of a box is left on the host", "error", err)
@@ -164,7 +154,7 @@ func (b *box) explain(status *os.ProcessState) sandbox.Exit {
 	case wait.ExitStatus() == failed && len(complaint) > 0:
 		return sandbox.Exit{Cause: sandbox.CauseCrashed, Detail: message(complaint)}
 	}
-	return sandbox.Exit{Cause: sandbox.CauseExited, Code: wait.ExitStatus(), Detail: b.tail.lastLine()}
+	return sandbox.Exit{Cause: sandbox.CauseExited, Code: wait.ExitStatus(), Detail: b.stdio.LastLine()}
 }
 
 // message returns the last message in gVisor's log, whose lines are JSON.
@@ -190,6 +180,6 @@ func (b *box) tearDown() error {
 		errs = append(errs, b.host.cgroups.remove(b.group))
 	}
 	errs = append(errs, os.RemoveAll(b.dir))
-	b.driver.release(b.spec)
+	b.driver.claims.Give(b.spec.ID)
 	return errors.Join(errs...)
 }

@@ -7,7 +7,6 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -123,64 +122,35 @@ func scratch(limits sandbox.Limits) int64 {
 }
 
 // reserved are the paths of a box that nothing may be mounted over.
-var reserved = []string{"/", "/bin", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr", "/tmp",
-	sandbox.WorkPath, path.Dir(sandbox.AgentPath), sandbox.AgentPath}
+var reserved = []string{"/bin", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr", "/tmp",
+	path.Dir(sandbox.AgentPath), sandbox.AgentPath}
+
+// memoryMin is what gVisor needs for itself and a shell, in bytes.
+const memoryMin = 64 << 20
 
 // validate checks what is asked for, and returns it with the defaults filled in.
 func validate(spec sandbox.Spec, root bool) (sandbox.Spec, error) {
+	if err := spec.Validate(); err != nil {
+		return spec, err
+	}
 	spec.Limits = spec.Limits.Defaults()
-	switch {
-	case !validID(spec.ID):
-		return spec, fmt.Errorf("box id %q: want 1 to 64 of a-z, 0-9 and -", spec.ID)
-	case len(spec.Command) == 0 || !path.IsAbs(spec.Command[0]):
-		return spec, fmt.Errorf("box command %q: want an absolute path", spec.Command)
-	case spec.Limits.MemoryBytes < memoryMin:
+	if spec.Limits.MemoryBytes < memoryMin {
 		return spec, fmt.Errorf("box memory of %d bytes: at least %d are needed", spec.Limits.MemoryBytes, memoryMin)
-	case spec.Limits.CPUs < 0 || spec.Limits.Processes < 0 || spec.Limits.DiskBytes < 0 || spec.Limits.Lifetime < 0:
-		return spec, fmt.Errorf("a box limit is negative: %+v", spec.Limits)
 	}
-	info, err := os.Stat(spec.WorkDir)
-	switch {
-	case err != nil:
-		return spec, fmt.Errorf("work folder: %w", err)
-	case !filepath.IsAbs(spec.WorkDir) || !info.IsDir():
-		return spec, fmt.Errorf("work folder %q: want the absolute path of a directory", spec.WorkDir)
-	}
-	spec.WorkDir = filepath.Clean(spec.WorkDir)
-	if spec.Agent != "" {
-		info, err := os.Stat(spec.Agent)
-		switch {
-		case err != nil:
-			return spec, fmt.Errorf("agent: %w", err)
-		case !info.Mode().IsRegular() || info.Mode().Perm()&0o005 != 0o005 && root:
-			return spec, fmt.Errorf("agent %s: every user must be able to read and run it (chmod 755)", spec.Agent)
-		}
-	}
-	for target, source := range spec.ReadOnly {
-		info, err := os.Stat(source)
-		switch {
-		case err != nil:
-			return spec, fmt.Errorf("read-only directory: %w", err)
-		case !filepath.IsAbs(source) || !info.IsDir():
-			return spec, fmt.Errorf("read-only directory %q: want the absolute path of a directory", source)
-		case path.Clean(target) != target || !path.IsAbs(target) || slices.Contains(reserved, target):
+	for target := range spec.ReadOnly {
+		if slices.Contains(reserved, target) {
 			return spec, fmt.Errorf("read-only directory: cannot appear as %q", target)
 		}
 	}
-	for _, v := range spec.Env {
-		if !strings.Contains(v, "=") || strings.ContainsRune(v, 0) {
-			return spec, fmt.Errorf("box environment: %.20q is not KEY=value", v)
+	// As root the box is another user than we are.
+	if root && spec.Agent != "" {
+		info, err := os.Stat(spec.Agent)
+		if err != nil {
+			return spec, fmt.Errorf("agent: %w", err)
+		}
+		if info.Mode().Perm()&0o005 != 0o005 {
+			return spec, fmt.Errorf("agent %s: every user must be able to read and run it (chmod 755)", spec.Agent)
 		}
 	}
 	return spec, nil
-}
-
-// memoryMin is what gVisor needs for itself and a shell.
-const memoryMin = 64 << 20
-
-func validID(id string) bool {
-	if len(id) < 1 || len(id) > 64 {
-		return false
-	}
-	return strings.Trim(id, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
 }

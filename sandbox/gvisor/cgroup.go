@@ -352,7 +352,7 @@ func removeGroup(dir string) error {
 }
 
 // sweep removes the groups of boxes that are not live.
-func (c *cgroups) sweep(live map[string]bool) error {
+func (c *cgroups) sweep(live func(id string) bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	defer c.tidy()
@@ -364,7 +364,7 @@ func (c *cgroups) sweep(live map[string]bool) error {
 		}
 		errs = append(errs, err)
 		for _, entry := range entries {
-			if entry.IsDir() && !live[entry.Name()] {
+			if entry.IsDir() && !live(entry.Name()) {
 				errs = append(errs, removeGroup(filepath.Join(parent, entry.Name())))
 			}
 		}

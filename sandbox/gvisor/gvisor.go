@@ -69,10 +69,10 @@ type Driver struct {
 	log     *slog.Logger
 	root    bool // we are root on the host
 
-	mu      sync.Mutex
-	host    *host           // what all boxes share; nil before the first use
-	live    map[string]bool // ids of boxes
-	workdir map[string]bool // work folders of boxes
+	claims sandbox.Claims // of the live boxes
+
+	mu   sync.Mutex
+	host *host // what all boxes share; nil before the first use
 }
 
 // host is what a driver sets up once.
@@ -92,8 +92,6 @@ func New(options Options) *Driver {
 		options: options,
 		log:     options.Logger,
 		root:    os.Geteuid() == 0,
-		live:    make(map[string]bool),
-		workdir: make(map[string]bool),
 	}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
@@ -190,28 +188,6 @@ func (d *Driver) version() string {
 	return "unknown"
 }
 
-// claim reserves a box's id and work folder.
-func (d *Driver) claim(spec sandbox.Spec) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	switch {
-	case d.live[spec.ID]:
-		return fmt.Errorf("box %s is running already", spec.ID)
-	case d.workdir[spec.WorkDir]:
-		return fmt.Errorf("work folder %s belongs to another box", spec.WorkDir)
-	}
-	d.live[spec.ID] = true
-	d.workdir[spec.WorkDir] = true
-	return nil
-}
-
-func (d *Driver) release(spec sandbox.Spec) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	delete(d.live, spec.ID)
-	delete(d.workdir, spec.WorkDir)
-}
-
 // Sweep removes what an earlier worker with the same Root left behind when it was
 // killed: processes that are still dying, control groups, files. The boxes of this
 // driver are not touched. A worker calls it once, before its first box.
@@ -220,13 +196,7 @@ func (d *Driver) Sweep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.mu.Lock()
-	live := make(map[string]bool, len(d.live))
-	for id := range d.live {
-		live[id] = true
-	}
-	d.mu.Unlock()
-
+	live := d.claims.Holds
 	if err := killLeftovers(ctx, h.tag, live); err != nil {
 		return err
 	}
@@ -237,7 +207,7 @@ func (d *Driver) Sweep(ctx context.Context) error {
 	entries, err := os.ReadDir(filepath.Join(h.dir, "boxes"))
 	errs = append(errs, err)
 	for _, entry := range entries {
-		if !live[entry.Name()] {
+		if !live(entry.Name()) {
 			d.log.Info("removing a box that an earlier worker left", "box", entry.Name())
 			errs = append(errs, os.RemoveAll(filepath.Join(h.dir, "boxes", entry.Name())))
 		}
@@ -247,12 +217,12 @@ func (d *Driver) Sweep(ctx context.Context) error {
 
 // killLeftovers kills the processes of boxes with this tag that are not live. It
 // knows them by the name they were given on their command line.
-func killLeftovers(ctx context.Context, tag string, live map[string]bool) error {
+func killLeftovers(ctx context.Context, tag string, live func(id string) bool) error {
 	for {
 		found := 0
 		for _, pid := range pids() {
 			id, ok := strings.CutSuffix(containerOf(pid), "-"+tag)
-			if !ok || live[id] {
+			if !ok || live(id) {
 				continue
 			}
 			found++

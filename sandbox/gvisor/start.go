@@ -1,19 +1,15 @@
 package gvisor
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -34,7 +30,7 @@ func (d *Driver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Box, err
 	if err != nil {
 		return nil, err
 	}
-	if err := d.claim(spec); err != nil {
+	if err := d.claims.Take(spec); err != nil {
 		return nil, err
 	}
 	b, err := d.start(ctx, h, spec)
@@ -67,7 +63,7 @@ func (d *Driver) start(ctx context.Context, h *host, spec sandbox.Spec) (*box, e
 	if err := b.await(ctx); err != nil {
 		b.end(sandbox.CauseStopped, "")
 		<-b.ended
-		b.closeStdio()
+		b.stdio.Close()
 		return nil, err
 	}
 	go b.watch()
@@ -125,41 +121,7 @@ func (b *box) run(launched chan<- error) {
 	// ends with this goroutine, and what was done to it goes with it.
 	runtime.LockOSThread()
 
-	cmd, ours, err := b.command()
-	if err == nil {
-		err = b.launch(cmd)
-		for _, file := range []*os.File{cmd.Stdin.(*os.File), cmd.Stdout.(*os.File), cmd.Stderr.(*os.File)} {
-			file.Close()
-		}
-	}
-	if err != nil {
-		for _, file := range ours {
-			file.Close()
-		}
-		launched <- errors.Join(err, b.tearDown())
-		return
-	}
-	b.stdin, b.stdout = ours[0], ours[1]
-	b.starter = cmd.Process
-	launched <- nil
-
-	stderr := make(chan struct{})
-	go func() {
-		defer close(stderr)
-		defer ours[2].Close()
-		b.drain(ours[2])
-	}()
-	lifetime := time.AfterFunc(b.spec.Limits.Lifetime, func() {
-		b.end(sandbox.CauseTime, fmt.Sprintf("it had run for %v", b.spec.Limits.Lifetime))
-	})
-	_ = cmd.Wait() // its status says it too
-	lifetime.Stop()
-	b.finish(cmd.ProcessState, stderr)
-}
-
-// command prepares the gVisor process, with our ends of its input, output and errors.
-func (b *box) command() (cmd *exec.Cmd, ours []*os.File, err error) {
-	cmd = &exec.Cmd{
+	cmd := &exec.Cmd{
 		Path: b.driver.runtime(),
 		Args: arguments(b.container, b.spec.Limits, b.driver.root),
 		Dir:  b.dir,
@@ -169,27 +131,27 @@ func (b *box) command() (cmd *exec.Cmd, ours []*os.File, err error) {
 			Setsid:    true, // a terminal's signals are for the worker
 		},
 	}
-	var theirs []*os.File
-	defer func() {
+	var err error
+	if b.stdio, err = sandbox.NewStdio(cmd); err == nil {
+		err = b.launch(cmd)
+		b.stdio.Started(b.spec.Stderr)
 		if err != nil {
-			for _, file := range append(theirs, ours...) {
-				file.Close()
-			}
-			ours = nil
+			b.stdio.Close()
 		}
-	}()
-	for i := range 3 {
-		r, w, err := os.Pipe()
-		if err != nil {
-			return nil, ours, err
-		}
-		if i == 0 {
-			r, w = w, r
-		}
-		ours, theirs = append(ours, r), append(theirs, w)
 	}
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = theirs[0], theirs[1], theirs[2]
-	return cmd, ours, nil
+	if err != nil {
+		launched <- errors.Join(err, b.tearDown())
+		return
+	}
+	b.starter = cmd.Process
+	launched <- nil
+
+	lifetime := time.AfterFunc(b.spec.Limits.Lifetime, func() {
+		b.end(sandbox.CauseTime, fmt.Sprintf("it had run for %v", b.spec.Limits.Lifetime))
+	})
+	_ = cmd.Wait() // its status says it too
+	lifetime.Stop()
+	b.finish(cmd.ProcessState)
 }
 
 // launch starts the process within the box's limits. It must run on the thread that
@@ -306,46 +268,4 @@ func (b *box) adopt(s state) error {
 		b.mu.Unlock()
 	}
 	return nil
-}
-
-// tailMax is how much of the end of a box's standard error is kept to explain its
-// end.
-const tailMax = 2 << 10
-
-// drain passes the box's standard error on, keeping the end of it.
-func (b *box) drain(stderr io.Reader) {
-	buf := make([]byte, 4<<10)
-	for {
-		n, err := stderr.Read(buf)
-		if n > 0 && b.spec.Stderr != nil {
-			_, _ = b.spec.Stderr.Write(buf[:n]) // a box does not stop for a log that cannot be written
-		}
-		b.tail.add(buf[:n])
-		if err != nil {
-			return
-		}
-	}
-}
-
-// A tail holds the end of what was written to it.
-type tail struct {
-	mu   sync.Mutex
-	data []byte
-}
-
-func (t *tail) add(p []byte) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.data = append(t.data, p...)
-	if over := len(t.data) - tailMax; over > 0 {
-		t.data = append(t.data[:0], t.data[over:]...)
-	}
-}
-
-// lastLine returns the last line that is not empty.
-func (t *tail) lastLine() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	lines := bytes.Split(bytes.TrimSpace(t.data), []byte("\n"))
-	return strings.ToValidUTF8(string(lines[len(lines)-1]), "?")
 }

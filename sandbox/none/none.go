@@ -1,0 +1,148 @@
+// Package none runs a box's command as a plain process of the host, in its work
+// folder. It isolates nothing: the command may do whatever the worker's user may.
+// It is for machines that are boxes themselves, and for operators who say so
+// (`--sandbox none`); nothing ever falls back to it.
+//
+// There being no mounts, the paths that a [sandbox.Spec] promises do not exist.
+// Wherever one of them begins an argument of the command or the value of a variable,
+// the host's stands in for it. What else is told of those paths, to the model for
+// one, is wrong here.
+//
+// Start reading at [Driver.Start].
+package none
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/bailey-platform/bailey/sandbox"
+)
+
+// Name is the backend's name.
+const Name = "none"
+
+// A Driver runs processes. Create one with [New].
+type Driver struct {
+	log    *slog.Logger
+	claims sandbox.Claims
+}
+
+// New returns a driver. A nil logger discards.
+func New(log *slog.Logger) *Driver {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Driver{log: log}
+}
+
+// Name implements [sandbox.Driver].
+func (d *Driver) Name() string { return Name }
+
+// Check implements [sandbox.Driver].
+func (d *Driver) Check(ctx context.Context) (sandbox.Report, error) {
+	begun := time.Now()
+	if err := exec.CommandContext(ctx, "/bin/bash", "--norc", "--noprofile", "-c", "exit 0").Run(); err != nil {
+		return sandbox.Report{}, &sandbox.Unavailable{
+			Backend: Name,
+			Cause:   fmt.Sprintf("the tools need /bin/bash: %v", err),
+			Remedy:  []string{"install bash"},
+		}
+	}
+	return sandbox.Report{
+		Backend:   Name,
+		Version:   "none",
+		Isolation: "none",
+		Root:      os.Geteuid() == 0,
+		Start:     time.Since(begun),
+		Limits: map[string]sandbox.Enforcement{
+			"memory":      sandbox.NotHeld,
+			"cpu":         sandbox.NotHeld,
+			"processes":   sandbox.NotHeld,
+			"disk":        sandbox.NotHeld,
+			"work_folder": sandbox.NotHeld,
+			"network":     sandbox.NotHeld,
+			"lifetime":    sandbox.BestEffort,
+		},
+		Notes: []string{
+			"NOTHING IS ISOLATED: what a model asks for runs on this host with all the rights of the worker's user. " +
+				"It can read that user's files, keys and processes, the worker's own credentials among them, use the " +
+				"network, and change the work folders of other sessions.",
+			"No limit on memory, CPU, processes or disk is held.",
+		},
+	}, nil
+}
+
+// Start implements [sandbox.Driver].
+func (d *Driver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Box, error) {
+	if err := spec.Validate(); err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	spec.Limits = spec.Limits.Defaults()
+	if err := d.claims.Take(spec); err != nil {
+		return nil, err
+	}
+	b := &box{driver: d, spec: spec, ended: make(chan struct{})}
+	var err error
+	if b.home, err = os.MkdirTemp("", "bailey-home-"); err == nil {
+		launched := make(chan error, 1)
+		go b.run(launched)
+		err = <-launched
+	}
+	if err != nil {
+		return nil, fmt.Errorf("start box %s: %w", spec.ID, errors.Join(err, b.tearDown()))
+	}
+	d.log.Warn("a box without isolation runs", "box", spec.ID, "pid", b.process.Pid)
+	return b, nil
+}
+
+// command prepares the process.
+func (b *box) command() *exec.Cmd {
+	here := b.translate
+	args := make([]string, len(b.spec.Command))
+	for i, arg := range b.spec.Command {
+		args[i] = here(arg)
+	}
+	env := []string{b.marker()}
+	for _, v := range b.spec.Env {
+		name, value, _ := strings.Cut(v, "=")
+		env = append(env, name+"="+here(value))
+	}
+	return &exec.Cmd{Path: args[0], Args: args, Env: env, Dir: b.spec.WorkDir}
+}
+
+// translate replaces a path of a box, or the beginning of one, by what it is on the
+// host.
+func (b *box) translate(name string) string {
+	if name == sandbox.AgentPath && b.spec.Agent != "" {
+		return b.spec.Agent
+	}
+	// What lies within another comes first.
+	best, host := "", ""
+	consider := func(inside, outside string) {
+		if within(name, inside) && len(inside) > len(best) {
+			best, host = inside, outside
+		}
+	}
+	consider(sandbox.WorkPath, b.spec.WorkDir)
+	consider(sandbox.HomePath, b.home)
+	for inside, outside := range b.spec.ReadOnly {
+		consider(inside, outside)
+	}
+	if best == "" {
+		return name
+	}
+	return host + strings.TrimPrefix(name, best)
+}
+
+func within(name, dir string) bool {
+	return name == dir || strings.HasPrefix(name, dir+"/")
+}
