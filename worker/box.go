@@ -73,20 +73,19 @@ func newBox(w *Worker, session, workDir string, log *slog.Logger) *box {
 	}
 }
 
-// ensure returns a running box, starting one if there is none. notice is what
-// happened to the one before, if the model was not told yet.
-func (b *box) ensure(ctx context.Context) (now *running, notice string, err error) {
+// ensure returns a running box, starting one if there is none.
+func (b *box) ensure(ctx context.Context) (now *running, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.stopped {
-		return nil, "", errors.New("the session is ending")
+		return nil, errors.New("the session is ending")
 	}
 	if b.now != nil {
 		select {
 		case <-b.now.client.Done():
 			b.notice = b.lose()
 		default:
-			return b.now, b.take(), nil
+			return b.now, nil
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, boxStartTimeout)
@@ -95,16 +94,20 @@ func (b *box) ensure(ctx context.Context) (now *running, notice string, err erro
 	if b.now, err = b.start(ctx); err != nil {
 		b.metrics.boxes.WithLabelValues("failed").Inc()
 		b.log.Error("box not started", "error", err)
-		return nil, "", err
+		return nil, err
 	}
 	took := time.Since(began)
 	b.metrics.boxes.WithLabelValues("started").Inc()
 	b.metrics.boxStart.Observe(took.Seconds())
 	b.log.Info("box started", "backend", b.driver.Name(), "took", took.Round(time.Millisecond))
-	return b.now, b.take(), nil
+	return b.now, nil
 }
 
-func (b *box) take() string {
+// takeNotice returns what happened to a box that was lost between two calls, for
+// the first call that it makes a difference to.
+func (b *box) takeNotice() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	n := b.notice
 	b.notice = ""
 	return n
@@ -163,13 +166,18 @@ func (b *box) lose() string {
 	_ = r.client.Close()
 	// The agent's end is seen before the box's; the cause is worth a moment, but
 	// a box that hangs must not hold up the session.
-	exit := sandbox.Exit{Cause: sandbox.CauseCrashed, Detail: "its agent stopped answering"}
+	silent := sandbox.Exit{Cause: sandbox.CauseCrashed, Detail: "its agent stopped answering"}
+	exit := silent
 	wait := time.NewTimer(boxExitWait)
 	defer wait.Stop()
 	select {
 	case <-r.ended:
 		exit = r.exit
 	case <-wait.C:
+	}
+	if exit.Cause == sandbox.CauseExited && exit.Code == 0 {
+		// An agent ends in good order only because we hung up on it.
+		exit = silent
 	}
 	b.metrics.boxLost.WithLabelValues(string(exit.Cause)).Inc()
 	b.log.Warn("box lost", "cause", exit.Cause, "code", exit.Code, "detail", exit.Detail)

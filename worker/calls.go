@@ -284,7 +284,7 @@ func refused(text string) run { return run{tool.ErrorResult(text), runRefused} }
 
 // runTool runs a call's tool in the box.
 func (s *session) runTool(c *call) run {
-	now, notice, err := s.box.ensure(c.toolCtx)
+	now, err := s.box.ensure(c.toolCtx)
 	switch {
 	case c.toolCtx.Err() != nil:
 		return run{outcome: runNot}
@@ -310,8 +310,10 @@ func (s *session) runTool(c *call) run {
 		return run{tool.ErrorResult("The call was interrupted because " + why +
 			". Whether it had an effect is unknown. Check the state before you repeat it."), runInterrupted}
 	}
-	if notice != "" && c.event.Name == "bash" {
-		result.Content = append([]json.RawMessage{tool.Text("[" + notice + "]")}, result.Content...)
+	if c.event.Name == "bash" { // the other tools have no state to lose
+		if notice := s.box.takeNotice(); notice != "" {
+			result.Content = append([]json.RawMessage{tool.Text("[" + notice + "]")}, result.Content...)
+		}
 	}
 	if result.IsError {
 		return run{result, runError}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
@@ -697,3 +698,8 @@ func (p *fakePlane) post(w http.ResponseWriter, body string, s *fakeSession) {
 	}
 	reply(w, map[string]any{"data": []any{}})
 }
+
+// failConnect is a fault for every request.
+func failConnect(*http.Request) (*fakeReply, error) { return nil, errors.New("connection refused") }
+
+var discard = slog.New(slog.DiscardHandler)

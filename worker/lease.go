@@ -21,8 +21,11 @@ type lease struct {
 	log   *slog.Logger
 
 	// Owned by run, then by part.
-	item   item
-	proven bool // a beat was accepted
+	item item
+
+	// proven is closed once a beat was accepted: the item is ours.
+	proven     chan struct{}
+	provenOnce sync.Once
 
 	mu    sync.Mutex
 	until time.Time // when it can no longer be ours unless another beat succeeds
@@ -53,7 +56,29 @@ func (e leaseEnd) lost() bool { return e == leaseTaken || e == leaseExpired }
 func newLease(w *Worker, it item, cred credential, log *slog.Logger) *lease {
 	return &lease{
 		plane: w.plane, cred: cred, data: w.data, log: log, item: it,
-		until: time.Now().Add(ttlAssumed),
+		until: time.Now().Add(ttlAssumed), proven: make(chan struct{}),
+	}
+}
+
+// prove waits until a beat is accepted, and reports false if one of the contexts
+// ends first.
+func (l *lease) prove(ctx, soft context.Context) bool {
+	select {
+	case <-l.proven:
+		return true
+	case <-ctx.Done():
+	case <-soft.Done():
+	}
+	return false
+}
+
+// isProven reports whether a beat was ever accepted.
+func (l *lease) isProven() bool {
+	select {
+	case <-l.proven:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -82,11 +107,11 @@ func (l *lease) run(ctx context.Context) leaseEnd {
 			if b.ttl > 0 {
 				interval = max(beatMin, min(b.ttl/2, beatMax))
 			}
-			l.held(b, sent)
 			if !b.extended || b.state == api.WorkStopping || b.state == api.WorkStopped {
 				l.log.Info("the plane asks to stop", "state", b.state, "extended", b.extended)
 				return leaseStopped
 			}
+			l.held(b, sent)
 			wait = interval
 		case status == http.StatusPreconditionFailed:
 			l.log.Warn("lease lost: another worker or the queue has the item", "error", err)
@@ -136,7 +161,7 @@ func (l *lease) held(b beat, sent time.Time) {
 	// Counted from when it was sent: the plane's lease does not begin earlier.
 	l.until = sent.Add(max(ttl, beatMin))
 	l.mu.Unlock()
-	l.proven = true
+	l.provenOnce.Do(func() { close(l.proven) })
 	l.item.LastHeartbeat, l.item.Beaten = b.last, true
 	if err := l.data.saveItem(l.item, false); err != nil {
 		// Only a restart would miss it: its beat is refused and the item offered anew.

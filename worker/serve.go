@@ -109,7 +109,10 @@ func (w *Worker) serve(soft, hard context.Context, it item, cred credential, sur
 		leased <- end
 	}()
 
-	end := w.session(ctx, soft, it.Session, l, cred, log)
+	end := outcomeLost
+	if sure || l.prove(ctx, soft) {
+		end = w.session(ctx, soft, it.Session, l, cred, log)
+	}
 	cancel(nil)
 	lost := <-leased
 	w.metrics.leases.WithLabelValues(string(lost)).Inc()
@@ -119,9 +122,9 @@ func (w *Worker) serve(soft, hard context.Context, it item, cred credential, sur
 	switch {
 	case lost.lost():
 		// Somebody else's by now.
-	case lost == leaseRefused && !sure && !l.proven:
+	case lost == leaseRefused && !sure && !l.isProven():
 		// It was not ours, or is not any more.
-	case end == outcomeHanded || end == outcomeLost && lost == leaseReleased:
+	case lost == leaseReleased && (end == outcomeHanded || end == outcomeLost):
 		// Shutting down in the middle of something. The note stays: if this worker
 		// is back before another took the item, it carries on itself.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(hard), stopFor)
@@ -175,7 +178,7 @@ func (w *Worker) session(ctx, soft context.Context, id string, l *lease, cred cr
 		log.Error("session cannot be served; its calls are answered with the reason", "error", s.broken)
 		s.maxIdle = 0
 	} else if w.cfg.EagerBox {
-		eager.Go(func() { _, _, _ = s.box.ensure(ctx) }) // what goes wrong is said on the first call
+		eager.Go(func() { _, _ = s.box.ensure(ctx) }) // what goes wrong is said on the first call
 	}
 
 	end := s.run(ctx, soft)

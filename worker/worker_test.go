@@ -448,9 +448,9 @@ func TestIdleForEver(t *testing.T) {
 	virtual(t, func(f *field) {
 		f.plane.session("sesn_1")
 		f.start(func(c *Config) { c.MaxIdle = -1 })
-		time.Sleep(24 * time.Hour)
+		time.Sleep(time.Hour)
 		if state := f.plane.item("sesn_1").state; state != "active" {
-			t.Errorf("item is %s after a day, want active", state)
+			t.Errorf("item is %s after an hour, want active", state)
 		}
 	})
 }
@@ -479,25 +479,17 @@ func TestNextItemOfASession(t *testing.T) {
 }
 
 func TestStrangeIDs(t *testing.T) {
-	virtual(t, func(f *field) {
-		const id = "../../etc/sesn 1?x=é"
-		f.plane.fault = func(r *http.Request) (*fakeReply, error) {
-			if strings.Contains(r.URL.Path, "sessions") && !strings.Contains(r.URL.EscapedPath(), "..%2F..%2Fetc%2Fsesn%201%3Fx=%C3%A9") {
-				t.Errorf("path %s", r.URL.EscapedPath())
-			}
-			return &fakeReply{status: 500, body: "{}"}, nil
-		}
-		f.plane.fault = nil
-		if got := fileName(id); strings.ContainsAny(got, "/. ") || len(got) > 100 {
-			t.Errorf("fileName = %q", got)
-		}
-		if fileName(id) == fileName(id+"x") {
-			t.Error("two ids have one file name")
-		}
-		if got := sessionPath(id); strings.Count(got, "/") != 2 {
-			t.Errorf("sessionPath = %q", got)
-		}
-	})
+	t.Parallel()
+	const id = "../../etc/sesn 1?x=é"
+	if got := fileName(id); strings.ContainsAny(got, "/. ") || len(got) > 100 {
+		t.Errorf("fileName = %q", got)
+	}
+	if fileName(id) == fileName(id+"x") {
+		t.Error("two ids have one file name")
+	}
+	if got, want := sessionPath(id), "v1/sessions/..%2F..%2Fetc%2Fsesn%201%3Fx=%C3%A9"; got != want {
+		t.Errorf("sessionPath = %q, want %q", got, want)
+	}
 }
 
 func TestDataDirInUse(t *testing.T) {
