@@ -57,6 +57,7 @@ func (s *Server) finish(w *response, rec *record) {
 		s.fail(w, rec, fmt.Errorf("panic: %v\n%s", p, debug.Stack()))
 	}
 	s.write(w, rec)
+	w.deadline(w.timeout) // what is still buffered goes out after this
 	if p == http.ErrAbortHandler || p != nil && begun {
 		panic(http.ErrAbortHandler)
 	}

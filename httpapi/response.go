@@ -8,8 +8,9 @@ import (
 )
 
 // A response is the http.ResponseWriter of one request. It remembers what was
-// sent, and puts a deadline before every write, so that a client that stops
-// reading cannot hold its connection.
+// sent, and gives every write and flush a deadline, so that a client that stops
+// reading cannot hold its connection. Between them there is none: HTTP/2 would
+// reset a stream at its deadline even when nothing is being written.
 type response struct {
 	http.ResponseWriter
 	rc      *http.ResponseController
@@ -34,7 +35,6 @@ func (w *response) WriteHeader(code int) {
 		return
 	}
 	w.status = code
-	w.extend()
 	w.ResponseWriter.WriteHeader(code)
 }
 
@@ -42,16 +42,29 @@ func (w *response) Write(p []byte) (int, error) {
 	if !w.began() {
 		w.WriteHeader(http.StatusOK)
 	}
-	w.extend()
+	w.deadline(w.timeout)
 	n, err := w.ResponseWriter.Write(p)
+	w.deadline(0)
 	w.bytes += int64(n)
 	return n, err
 }
 
-func (w *response) extend() {
+// FlushError is what http.ResponseController calls.
+func (w *response) FlushError() error {
+	w.deadline(w.timeout)
+	defer w.deadline(0)
+	return w.rc.Flush()
+}
+
+// deadline bounds what is written from now on; 0 is no bound.
+func (w *response) deadline(d time.Duration) {
+	var t time.Time
+	if d > 0 {
+		t = time.Now().Add(d)
+	}
 	// A writer without deadlines, as in tests and in process, has no client that
 	// could stall it.
-	_ = w.rc.SetWriteDeadline(time.Now().Add(w.timeout))
+	_ = w.rc.SetWriteDeadline(t)
 }
 
 // json sends v. An error means that v cannot be encoded and nothing was sent; a

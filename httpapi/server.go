@@ -139,6 +139,10 @@ func (s *Server) EndStreams() { s.endStreams() }
 // ServeHTTP is the way of every request: [Server.serve] for those of the API, a
 // plain answer for the operator's.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	// An earlier request on this connection has left the deadline of its last
+	// write, which may have passed.
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
+
 	// The mux would redirect a path that is not clean; here it does not exist.
 	if path.Clean(r.URL.Path) != r.URL.Path || !strings.HasPrefix(r.URL.Path, "/") {
 		s.unknownPath(w, r)

@@ -97,7 +97,7 @@ func (s *Server) stream(ctx context.Context, r *request, f *control.Follower) (r
 	h.Set("X-Accel-Buffering", "no") // nginx would collect frames otherwise
 	r.w.WriteHeader(http.StatusOK)
 	for {
-		if err := r.w.rc.Flush(); err != nil {
+		if err := r.w.FlushError(); err != nil {
 			return writeEnd(err), nil
 		}
 		batch, err := s.nextBatch(ctx, f)
@@ -169,6 +169,6 @@ func (s *Server) writeError(r *request, err error) {
 		panic("httpapi: an error body always encodes: " + merr.Error())
 	}
 	if _, err := r.w.Write(appendFrame(nil, control.Frame{Name: "error", Data: data})); err == nil {
-		_ = r.w.rc.Flush()
+		_ = r.w.FlushError()
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"runtime"
 	"strings"
@@ -534,4 +535,32 @@ func memory() (heap, stack int64) {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc), int64(m.StackInuse)
+}
+
+// HTTP/2, which clients speak to us over TLS, resets a stream whose write deadline
+// passes, even in silence.
+func TestSilentHTTP2StreamSurvives(t *testing.T) {
+	t.Parallel()
+	f := newSession(t, Config{WriteTimeout: 10 * time.Millisecond, PingEvery: 50 * time.Millisecond})
+	hs := httptest.NewUnstartedServer(f.server)
+	hs.EnableHTTP2 = true
+	hs.StartTLS()
+	t.Cleanup(hs.Close)
+	t.Cleanup(f.server.EndStreams)
+	req := f.request(t, "GET", "/v1/sessions/"+string(f.session)+"/events/stream", "")
+	req.URL.Scheme, req.URL.Host = "https", strings.TrimPrefix(hs.URL, "https://")
+	res, err := hs.Client().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if res.ProtoMajor != 2 {
+		t.Fatalf("spoke %s", res.Proto)
+	}
+	s := &testStream{res, bufio.NewReader(res.Body)}
+	for range 2 {
+		if fr, err := s.frame(); err != nil || fr.name != "ping" {
+			t.Fatalf("frame %+v, %v", fr, err)
+		}
+	}
 }
