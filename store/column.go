@@ -4,6 +4,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -34,8 +35,13 @@ func encode(v any) string {
 	if err != nil {
 		panic(fmt.Sprintf("store: %T does not encode: %v", v, err))
 	}
-	return string(b)
+	return utf8Text(b)
 }
+
+// utf8Text replaces the bytes that are not UTF-8, as reading the JSON would. They
+// come in values that are kept as the JSON they arrived in, and PostgreSQL refuses
+// them.
+func utf8Text(json []byte) string { return strings.ToValidUTF8(string(json), "\ufffd") }
 
 func flag(b bool) int64 {
 	if b {

@@ -1,7 +1,9 @@
 package store
 
 import (
+	"database/sql"
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -14,28 +16,36 @@ import (
 // same for both.
 type dialect struct {
 	name      string
-	forUpdate string // locks the rows of a SELECT until the transaction ends
-	skip      string // the same, passing over rows that somebody else has locked
-	numbered  bool   // placeholders are $1, $2, … instead of ?
+	snapshot  *sql.TxOptions // of a read-only transaction that sees one moment
+	forUpdate string         // locks the rows of a SELECT until the transaction ends
+	skip      string         // the same, passing over rows that somebody else has locked
+	numbered  bool           // placeholders are $1, $2, … instead of ?
 	duplicate func(error) bool
 	full      func(error) bool // the disk or a quota is full
+	cut       func(error) bool // the connection was lost while it lay idle
 }
 
 // SQLite has one writer at a time, so rows need no locks of their own.
 var sqliteDialect = &dialect{
-	name: "sqlite",
+	name: "sqlite", // a reading transaction is a snapshot by itself
 	duplicate: func(err error) bool {
 		e, ok := errors.AsType[*sqlite.Error](err)
 		return ok && (e.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE || e.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY)
 	},
 	full: func(err error) bool {
 		e, ok := errors.AsType[*sqlite.Error](err)
-		return ok && (e.Code()&0xff == sqlite3.SQLITE_FULL || e.Code()&0xff == sqlite3.SQLITE_IOERR)
+		return ok && slices.Contains(sqliteFull, e.Code())
 	},
+	cut: func(error) bool { return false },
 }
+
+// sqliteFull are the forms a full disk takes: as such, beyond a quota, and when
+// the index of the log cannot grow.
+var sqliteFull = []int{sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE}
 
 var postgresDialect = &dialect{
 	name:      "postgres",
+	snapshot:  &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true},
 	forUpdate: " FOR UPDATE",
 	skip:      " FOR UPDATE SKIP LOCKED",
 	numbered:  true,
@@ -45,7 +55,11 @@ var postgresDialect = &dialect{
 	},
 	full: func(err error) bool {
 		e, ok := errors.AsType[*pgconn.PgError](err)
-		return ok && (e.Code == "53100" || e.Code == "53200")
+		return ok && e.Code == "53100"
+	},
+	cut: func(err error) bool {
+		e, ok := errors.AsType[*pgconn.PgError](err)
+		return ok && e.Code == "57P01" || pgconn.SafeToRetry(err)
 	},
 }
 

@@ -80,7 +80,7 @@ func (tx *Tx) Append(s *Session, drafts []api.Draft) ([]api.Entry, error) {
 		}
 		entries[i] = e
 		args = append(args, s.ID, e.Seq, d.ID, d.Body.EventType(), ref(d.Body), queue, optMicros(e.Event.ProcessedAt),
-			encode(d.Body), sql.NullString{String: string(d.Private), Valid: d.Private != nil})
+			encode(d.Body), sql.NullString{String: utf8Text(d.Private), Valid: d.Private != nil})
 	}
 	values := strings.Repeat(", (?, ?, ?, ?, ?, ?, ?, ?, ?)", len(drafts))[2:]
 	_, err := tx.exec("INSERT INTO events (session_id, seq, id, type, ref, queue, processed_at, body, private) VALUES "+values, args...)

@@ -202,12 +202,12 @@ type querier interface {
 	PrepareContext(ctx context.Context, query string) (*sql.Stmt, error)
 }
 
-// Read runs fn in a read-only transaction over one snapshot (PostgreSQL: one
-// statement's snapshot each).
+// Read runs fn in a read-only transaction: all its queries see the database at one
+// moment.
 func (db *DB) Read(ctx context.Context, fn func(*Tx) error) error {
-	sqlTx, err := db.read.BeginTx(ctx, nil)
+	sqlTx, err := db.begin(ctx, db.read, db.d.snapshot)
 	if err != nil {
-		return fmt.Errorf("begin: %w", err)
+		return err
 	}
 	defer sqlTx.Rollback()
 	tx := db.newTx(ctx, sqlTx)
@@ -221,9 +221,9 @@ func (db *DB) Write(ctx context.Context, fn func(*Tx) error) error {
 	if db.writes != nil {
 		return db.groupWrite(ctx, fn)
 	}
-	sqlTx, err := db.write.BeginTx(ctx, nil)
+	sqlTx, err := db.begin(ctx, db.write, nil)
 	if err != nil {
-		return fmt.Errorf("begin: %w", err)
+		return err
 	}
 	defer sqlTx.Rollback() // after a commit this does nothing
 	tx := db.newTx(ctx, sqlTx)
@@ -242,6 +242,20 @@ func (db *DB) Write(ctx context.Context, fn func(*Tx) error) error {
 		return tx.classify(fmt.Errorf("commit: %w", err))
 	}
 	return db.committed(tx)
+}
+
+// begin starts a transaction. When the server was restarted, each connection of the
+// pool fails once; nothing has happened yet, so the next one is tried.
+func (db *DB) begin(ctx context.Context, pool *sql.DB, opt *sql.TxOptions) (*sql.Tx, error) {
+	for tries := 0; ; tries++ {
+		sqlTx, err := pool.BeginTx(ctx, opt)
+		if err == nil {
+			return sqlTx, nil
+		}
+		if tries == postgresConns || !db.d.cut(err) {
+			return nil, db.newTx(ctx, nil).classify(fmt.Errorf("begin: %w", err))
+		}
+	}
 }
 
 func (db *DB) newTx(ctx context.Context, q querier) *Tx {

@@ -50,7 +50,7 @@ type writer struct {
 
 func (wr *writer) run() {
 	defer close(wr.db.idle)
-	defer wr.conn.Close()
+	defer wr.close()
 	for {
 		select {
 		case <-wr.db.done:
@@ -61,26 +61,38 @@ func (wr *writer) run() {
 	}
 }
 
+// close closes the connection, which SQLite keeps open, with its files, for as long
+// as a statement of it is.
+func (wr *writer) close() {
+	for _, stmt := range wr.stmts {
+		stmt.Close()
+	}
+	wr.conn.Close()
+}
+
 // group runs first and whatever arrives meanwhile, and commits it as one.
 func (wr *writer) group(first *write) {
-	group := []*write{first}
+	var group []*write
 	err := wr.exec("BEGIN IMMEDIATE")
-	if err == nil {
-		wr.attempt(first)
-		for len(group) < groupMax {
+	for w := first; w != nil; {
+		group = append(group, w)
+		if err == nil {
+			err = wr.attempt(w)
+		}
+		w = nil
+		if err == nil && len(group) < groupMax {
 			select {
-			case w := <-wr.db.writes:
-				group = append(group, w)
-				wr.attempt(w)
-				continue
+			case w = <-wr.db.writes:
 			default:
 			}
-			break
 		}
-		if err = wr.exec("COMMIT"); err != nil {
-			// A commit that failed for want of room leaves the transaction open.
-			_ = wr.exec("ROLLBACK")
-		}
+	}
+	if err == nil {
+		err = wr.exec("COMMIT")
+	}
+	if err != nil {
+		// A commit that failed for want of room leaves the transaction open.
+		_ = wr.exec("ROLLBACK")
 	}
 	for _, w := range group {
 		switch {
@@ -94,27 +106,34 @@ func (wr *writer) group(first *write) {
 	}
 }
 
-// attempt runs one write in a savepoint and takes it back if it fails.
-func (wr *writer) attempt(w *write) {
+// attempt runs one write in a savepoint and takes it back if it fails. It returns
+// an error if that took back the whole group.
+func (wr *writer) attempt(w *write) (lost error) {
 	if w.err = w.ctx.Err(); w.err != nil {
-		return
+		return nil
 	}
-	w.tx = wr.db.newTx(w.ctx, wr.conn)
+	// Its statements run to their end even if the caller gives up: SQLite answers an
+	// interrupted write by taking back the transaction, and so the writes of others.
+	w.tx = wr.db.newTx(context.WithoutCancel(w.ctx), wr.conn)
 	w.tx.stmts = wr.stmts
-	if w.err = wr.exec("SAVEPOINT one"); w.err != nil {
-		return
+	if err := wr.exec("SAVEPOINT one"); err != nil {
+		return err
 	}
 	if w.err = w.tx.classify(w.call()); w.err == nil {
 		w.err = wr.db.beforeCommit()
 	}
 	if w.err != nil {
-		if err := wr.exec("ROLLBACK TO one"); err != nil {
-			w.err = errors.Join(w.err, err)
-		}
+		lost = wr.exec("ROLLBACK TO one")
 	}
-	if err := wr.exec("RELEASE one"); err != nil && w.err == nil {
-		w.err = err
+	if lost == nil {
+		lost = wr.exec("RELEASE one")
 	}
+	// The savepoint is gone: SQLite takes back the transaction when the disk fills up
+	// in the middle of a statement. What fn made of that is not for the others' eyes.
+	if lost != nil && errors.Is(w.err, ErrFull) {
+		lost = w.err
+	}
+	return lost
 }
 
 // call runs the caller's function. A panic in it must not take the writer, and
