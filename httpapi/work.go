@@ -21,9 +21,6 @@ func (s *Server) pollWork(ctx context.Context, r *request) (any, error) {
 	if q.err != nil {
 		return nil, q.err
 	}
-	if req.ReclaimAfter == 0 {
-		req.ReclaimAfter = api.PollReclaimDefault
-	}
 	return s.control.PollWork(ctx, r.who, r.environment(), req)
 }
 
