@@ -1,0 +1,354 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/client"
+	"github.com/bailey-platform/bailey/daemon"
+	"github.com/bailey-platform/bailey/model"
+	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/telemetry"
+	"github.com/bailey-platform/bailey/worker"
+)
+
+// A finding is one thing that was checked.
+type finding struct {
+	Name   string `json:"name"`
+	Status string `json:"status"` // one of the constants below
+	Detail string `json:"detail"`
+	Remedy string `json:"remedy,omitempty"`
+}
+
+const (
+	findingOK     = "ok"
+	findingNote   = "note" // worth knowing, and no fault
+	findingFailed = "failed"
+)
+
+func (p *Program) doctorCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Check that this machine has what Bailey needs",
+		Long: `Checks what can be checked from here: the sandboxes of this machine, the data
+directory, the server and your key for it, the model endpoint, the clock. Each
+fault comes with what to do about it; the exit status is then 9.
+
+It reads the same environment and file as "bailey serve", and the same key as
+the other commands. A worker's own settings are checked with
+"bailey worker --check".`,
+		Example: `  bailey doctor
+  bailey doctor --config bailey.yaml -o json`,
+	}
+	c := p.connectFlags(cmd)
+	file := cmd.Flags().String("config", "", "the server's YAML `file` (BAILEY_CONFIG)")
+	out := outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		ctx := cmd.Context()
+		findings := []finding{checkHost()}
+		findings = append(findings, p.checkBackends(ctx)...)
+		in := daemon.Inputs{Env: p.Env, File: *file}
+		if in.File == "" {
+			in.File, _ = p.Env("BAILEY_CONFIG")
+		}
+		cfg, _, err := daemon.Load(in)
+		if err != nil {
+			findings = append(findings, finding{"settings", findingFailed, err.Error(), "`bailey config example` explains every setting"})
+		} else {
+			findings = append(findings, checkData(cfg), checkModel(ctx, cfg))
+		}
+		findings = append(findings, c.checkServer(ctx)...)
+		return p.printFindings(*out, findings)
+	}
+	return cmd
+}
+
+// printFindings prints what was checked and returns a [checkFailed] if anything
+// failed.
+func (p *Program) printFindings(out string, findings []finding) error {
+	failed := 0
+	for _, f := range findings {
+		if f.Status == findingFailed {
+			failed++
+		}
+	}
+	if out == outJSON {
+		if err := printJSON(p.Stdout, findings); err != nil {
+			return err
+		}
+	} else {
+		s := p.styleOf(p.Stdout)
+		width := 0
+		for _, f := range findings {
+			width = max(width, len(f.Name))
+		}
+		for _, f := range findings {
+			mark := map[string]string{findingOK: s.green("✓"), findingNote: s.yellow("•"), findingFailed: s.red("✗")}[f.Status]
+			fmt.Fprintf(p.Stdout, "%s %-*s  %s\n", mark, width, f.Name, oneLine(f.Detail, 1000))
+			if f.Remedy != "" {
+				fmt.Fprintf(p.Stdout, "  %-*s  %s\n", width, "", s.bold("→ "+oneLine(f.Remedy, 1000)))
+			}
+		}
+	}
+	if failed > 0 {
+		return &checkFailed{fmt.Sprintf("%d of %d checks failed", failed, len(findings))}
+	}
+	return nil
+}
+
+// workerFindings turns what a worker found into findings.
+func workerFindings(from []worker.Finding) []finding {
+	out := make([]finding, len(from))
+	for i, f := range from {
+		out[i] = finding{f.Name, findingOK, f.Detail, f.Remedy}
+		if !f.OK {
+			out[i].Status = findingFailed
+		}
+	}
+	return out
+}
+
+func checkHost() finding {
+	var uts syscall.Utsname
+	detail := runtime.GOOS + "/" + runtime.GOARCH
+	if err := syscall.Uname(&uts); err == nil {
+		detail += ", kernel " + charsToString(uts.Release[:])
+	}
+	who := "an ordinary user"
+	if os.Geteuid() == 0 {
+		who = "root"
+	}
+	return finding{"host", findingOK, fmt.Sprintf("%s, %d CPUs, running as %s, bailey %s", detail, runtime.NumCPU(), who, telemetry.ReadBuild().Version), ""}
+}
+
+// charsToString reads a C string; its element type differs between architectures.
+func charsToString[T int8 | uint8](chars []T) string {
+	var out strings.Builder
+	for _, c := range chars {
+		if c == 0 {
+			break
+		}
+		out.WriteByte(byte(c))
+	}
+	return out.String()
+}
+
+// checkBackends tests every sandbox of this build, each in a directory of its own
+// so that a running worker is not disturbed.
+func (p *Program) checkBackends(ctx context.Context) []finding {
+	var out []finding
+	for _, b := range p.Backends {
+		out = append(out, checkBackend(ctx, b))
+	}
+	return out
+}
+
+func checkBackend(ctx context.Context, b Backend) finding {
+	f := finding{Name: "sandbox " + b.Name}
+	dir, err := os.MkdirTemp("", "bailey-doctor-")
+	if err != nil {
+		f.Status, f.Detail, f.Remedy = findingFailed, err.Error(), "make the temporary directory writable"
+		return f
+	}
+	defer os.RemoveAll(dir)
+	r, err := b.New(BackendOptions{State: dir, Logger: slog.New(slog.DiscardHandler)}).Check(ctx)
+	if unavailable, ok := errors.AsType[*sandbox.Unavailable](err); ok {
+		f.Status, f.Detail, f.Remedy = findingFailed, unavailable.Cause, strings.Join(unavailable.Remedy, ", or ")
+		return f
+	} else if err != nil {
+		f.Status, f.Detail = findingFailed, err.Error()
+		return f
+	}
+	if r.Isolation == noIsolation {
+		f.Status, f.Detail = findingNote, "works, and isolates nothing; a worker uses it only with --sandbox "+b.Name
+		return f
+	}
+	f.Status = findingOK
+	f.Detail = fmt.Sprintf("%s: %s, a box starts in %s; limits: %s", r.Version, r.Isolation, r.Start.Round(time.Millisecond), limitsText(r.Limits))
+	return f
+}
+
+func limitsText(limits map[string]sandbox.Enforcement) string {
+	byKind := map[sandbox.Enforcement][]string{}
+	for name, kind := range limits {
+		byKind[kind] = append(byKind[kind], strings.ReplaceAll(name, "_", " "))
+	}
+	var out []string
+	for _, kind := range []sandbox.Enforcement{sandbox.Hard, sandbox.BestEffort, sandbox.NotHeld} {
+		if names := byKind[kind]; len(names) > 0 {
+			slices.Sort(names)
+			out = append(out, string(kind)+" for "+strings.Join(names, ", "))
+		}
+	}
+	return strings.Join(out, "; ")
+}
+
+// diskFreeMin is the free space below which a data directory is worth a word.
+const diskFreeMin = 1 << 30
+
+func checkData(cfg *daemon.Config) finding {
+	f := finding{Name: "data directory", Remedy: "make it writable for this user, or name another one with --data or BAILEY_DATA"}
+	dir := cfg.Data
+	// What does not exist yet is made by the first start: its parent counts.
+	for {
+		if _, err := os.Stat(dir); err == nil {
+			break
+		} else if !errors.Is(err, os.ErrNotExist) || dir == filepath.Dir(dir) {
+			f.Status, f.Detail = findingFailed, err.Error()
+			return f
+		}
+		dir = filepath.Dir(dir)
+	}
+	probe, err := os.CreateTemp(dir, ".bailey-doctor-")
+	if err != nil {
+		f.Status, f.Detail = findingFailed, fmt.Sprintf("%s cannot be written: %v", cfg.Data, err)
+		return f
+	}
+	probe.Close()
+	os.Remove(probe.Name())
+	f.Status, f.Detail, f.Remedy = findingOK, cfg.Data+" is writable", ""
+	if dir != cfg.Data {
+		f.Detail = cfg.Data + " can be made by the first start"
+	}
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(dir, &fs); err == nil {
+		free := fs.Bavail * uint64(fs.Bsize)
+		f.Detail += fmt.Sprintf(", %d GiB free", free>>30)
+		if free < diskFreeMin {
+			f.Status, f.Remedy = findingFailed, "free some space: the database refuses writes when the disk is full"
+		}
+	}
+	return f
+}
+
+// probeTimeout bounds one request of the doctor.
+const probeTimeout = 10 * time.Second
+
+// checkModel sees whether something answers at the model's address. It sends no
+// key and asks for nothing that costs.
+func checkModel(ctx context.Context, cfg *daemon.Config) finding {
+	f := finding{Name: "model endpoint"}
+	hasKey := cfg.ModelKey != "" || cfg.ModelKeyFile != ""
+	if cfg.ModelKeyFile != "" {
+		if _, err := os.Stat(cfg.ModelKeyFile); err != nil {
+			f.Status, f.Detail, f.Remedy = findingFailed, err.Error(), "put the key there, or change model-key-file"
+			return f
+		}
+	}
+	address := cfg.ModelURL
+	if address == "" {
+		if cfg.ModelProvider != model.Anthropic {
+			f.Status, f.Detail = findingNote, cfg.ModelProvider+": not tried from here"
+			return f
+		}
+		address = "https://api.anthropic.com"
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	status, _, took, err := probe(ctx, address)
+	switch {
+	case err != nil:
+		f.Status, f.Detail, f.Remedy = findingFailed, err.Error(), "check model-url, and that this machine may connect to it"
+	case cfg.ModelURL == "" && !hasKey:
+		f.Status, f.Detail = findingNote, address+" answers, but there is no key for it"
+		f.Remedy = "set ANTHROPIC_API_KEY or model-key-file for the server, or model-url for an endpoint that needs none"
+	default:
+		f.Status, f.Detail = findingOK, fmt.Sprintf("%s answers (HTTP %d in %s); the key is not tried", address, status, took.Round(time.Millisecond))
+	}
+	return f
+}
+
+// probe makes one GET without a credential.
+func probe(ctx context.Context, address string) (status int, date time.Time, took time.Duration, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	if err != nil {
+		return 0, time.Time{}, 0, err
+	}
+	hc := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	began := time.Now()
+	res, err := hc.Do(req)
+	if err != nil {
+		return 0, time.Time{}, 0, err
+	}
+	res.Body.Close()
+	date, _ = http.ParseTime(res.Header.Get("Date")) // zero if it says nothing
+	return res.StatusCode, date, time.Since(began), nil
+}
+
+// clockSkewMax is how far two clocks may differ before it is worth mending.
+const clockSkewMax = 30 * time.Second
+
+// checkServer looks at the server, its clock and the key.
+func (c *connection) checkServer(ctx context.Context) []finding {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	address := c.address()
+	server := finding{Name: "server"}
+	status, date, took, err := probe(ctx, strings.TrimRight(address, "/")+"/readyz")
+	switch {
+	case err != nil && address == defaultURL:
+		server.Status, server.Detail = findingNote, "no server runs at "+address
+		server.Remedy = "start one with `bailey serve`, or name yours with --url or BAILEY_URL"
+		return []finding{server}
+	case err != nil:
+		server.Status, server.Detail, server.Remedy = findingFailed, err.Error(), "check --url or BAILEY_URL, and that the server runs"
+		return []finding{server}
+	case status != http.StatusOK:
+		server.Status, server.Detail = findingFailed, fmt.Sprintf("%s answers, but is not ready (HTTP %d)", address, status)
+		server.Remedy = "see the server's log; its database may be away"
+	default:
+		server.Status, server.Detail = findingOK, fmt.Sprintf("%s is ready (%s)", address, took.Round(time.Millisecond))
+	}
+	out := []finding{server}
+	if !date.IsZero() {
+		out = append(out, checkClock(time.Since(date)-took/2))
+	}
+	return append(out, c.checkKey(ctx))
+}
+
+func checkClock(skew time.Duration) finding {
+	if skew.Abs() <= clockSkewMax {
+		return finding{"clock", findingOK, fmt.Sprintf("within %s of the server's", clockSkewMax), ""}
+	}
+	return finding{"clock", findingFailed, fmt.Sprintf("%s off the server's", skew.Round(time.Second)), "synchronise the clock (chrony, systemd-timesyncd)"}
+}
+
+func (c *connection) checkKey(ctx context.Context) finding {
+	f := finding{Name: "API key", Status: findingFailed}
+	key, source, err := c.credential()
+	switch {
+	case err != nil:
+		f.Detail = err.Error()
+		return f
+	case key == "":
+		f.Detail = "there is none"
+		f.Remedy = "give one with --key-file, BAILEY_KEY or BAILEY_KEY_FILE; the first is in admin.key in the server's data directory"
+		return f
+	}
+	cl, err := c.client()
+	if err == nil {
+		_, err = take(cl.Keys(ctx, "", client.ListOptions{PageSize: 1}), 1)
+	}
+	if err != nil {
+		f.Detail = err.Error()
+		if apiError(api.TypeAuthentication, api.TypePermission)(err) {
+			f.Remedy = "the key from " + source + " is not an API key of this server; use another one"
+		}
+		return f
+	}
+	f.Status, f.Detail = findingOK, "the one from "+source+" is accepted"
+	return f
+}

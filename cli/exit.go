@@ -1,0 +1,151 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/daemon"
+	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/telemetry"
+)
+
+type exit struct {
+	code    int
+	meaning string
+	is      func(error) bool
+}
+
+// exits is the table of exit statuses: the first row that knows an error decides.
+// Statuses are part of what scripts rely on; they do not change their meaning.
+var exits = []exit{
+	{0, "it worked", func(err error) bool { return err == nil }},
+	{130, "interrupted by a signal", is[*interrupted]},
+	{2, "the command line, a setting or an input is wrong", func(err error) bool {
+		return is[*badUsage](err) || is[*daemon.SettingError](err)
+	}},
+	{3, "no such thing, or not yours", apiError(api.TypeNotFound)},
+	{4, "the key is missing, wrong, or of the wrong kind", apiError(api.TypeAuthentication, api.TypePermission)},
+	{5, "the state of things does not allow it (a conflict)", apiError(api.TypeConflict)},
+	{6, "the server refused the request as it was sent", apiError(api.TypeInvalidRequest, api.TypeRequestTooLarge)},
+	{7, "the server cannot be reached", unreachable},
+	{8, "the server is busy or failed; trying later may help", apiError(api.TypeOverloaded, api.TypeRateLimit, api.TypeTimeout, api.TypeAPI)},
+	{9, "a check failed (demo, doctor, audit verify)", is[*checkFailed]},
+	{10, "no usable sandbox on this host", is[*sandbox.Unavailable]},
+	{1, "anything else", func(error) bool { return true }},
+}
+
+func is[T error](err error) bool {
+	_, ok := errors.AsType[T](err)
+	return ok
+}
+
+func apiError(types ...api.ErrorType) func(error) bool {
+	return func(err error) bool {
+		e := api.AsError(err)
+		if e == nil {
+			return false
+		}
+		for _, t := range types {
+			if e.Type == t {
+				return true
+			}
+		}
+		return false
+	}
+}
+
+func unreachable(err error) bool {
+	var op *net.OpError
+	var viaURL *url.Error
+	return errors.As(err, &op) || errors.As(err, &viaURL)
+}
+
+// A badUsage is a command line that cannot be meant.
+type badUsage struct{ msg string }
+
+func (e *badUsage) Error() string { return e.msg }
+
+// usagef is a [badUsage].
+func usagef(format string, args ...any) error { return &badUsage{fmt.Sprintf(format, args...)} }
+
+// usageError is err as a badUsage that says where the help is.
+func usageError(cmd *cobra.Command, err error) error {
+	text, _, _ := strings.Cut(err.Error(), "\n")
+	return usagef("%s; see %s --help", text, cmd.CommandPath())
+}
+
+// A checkFailed is a command that worked and found something wrong. What was
+// found is printed already.
+type checkFailed struct{ msg string }
+
+func (e *checkFailed) Error() string { return e.msg }
+
+// interrupted is a command cut short by a signal.
+type interrupted struct{ err error }
+
+func (e *interrupted) Error() string { return "interrupted" }
+
+func (e *interrupted) Unwrap() error { return e.err }
+
+// report prints err on one line of standard error and returns the exit status.
+func (p *Program) report(err error) int {
+	if err != nil && !errors.Is(err, errSilent) {
+		text := strings.Join(strings.Fields(clean(explain(err))), " ")
+		fmt.Fprintf(p.Stderr, "%s %s\n", p.styleOf(p.Stderr).red("bailey:"), telemetry.Redact([]byte(text)))
+	}
+	return exitCode(err)
+}
+
+// errSilent marks an error that needs no more words.
+var errSilent = errors.New("silent")
+
+func exitCode(err error) int {
+	for _, row := range exits {
+		if row.is(err) {
+			return row.code
+		}
+	}
+	return 1
+}
+
+// explain adds what to do to errors whose own text cannot know.
+func explain(err error) string {
+	text := err.Error()
+	switch {
+	case is[*interrupted](err):
+		return text
+	case apiError(api.TypeAuthentication)(err):
+		return text + " (give a key with --key-file, BAILEY_KEY or BAILEY_KEY_FILE)"
+	case errors.Is(err, context.DeadlineExceeded):
+		return text + " (the server did not answer in time)"
+	case unreachable(err):
+		return text + " (is `bailey serve` running, and is --url right?)"
+	}
+	return text
+}
+
+func exitCodesTopic() *cobra.Command {
+	var text strings.Builder
+	text.WriteString("The exit status of every command:\n\n")
+	printExits(&text)
+	return &cobra.Command{Use: "exit-codes", Short: "The exit statuses and what they mean", Long: strings.TrimRight(text.String(), "\n")}
+}
+
+func printExits(w io.Writer) {
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	sorted := slices.SortedFunc(slices.Values(exits), func(a, b exit) int { return a.code - b.code })
+	for _, row := range sorted {
+		fmt.Fprintf(tw, "  %d\t%s\n", row.code, row.meaning)
+	}
+	tw.Flush()
+}

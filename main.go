@@ -1,0 +1,36 @@
+// Bailey runs managed agents on your own machines. What it can do is in package
+// cli, how it is put together in ARCHITECTURE.md.
+package main
+
+import (
+	"os"
+
+	"github.com/bailey-platform/bailey/cli"
+	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/sandbox/gvisor"
+	"github.com/bailey-platform/bailey/sandbox/none"
+)
+
+func main() {
+	// First: a box's parts are this executable, started under another name.
+	gvisor.RunIfRuntime()
+
+	os.Exit(cli.Main(cli.Program{
+		Args:     os.Args[1:],
+		Stdin:    os.Stdin,
+		Stdout:   os.Stdout,
+		Stderr:   os.Stderr,
+		Env:      os.LookupEnv,
+		Backends: backends,
+	}))
+}
+
+// backends are the sandboxes of this build, the strongest first.
+var backends = []cli.Backend{
+	{Name: gvisor.Name, New: func(o cli.BackendOptions) sandbox.Driver {
+		return gvisor.New(gvisor.Options{Root: o.State, Logger: o.Logger})
+	}},
+	{Name: none.Name, New: func(o cli.BackendOptions) sandbox.Driver {
+		return none.New(o.Logger)
+	}},
+}
