@@ -5,16 +5,35 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"path/filepath"
+	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/store"
+	"github.com/bailey-platform/bailey/store/storetest"
 )
+
+// newDB makes the database of a test. All tests run on SQLite, and then once more
+// on PostgreSQL.
+var newDB = storetest.SQLite
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	switch {
+	case os.Getenv(storetest.PostgresEnv) != "" || os.Getenv("CI") == "true":
+		newDB = storetest.Postgres
+		code = max(code, m.Run())
+	default:
+		fmt.Println("control: not run on PostgreSQL, as", storetest.PostgresEnv, "is not set")
+	}
+	os.Exit(code)
+}
 
 // A world is a control over a fresh database with a clock that only tests move.
 type world struct {
@@ -36,11 +55,12 @@ func newWorld(t *testing.T, cfg Config) *world {
 		w.now = w.now.Add(time.Microsecond) // no two rows at the same time
 		return w.now
 	}
-	c, err := New(w.ctx, "sqlite:"+filepath.Join(t.TempDir(), "bailey.db"), store.Options{}, cfg)
+	c, err := New(w.ctx, newDB(t), store.Options{}, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
+	t.Log("on", c.Engine()) // seen when the test fails
 	w.Control = c
 	return w
 }
@@ -439,6 +459,101 @@ func TestCredentials(t *testing.T) {
 	w.pass(2 * time.Hour)
 	if _, err := w.RevokeKey(w.ctx, admin, "", admin.KeyID); err == nil {
 		t.Error("a key revoked itself")
+	}
+}
+
+func TestReplicasStartingAtOnceMakeOneAdminKey(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, Config{})
+	var made atomic.Int64
+	var g errgroup.Group
+	for range 8 {
+		g.Go(func() error {
+			_, ok, err := w.Bootstrap(w.ctx)
+			if ok {
+				made.Add(1)
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil || made.Load() != 1 {
+		t.Errorf("%d keys were made, error %v", made.Load(), err)
+	}
+}
+
+func TestKeyNameWithNULIsRefusedAndNotAnInternalError(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, Config{})
+	for _, name := range []string{"a\x00b", "a\nb", "\x1b[2J"} {
+		_, err := w.CreateKey(w.ctx, w.admin, "", api.KeyCreate{Name: name})
+		wantError(t, err, 400, "control characters")
+	}
+}
+
+// Messages arrive while turns are claimed, written and given up by two owners.
+// Whoever holds the turn sees every event once, in order, and takes each once.
+func TestTurnsSeeEveryEventOnceWhileMessagesArrive(t *testing.T) {
+	t.Parallel()
+	const messages, rounds = 40, 4
+	w := newWorld(t, Config{})
+	s, _ := w.session()
+	check := func(v View) {
+		last := int64(0)
+		for _, e := range v.Entries {
+			if e.Seq <= last {
+				t.Errorf("entry %d comes after entry %d", e.Seq, last)
+			}
+			last = e.Seq
+		}
+	}
+	var taken atomic.Int64
+	take := func(release bool) func(View) (Batch, error) {
+		return func(v View) (Batch, error) {
+			check(v)
+			b := Batch{Release: release}
+			for _, e := range v.Entries {
+				if e.Queued {
+					taken.Add(1)
+					b.Append = append(b.Append, api.Draft{ID: e.Event.ID})
+				}
+			}
+			return b, nil
+		}
+	}
+	var senders, owners errgroup.Group
+	for range rounds {
+		senders.Go(func() error {
+			for range messages / rounds {
+				if _, err := w.send(w.admin, s.ID, `{"type":"user.message","content":[{"type":"text","text":"hi"}]}`); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	for _, owner := range []string{"a", "b"} {
+		owners.Go(func() error {
+			for taken.Load() < messages {
+				turn, err := w.ClaimTurn(w.ctx, s.ID, owner, take(false))
+				if err != nil {
+					return err
+				}
+				if turn == nil {
+					continue
+				}
+				if err := turn.Commit(w.ctx, take(true)); err != nil {
+					return err
+				}
+				turn.Close()
+			}
+			return nil
+		})
+	}
+	if err := errors.Join(senders.Wait(), owners.Wait()); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.eventTypes(s.ID); len(got) != messages || taken.Load() != messages {
+		t.Errorf("%d events, %d taken, want %d", len(got), taken.Load(), messages)
 	}
 }
 

@@ -75,6 +75,9 @@ func (c *Control) Authenticate(ctx context.Context, secret string) (Principal, e
 // nil, when there is one already.
 func (c *Control) Bootstrap(ctx context.Context) (key *api.Key, ok bool, err error) {
 	err = c.write(ctx, func(tx *store.Tx) error {
+		if err := tx.Alone(); err != nil {
+			return err
+		}
 		n, err := tx.CountKeys(api.KeyAPI)
 		if err != nil || n > 0 {
 			return err

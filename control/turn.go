@@ -117,11 +117,14 @@ func (c *Control) ClaimTurn(ctx context.Context, id api.SessionID, owner string,
 
 func (t *Turn) claim(ctx context.Context, owner string, decide func(View) (Batch, error)) (held bool, err error) {
 	// The long log is read before the lock; only what came since is read under it.
-	var seenEpoch int64
+	seenEpoch := int64(-1)
 	err = t.c.db.Read(ctx, func(tx *store.Tx) error {
 		s, err := tx.Session(t.id)
 		if err != nil {
 			return err
+		}
+		if s.TurnOwner != "" {
+			return nil // whoever holds the turn may still take queued events
 		}
 		seenEpoch = s.TurnEpoch
 		return t.read(tx, s)

@@ -19,6 +19,7 @@ type dialect struct {
 	snapshot  *sql.TxOptions // of a read-only transaction that sees one moment
 	forUpdate string         // locks the rows of a SELECT until the transaction ends
 	skip      string         // the same, passing over rows that somebody else has locked
+	alone     string         // keeps other transactions that run it waiting until this one ends
 	numbered  bool           // placeholders are $1, $2, … instead of ?
 	duplicate func(error) bool
 	full      func(error) bool // the disk or a quota is full
@@ -48,6 +49,7 @@ var postgresDialect = &dialect{
 	snapshot:  &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true},
 	forUpdate: " FOR UPDATE",
 	skip:      " FOR UPDATE SKIP LOCKED",
+	alone:     "SELECT pg_advisory_xact_lock(7161215)",
 	numbered:  true,
 	duplicate: func(err error) bool {
 		e, ok := errors.AsType[*pgconn.PgError](err)

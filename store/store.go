@@ -280,6 +280,16 @@ func (db *DB) committed(tx *Tx) error {
 	return db.opt.AfterCommit()
 }
 
+// Alone keeps other transactions that call it waiting until this one ends: for what
+// replicas that start at once must do one after the other.
+func (tx *Tx) Alone() error {
+	if tx.d.alone == "" {
+		return nil // SQLite writes one transaction at a time
+	}
+	_, err := tx.exec(tx.d.alone)
+	return err
+}
+
 // Notify asks for Options.Notify(topic) once the transaction has committed.
 func (tx *Tx) Notify(topic string) {
 	if !slices.Contains(tx.topics, topic) {
@@ -402,11 +412,8 @@ func (db *DB) migrate(ctx context.Context) error {
 	}
 	slices.Sort(files)
 	return db.Write(ctx, func(tx *Tx) error {
-		if db.d == postgresDialect {
-			// Several replicas may start at once; one migrates, the others wait.
-			if _, err := tx.exec("SELECT pg_advisory_xact_lock(7161215)"); err != nil {
-				return err
-			}
+		if err := tx.Alone(); err != nil {
+			return err
 		}
 		if _, err := tx.exec("CREATE TABLE IF NOT EXISTS schema_migrations (version BIGINT PRIMARY KEY, applied_at BIGINT NOT NULL)"); err != nil {
 			return err
