@@ -1,6 +1,10 @@
 package api
 
-import "time"
+import (
+	"strings"
+	"time"
+	"unicode"
+)
 
 // A KeyKind is what a credential is for. Kinds are told apart by the prefix of
 // the secret, never by the header it came in.
@@ -48,6 +52,9 @@ const keyNameMax = 256
 func (k *KeyCreate) Check(now time.Time) error {
 	if err := checkLen("name", k.Name, 1, keyNameMax); err != nil {
 		return err
+	}
+	if strings.ContainsFunc(k.Name, unicode.IsControl) {
+		return Invalid("name: must not contain control characters")
 	}
 	if k.ExpiresAt != nil && !k.ExpiresAt.After(now) {
 		return Invalid("expires_at: must be in the future")
