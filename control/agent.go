@@ -33,10 +33,11 @@ func (c *Control) CreateAgent(ctx context.Context, p Principal, in api.AgentCrea
 	if err := checkAgent(a); err != nil {
 		return nil, err
 	}
-	return a, c.write(ctx, func(tx *store.Tx) error {
+	err := c.write(ctx, func(tx *store.Tx) error {
 		a.CreatedAt, a.UpdatedAt = tx.Now, tx.Now
 		return tx.PutAgent(a)
 	})
+	return a, err
 }
 
 func checkAgent(a *api.Agent) error {
@@ -52,10 +53,11 @@ func (c *Control) GetAgent(ctx context.Context, p Principal, id api.AgentID, ver
 		return nil, err
 	}
 	var a *api.Agent
-	return a, c.db.Read(ctx, func(tx *store.Tx) (err error) {
+	err := c.db.Read(ctx, func(tx *store.Tx) (err error) {
 		a, err = agentAt(tx, id, version)
 		return err
 	})
+	return a, err
 }
 
 func agentAt(tx *store.Tx, id api.AgentID, version int64) (*api.Agent, error) {
@@ -198,11 +200,12 @@ func (c *Control) ListAgents(ctx context.Context, p Principal, f AgentFilter, re
 	if err != nil {
 		return page, err
 	}
-	return page, c.db.Read(ctx, func(tx *store.Tx) error {
+	err = c.db.Read(ctx, func(tx *store.Tx) error {
 		rows, err := tx.Agents(f.Created, f.IncludeArchived, win)
 		page = paged(rows, win, func(a *api.Agent) (int64, string) { return a.CreatedAt.UnixMicro(), string(a.ID) }, same)
 		return err
 	})
+	return page, err
 }
 
 // ListAgentVersions lists the versions of an agent, the newest first.
@@ -215,7 +218,7 @@ func (c *Control) ListAgentVersions(ctx context.Context, p Principal, id api.Age
 	if err != nil {
 		return page, err
 	}
-	return page, c.db.Read(ctx, func(tx *store.Tx) error {
+	err = c.db.Read(ctx, func(tx *store.Tx) error {
 		if _, err := tx.Agent(id); err != nil {
 			return found(err, "agent", string(id))
 		}
@@ -223,4 +226,5 @@ func (c *Control) ListAgentVersions(ctx context.Context, p Principal, id api.Age
 		page = paged(rows, win, func(a *api.Agent) (int64, string) { return a.Version, string(a.ID) }, same)
 		return err
 	})
+	return page, err
 }

@@ -29,10 +29,11 @@ func (c *Control) CreateEnvironment(ctx context.Context, p Principal, in api.Env
 	if err := e.Check(); err != nil {
 		return nil, err
 	}
-	return e, c.write(ctx, func(tx *store.Tx) error {
+	err := c.write(ctx, func(tx *store.Tx) error {
 		e.CreatedAt, e.UpdatedAt = tx.Now, tx.Now
 		return tx.PutEnvironment(e)
 	})
+	return e, err
 }
 
 // GetEnvironment returns an environment.
@@ -41,10 +42,11 @@ func (c *Control) GetEnvironment(ctx context.Context, p Principal, id api.Enviro
 		return nil, err
 	}
 	var e *api.Environment
-	return e, c.db.Read(ctx, func(tx *store.Tx) (err error) {
+	err := c.db.Read(ctx, func(tx *store.Tx) (err error) {
 		e, err = tx.Environment(id)
 		return found(err, "environment", string(id))
 	})
+	return e, err
 }
 
 // UpdateEnvironment changes an environment; fields left out keep their value.
@@ -125,7 +127,7 @@ func (c *Control) DeleteEnvironment(ctx context.Context, p Principal, id api.Env
 	if err := p.admin(); err != nil {
 		return api.Deleted{}, err
 	}
-	return api.Deleted{ID: string(id), Type: "environment_deleted"}, c.write(ctx, func(tx *store.Tx) error {
+	err := c.write(ctx, func(tx *store.Tx) error {
 		if _, err := tx.LockEnvironment(id); err != nil {
 			return found(err, "environment", string(id))
 		}
@@ -138,6 +140,7 @@ func (c *Control) DeleteEnvironment(ctx context.Context, p Principal, id api.Env
 		}
 		return tx.DeleteEnvironment(id)
 	})
+	return api.Deleted{ID: string(id), Type: "environment_deleted"}, err
 }
 
 // ListEnvironments lists environments, the newest first.
@@ -150,9 +153,10 @@ func (c *Control) ListEnvironments(ctx context.Context, p Principal, archived bo
 	if err != nil {
 		return page, err
 	}
-	return page, c.db.Read(ctx, func(tx *store.Tx) error {
+	err = c.db.Read(ctx, func(tx *store.Tx) error {
 		rows, err := tx.Environments(archived, win)
 		page = paged(rows, win, func(e *api.Environment) (int64, string) { return e.CreatedAt.UnixMicro(), string(e.ID) }, same)
 		return err
 	})
+	return page, err
 }

@@ -19,7 +19,7 @@ func (c *Control) SendEvents(ctx context.Context, p Principal, id api.SessionID,
 	if err != nil {
 		return out, err
 	}
-	return out, c.write(ctx, func(tx *store.Tx) error {
+	err = c.write(ctx, func(tx *store.Tx) error {
 		s, err := c.visible(tx.LockSession, p, id)
 		if err != nil {
 			return err
@@ -37,6 +37,7 @@ func (c *Control) SendEvents(ctx context.Context, p Principal, id api.SessionID,
 		}
 		return in.finish()
 	})
+	return out, err
 }
 
 func parseEvents(p Principal, in api.EventsRequest) ([]api.EventBody, error) {
@@ -373,7 +374,7 @@ func (c *Control) ListEvents(ctx context.Context, p Principal, id api.SessionID,
 	if err != nil {
 		return page, err
 	}
-	return page, c.db.Read(ctx, func(tx *store.Tx) error {
+	err = c.db.Read(ctx, func(tx *store.Tx) error {
 		s, err := c.visible(tx.Session, p, id)
 		if err != nil {
 			return err
@@ -381,10 +382,14 @@ func (c *Control) ListEvents(ctx context.Context, p Principal, id api.SessionID,
 		if thread != "" && thread != s.ThreadID {
 			return api.NotFound("thread %s was not found", thread)
 		}
-		rows, err := tx.Events(id, f, win)
-		page = paged(rows, win,
+		rows, more, err := tx.Events(id, f, win)
+		if len(rows) == win.Limit {
+			rows, more = rows[:win.Limit-1], true
+		}
+		page = pagedUpTo(rows, more, win,
 			func(e api.Entry) (int64, string) { return store.ListKey(e), string(e.Event.ID) },
 			func(e api.Entry) *api.Event { return &e.Event })
 		return err
 	})
+	return page, err
 }

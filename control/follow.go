@@ -42,6 +42,8 @@ type Follower struct {
 
 	// Owned by the goroutine that calls Next.
 	cursor    int64         // everything up to here was delivered
+	more      bool          // there may be events after cursor, or the session may be gone
+	looked    time.Time     // when the database was last asked
 	delivered []api.EventID // the newest previewable events delivered
 	ended     bool
 
@@ -62,13 +64,16 @@ const (
 	feedBatch       = 256              // events read at a time
 	previewBacklog  = 1024             // frames a slow follower may be behind before previews are shed
 	previewsTracked = 64               // previewed events remembered per follower
-	followPoll      = 15 * time.Second // how often to look without being notified
+	followPoll      = 60 * time.Second // how often to look without being notified
 )
 
 // Follow opens a live view of a session: all that is committed from now on. It is
 // registered before it returns, so that a list made afterwards misses nothing.
 func (c *Control) Follow(ctx context.Context, p Principal, id api.SessionID, thread api.ThreadID, opt FollowOptions) (*Follower, error) {
-	f := &Follower{c: c, id: id, want: opt.Previews, changed: newSignal(), previews: map[api.EventID]string{}}
+	f := &Follower{
+		c: c, id: id, want: opt.Previews, changed: newSignal(), previews: map[api.EventID]string{},
+		more: true, looked: time.Now(),
+	}
 	f.cancel = append(f.cancel, c.hub.subscribe(topicSession(id), f.changed))
 	if len(opt.Previews) > 0 {
 		f.cancel = append(f.cancel, c.hub.follow(id, f))
@@ -116,7 +121,9 @@ func (f *Follower) Next(ctx context.Context) ([]Frame, error) {
 	if f.ended {
 		return nil, io.EOF
 	}
-	poll := time.NewTimer(followPoll)
+	// Callers give up now and then to send a heartbeat, so the time to look again is
+	// counted across calls.
+	poll := time.NewTimer(time.Until(f.looked.Add(followPoll)))
 	defer poll.Stop()
 	for {
 		if f.c.hub.isClosed() {
@@ -124,34 +131,45 @@ func (f *Follower) Next(ctx context.Context) ([]Frame, error) {
 		}
 		// Previews first: those of an event come before the event itself.
 		frames := f.takePreviews()
-		stored, err := f.feed(ctx)
-		if errors.Is(err, store.ErrNotFound) {
-			f.ended = true
-			return append(frames, f.deleted()), nil
+		if f.more {
+			stored, err := f.feed(ctx)
+			if errors.Is(err, store.ErrNotFound) {
+				f.ended = true
+				return append(frames, f.deleted()), nil
+			}
+			if err != nil {
+				return nil, err
+			}
+			frames = append(frames, stored...)
 		}
-		if err != nil {
-			return nil, err
-		}
-		if frames = append(frames, stored...); len(frames) > 0 {
+		if len(frames) > 0 {
 			return frames, nil
 		}
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-f.changed.C:
+			f.more = true
 		case <-poll.C:
 			poll.Reset(followPoll)
+			f.more = true
 		}
 	}
 }
 
+// Cursor is the ID of the newest frame delivered, or of where the view began: what
+// to resume after.
+func (f *Follower) Cursor() string { return strconv.FormatInt(f.cursor, 10) }
+
 func (f *Follower) feed(ctx context.Context) (frames []Frame, err error) {
+	f.looked = time.Now()
 	err = f.c.db.Read(ctx, func(tx *store.Tx) error {
-		entries, err := tx.Feed(f.id, f.cursor, feedBatch)
+		entries, more, err := tx.Feed(f.id, f.cursor, feedBatch)
 		if err != nil {
 			return err
 		}
 		if len(entries) == 0 {
+			f.more = false
 			_, err := tx.Session(f.id) // nothing new, or is it gone?
 			return err
 		}
@@ -169,6 +187,7 @@ func (f *Follower) feed(ctx context.Context) (frames []Frame, err error) {
 				f.endPreviews()
 			}
 		}
+		f.more = more
 		return nil
 	})
 	return frames, err

@@ -29,9 +29,18 @@ func window(req api.PageRequest, order api.Order, least, most int) (store.Window
 // paged cuts the extra row off and makes the cursor of the next page. key gives
 // a row's place in the list.
 func paged[R, T any](rows []R, win store.Window, key func(R) (int64, string), public func(R) T) api.Page[T] {
-	page := api.Page[T]{Data: []T{}}
-	if len(rows) == win.Limit {
+	more := len(rows) == win.Limit
+	if more {
 		rows = rows[:win.Limit-1]
+	}
+	return pagedUpTo(rows, more, win, key, public)
+}
+
+// pagedUpTo is paged for rows that are known to be the whole page; more says that
+// others follow.
+func pagedUpTo[R, T any](rows []R, more bool, win store.Window, key func(R) (int64, string), public func(R) T) api.Page[T] {
+	page := api.Page[T]{Data: []T{}}
+	if more {
 		k, id := key(rows[len(rows)-1])
 		next := api.Cursor{Order: win.Order, Key: k, ID: id}.Encode()
 		page.NextPage = &next

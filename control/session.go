@@ -236,7 +236,7 @@ func wake(tx *store.Tx, s *store.Session) {
 // GetSession returns a session.
 func (c *Control) GetSession(ctx context.Context, p Principal, id api.SessionID) (*api.Session, error) {
 	var out *api.Session
-	return out, c.db.Read(ctx, func(tx *store.Tx) error {
+	err := c.db.Read(ctx, func(tx *store.Tx) error {
 		s, err := c.visible(tx.Session, p, id)
 		if err != nil {
 			return err
@@ -244,6 +244,7 @@ func (c *Control) GetSession(ctx context.Context, p Principal, id api.SessionID)
 		out = public(s, tx.Now)
 		return nil
 	})
+	return out, err
 }
 
 // UpdateSession changes a session's title, metadata, budget, or its own copy of
@@ -450,7 +451,7 @@ func (c *Control) DeleteSession(ctx context.Context, p Principal, id api.Session
 	if err := p.admin(); err != nil {
 		return api.Deleted{}, err
 	}
-	return api.Deleted{ID: string(id), Type: "session_deleted"}, c.write(ctx, func(tx *store.Tx) error {
+	err := c.write(ctx, func(tx *store.Tx) error {
 		s, err := c.visible(tx.LockSession, p, id)
 		if err != nil {
 			return err
@@ -462,6 +463,7 @@ func (c *Control) DeleteSession(ctx context.Context, p Principal, id api.Session
 		tx.Notify(topicInterrupt(id))
 		return tx.DeleteSession(id)
 	})
+	return api.Deleted{ID: string(id), Type: "session_deleted"}, err
 }
 
 // ListSessions lists sessions by creation, by default the newest first. It is the
@@ -491,7 +493,7 @@ func (c *Control) ListSessions(ctx context.Context, p Principal, f api.SessionFi
 	if back {
 		win.Order = reversed(win.Order)
 	}
-	return out, c.db.Read(ctx, func(tx *store.Tx) error {
+	err = c.db.Read(ctx, func(tx *store.Tx) error {
 		rows, err := tx.Sessions(f, win)
 		if err != nil {
 			return err
@@ -521,6 +523,7 @@ func (c *Control) ListSessions(ctx context.Context, p Principal, f api.SessionFi
 		}
 		return nil
 	})
+	return out, err
 }
 
 func reversed(o api.Order) api.Order {
@@ -552,7 +555,7 @@ func (c *Control) ListThreads(ctx context.Context, p Principal, id api.SessionID
 	if _, err := window(req, api.Ascending, api.ThreadsPageDefault, api.ThreadsPageDefault); err != nil {
 		return page, err
 	}
-	return page, c.db.Read(ctx, func(tx *store.Tx) error {
+	err := c.db.Read(ctx, func(tx *store.Tx) error {
 		s, err := c.visible(tx.Session, p, id)
 		if err != nil {
 			return err
@@ -562,12 +565,13 @@ func (c *Control) ListThreads(ctx context.Context, p Principal, id api.SessionID
 		}
 		return nil
 	})
+	return page, err
 }
 
 // GetThread returns a thread of a session.
 func (c *Control) GetThread(ctx context.Context, p Principal, id api.SessionID, thread api.ThreadID) (*api.Thread, error) {
 	var out *api.Thread
-	return out, c.db.Read(ctx, func(tx *store.Tx) error {
+	err := c.db.Read(ctx, func(tx *store.Tx) error {
 		s, err := c.visible(tx.Session, p, id)
 		if err != nil {
 			return err
@@ -578,6 +582,7 @@ func (c *Control) GetThread(ctx context.Context, p Principal, id api.SessionID, 
 		out = primary(s, tx.Now)
 		return nil
 	})
+	return out, err
 }
 
 // ArchiveThread refuses: the primary thread ends with its session.

@@ -112,7 +112,7 @@ func (c *Control) claim(ctx context.Context, env api.EnvironmentID, reclaim time
 		return nil, err
 	}
 	var out *api.Work
-	return out, c.write(ctx, func(tx *store.Tx) error {
+	err = c.write(ctx, func(tx *store.Tx) error {
 		w, err := tx.LockNextWork(env, tx.Now.Add(-reclaim))
 		if errors.Is(err, store.ErrNotFound) {
 			return nil // somebody else was faster
@@ -149,6 +149,7 @@ func (c *Control) claim(ctx context.Context, env api.EnvironmentID, reclaim time
 		out = &w.Work
 		return nil
 	})
+	return out, err
 }
 
 // onWork runs fn on a locked item, session first where needed, and returns the
@@ -161,7 +162,7 @@ func (c *Control) onWork(ctx context.Context, p Principal, env api.EnvironmentID
 		return nil, api.NotFound("work item %s was not found", id)
 	}
 	var out *api.Work
-	return out, c.write(ctx, func(tx *store.Tx) error {
+	err := c.write(ctx, func(tx *store.Tx) error {
 		w, err := tx.LockWork(env, id)
 		if err != nil {
 			return found(err, "work item", string(id))
@@ -172,6 +173,7 @@ func (c *Control) onWork(ctx context.Context, p Principal, env api.EnvironmentID
 		out = &w.Work
 		return nil
 	})
+	return out, err
 }
 
 // AckWork takes an item out of the queue. Acknowledging again changes nothing.
@@ -284,7 +286,7 @@ func (c *Control) StopWork(ctx context.Context, p Principal, env api.Environment
 		return nil, api.NotFound("work item %s was not found", id)
 	}
 	var out *api.Work
-	return out, c.write(ctx, func(tx *store.Tx) error {
+	err = c.write(ctx, func(tx *store.Tx) error {
 		s, err := tx.LockSession(session)
 		if err != nil {
 			return found(err, "session", string(session))
@@ -301,6 +303,7 @@ func (c *Control) StopWork(ctx context.Context, p Principal, env api.Environment
 		out = &w.Work
 		return err
 	})
+	return out, err
 }
 
 // requestStop asks an item's worker to stop. One that no worker has is stopped at
@@ -379,7 +382,7 @@ func (c *Control) GetWork(ctx context.Context, p Principal, env api.EnvironmentI
 		return nil, err
 	}
 	var out *api.Work
-	return out, c.db.Read(ctx, func(tx *store.Tx) error {
+	err := c.db.Read(ctx, func(tx *store.Tx) error {
 		w, err := tx.Work(env, id)
 		if err != nil {
 			return found(err, "work item", string(id))
@@ -387,6 +390,7 @@ func (c *Control) GetWork(ctx context.Context, p Principal, env api.EnvironmentI
 		out = &w.Work
 		return nil
 	})
+	return out, err
 }
 
 // UpdateWork changes an item's metadata.
@@ -416,7 +420,7 @@ func (c *Control) ListWork(ctx context.Context, p Principal, env api.Environment
 	if err != nil {
 		return page, err
 	}
-	return page, c.db.Read(ctx, func(tx *store.Tx) error {
+	err = c.db.Read(ctx, func(tx *store.Tx) error {
 		if _, err := tx.Environment(env); err != nil {
 			return found(err, "environment", string(env))
 		}
@@ -426,6 +430,7 @@ func (c *Control) ListWork(ctx context.Context, p Principal, env api.Environment
 			func(w *store.Work) *api.Work { return &w.Work })
 		return err
 	})
+	return page, err
 }
 
 // overview refuses session tokens, which see their own item only.
@@ -442,13 +447,14 @@ func (c *Control) WorkStats(ctx context.Context, p Principal, env api.Environmen
 		return nil, err
 	}
 	stats := &api.WorkStats{Type: "work_queue_stats", WorkersPolling: c.seen.count(env, c.cfg.Clock())}
-	return stats, c.db.Read(ctx, func(tx *store.Tx) (err error) {
+	err := c.db.Read(ctx, func(tx *store.Tx) (err error) {
 		if _, err := tx.Environment(env); err != nil {
 			return found(err, "environment", string(env))
 		}
 		stats.Depth, stats.Pending, stats.OldestQueuedAt, err = tx.WorkCounts(env, tx.Now.Add(-api.PollReclaimDefault))
 		return err
 	})
+	return stats, err
 }
 
 // pollers remembers which workers polled lately, in this process.

@@ -18,6 +18,12 @@ const (
 const eventColumns = "seq, id, type, queue, processed_at, body, private"
 
 func scanEntry(row scanner) (api.Entry, error) {
+	e, _, err := scanSized(row)
+	return e, err
+}
+
+// scanSized also returns how many bytes the event's body has.
+func scanSized(row scanner) (api.Entry, int, error) {
 	var e api.Entry
 	var typ api.EventType
 	var body []byte
@@ -25,7 +31,7 @@ func scanEntry(row scanner) (api.Entry, error) {
 	var processed sql.NullInt64
 	var private sql.NullString
 	if err := row.Scan(&e.Seq, &e.Event.ID, &typ, &queue, &processed, &body, &private); err != nil {
-		return e, err
+		return e, 0, err
 	}
 	var err error
 	e.Event.Body, err = api.DecodeBody(typ, body)
@@ -34,7 +40,31 @@ func scanEntry(row scanner) (api.Entry, error) {
 	if private.Valid {
 		e.Private = json.RawMessage(private.String)
 	}
-	return e, err
+	return e, len(body), err
+}
+
+// pageBytes bounds the bodies of a page of events, but for its first event.
+const pageBytes = 8 << 20
+
+// entriesUpTo reads entries until the page is full by size; more says that it
+// ended early.
+func (tx *Tx) entriesUpTo(query string, args ...any) (out []api.Entry, more bool, err error) {
+	rows, err := tx.query(query, args...)
+	if err != nil {
+		return nil, false, tx.classify(err)
+	}
+	defer rows.Close()
+	for total := 0; rows.Next(); {
+		e, size, err := scanSized(rows)
+		if err != nil {
+			return nil, false, err
+		}
+		if total += size; total > pageBytes && len(out) > 0 {
+			return out, true, nil
+		}
+		out = append(out, e)
+	}
+	return out, false, tx.classify(rows.Err())
 }
 
 // ref is the tool call that an event answers, if it answers one.
@@ -105,9 +135,10 @@ func (tx *Tx) Entries(id api.SessionID, after int64) ([]api.Entry, error) {
 
 // Feed reads everything that was committed after a sequence number, as a
 // follower saw it: a client's event appears when it arrives and again, with the
-// same id, when a turn has taken it.
-func (tx *Tx) Feed(id api.SessionID, after int64, limit int) ([]api.Entry, error) {
-	return collect(tx, scanEntry, "SELECT "+eventColumns+" FROM events WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?", id, after, limit)
+// same id, when a turn has taken it. more says that there may be more than these.
+func (tx *Tx) Feed(id api.SessionID, after int64, limit int) (entries []api.Entry, more bool, err error) {
+	entries, more, err = tx.entriesUpTo("SELECT "+eventColumns+" FROM events WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?", id, after, limit)
+	return entries, more || len(entries) == limit, err
 }
 
 // Event finds an event by id: the processed one if there is one, else the queued.
@@ -124,8 +155,9 @@ func (tx *Tx) Answers(session api.SessionID, call api.EventID) ([]api.Entry, err
 const queuedLast = int64(1) << 62
 
 // Events lists a session's events in the order of their processing; those that
-// still wait come last. The cursor's key is what ListKey returns.
-func (tx *Tx) Events(id api.SessionID, f api.EventFilter, win Window) ([]api.Entry, error) {
+// still wait come last. The cursor's key is what ListKey returns. more says that
+// the page was ended before the window, for its size.
+func (tx *Tx) Events(id api.SessionID, f api.EventFilter, win Window) (entries []api.Entry, more bool, err error) {
 	var w where
 	w.and("session_id = ?", id)
 	w.and("queue <> ?", queueTaken)
@@ -138,7 +170,7 @@ func (tx *Tx) Events(id api.SessionID, f api.EventFilter, win Window) ([]api.Ent
 	}
 	w.between("processed_at", f.Processed)
 	tail := w.page("(seq + queue * 4611686018427387904)", "id", win)
-	return collect(tx, scanEntry, "SELECT "+eventColumns+" FROM events"+w.String()+tail, w.args...)
+	return tx.entriesUpTo("SELECT "+eventColumns+" FROM events"+w.String()+tail, w.args...)
 }
 
 // ListKey is the sort key of an entry in Events.

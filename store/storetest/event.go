@@ -50,7 +50,10 @@ func (r *rig) entries(id api.SessionID, after int64) []api.Entry {
 
 func (r *rig) feed(id api.SessionID, after int64, limit int) []api.Entry {
 	r.t.Helper()
-	return read(r, func(tx *store.Tx) ([]api.Entry, error) { return tx.Feed(id, after, limit) })
+	return read(r, func(tx *store.Tx) ([]api.Entry, error) {
+		entries, _, err := tx.Feed(id, after, limit)
+		return entries, err
+	})
 }
 
 // places shows entries as "seq id", with a + on those that wait.
@@ -232,7 +235,10 @@ var eventTests = []test{
 			"both":        {api.EventFilter{Types: []api.EventType{api.EvUserMessage}, Processed: api.TimeRange{LT: &times[2]}}, []string{"sevt_q2"}},
 			"nothing":     {api.EventFilter{Processed: api.TimeRange{GT: &times[2]}}, nil},
 		} {
-			list := func(tx *store.Tx, win store.Window) ([]api.Entry, error) { return tx.Events("sesn_1", tc.filter, win) }
+			list := func(tx *store.Tx, win store.Window) ([]api.Entry, error) {
+				entries, _, err := tx.Events("sesn_1", tc.filter, win)
+				return entries, err
+			}
 			key := func(e api.Entry) (int64, string) { return store.ListKey(e), string(e.Event.ID) }
 			down := slices.Clone(tc.want)
 			slices.Reverse(down)
