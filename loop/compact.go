@@ -152,7 +152,7 @@ func (s *State) summarized(res *model.Response, now time.Time) []api.Draft {
 	text := strings.TrimSpace(api.Content(res.Content).Text())
 	if text == "" {
 		end := s.endFailed(&failure{
-			Kind: failureError, Type: api.ErrorModelRequest, RetryAt: now.Add(backoff(s.failures+1, 1)),
+			Kind: failureError, Type: api.ErrorModelRequest, RetryAt: retryAt(now, backoff(s.failures+1, 1)),
 			Message: "The model gave no summary of the conversation, which has grown too long to go on without one.",
 		}, true)
 		end.Body.(*api.SpanModelRequestEnd).ModelUsage = tokens(res.Usage).Span()

@@ -27,6 +27,12 @@ func backoff(failures int, jitter float64) time.Duration {
 	return wait/2 + time.Duration(jitter*float64(wait/2))
 }
 
+// retryAt is in whole milliseconds, which a database keeps: a session must not be
+// woken a moment before it may go on.
+func retryAt(now time.Time, wait time.Duration) time.Time {
+	return now.Add(wait).Truncate(time.Millisecond)
+}
+
 // modelFailure says what a failed request means for the session. failures is how
 // many there were in a row, with this one.
 func modelFailure(err error, failures int, now time.Time, jitter float64) *failure {
@@ -50,7 +56,7 @@ func modelFailure(err error, failures int, now time.Time, jitter float64) *failu
 		return f
 	}
 	if e.Retryable {
-		f.RetryAt = now.Add(max(backoff(failures, jitter), min(e.RetryAfter, retryAfterMax)))
+		f.RetryAt = retryAt(now, max(backoff(failures, jitter), min(e.RetryAfter, retryAfterMax)))
 	}
 	return f
 }
