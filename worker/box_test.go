@@ -17,7 +17,7 @@ func TestBoxIsLazy(t *testing.T) {
 				f.plane.session("sesn_1")
 				f.start(func(c *Config) { c.EagerBox = eager })
 				time.Sleep(10 * time.Second)
-				if got := len(f.driver.boxes) == 1; got != eager {
+				if got := len(f.driver.started()) == 1; got != eager {
 					t.Errorf("box started: %v, want %v", got, eager)
 				}
 			})
@@ -34,7 +34,7 @@ func TestBoxSpec(t *testing.T) {
 			c.Limits = sandbox.Limits{Processes: 7}
 		})
 		f.stopped("sesn_1")
-		spec := f.driver.boxes[0].spec
+		spec := f.driver.started()[0].spec
 		if got := strings.Join(spec.Command, " "); got != sandbox.AgentPath+" tool serve" {
 			t.Errorf("command %q", got)
 		}
@@ -100,8 +100,8 @@ func TestBoxLost(t *testing.T) {
 				if strings.Contains(text, "lost") {
 					t.Errorf("the loss is told twice: %q", text)
 				}
-				if len(f.driver.boxes) != 3 {
-					t.Errorf("%d boxes, want 3", len(f.driver.boxes))
+				if len(f.driver.started()) != 3 {
+					t.Errorf("%d boxes, want 3", len(f.driver.started()))
 				}
 				for _, want := range tt.want {
 					f.wantResult("sesn_1", "c5", want, false)
@@ -196,8 +196,8 @@ func TestDrain(t *testing.T) {
 			took: 9 * time.Second, results: map[string]string{"c1": "finished", "c2": ""}},
 		{name: "the calls after it are left", run: takes(10 * time.Second), script: [][]toolUse{{bash("c1"), bash("c2")}},
 			took: 9 * time.Second, results: map[string]string{"c1": "finished", "c2": ""}},
-		{name: "a call that takes too long", run: takes(time.Hour), script: [][]toolUse{{bash("c1")}},
-			took: 25 * time.Second, results: map[string]string{"c1": "because the worker shut down"}},
+		{name: "a call that takes too long", run: takes(time.Hour), script: [][]toolUse{{bash("c1")}, {bash("c2")}},
+			took: 25 * time.Second, results: map[string]string{"c1": "because the worker shut down", "c2": ""}},
 		{name: "a call that does not stop", run: func(_ context.Context, b *fakeBox, c tool.Call) tool.Result {
 			<-b.ctx.Done()
 			return text("")
@@ -228,14 +228,14 @@ func TestDrain(t *testing.T) {
 						t.Errorf("result of %s: %q, want %q", call, got, want)
 					}
 				}
-				if got := f.plane.item("sesn_1").state == "stopped"; got != tt.stop {
+				if got := f.plane.state("sesn_1") == "stopped"; got != tt.stop {
 					t.Errorf("item stopped: %v, want %v", got, tt.stop)
 				}
 
 				// Another worker, or this one, takes over and finishes, soon.
 				f.plane.down(false)
 				ran := len(f.driver.ran())
-				f.driver.run = echo
+				f.driver.setRun(echo)
 				began = time.Now()
 				f.start()
 				f.stopped("sesn_1")
@@ -261,11 +261,10 @@ func TestDrain(t *testing.T) {
 
 // down makes every request fail.
 func (p *fakePlane) down(down bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.fault = nil
 	if down {
-		p.fault = failConnect
+		p.setFault(failConnect)
+	} else {
+		p.setFault(nil)
 	}
 }
 

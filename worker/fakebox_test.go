@@ -17,10 +17,11 @@ import (
 type fakeDriver struct {
 	t *testing.T
 
+	mu sync.Mutex
+
 	// run answers a call. ctx ends when the call is cancelled or the box ends.
 	run func(ctx context.Context, b *fakeBox, c tool.Call) tool.Result
 
-	mu       sync.Mutex
 	startErr error
 	boxes    []*fakeBox
 	calls    []string // "tool input" of each call that reached a box
@@ -56,6 +57,20 @@ func (d *fakeDriver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Box,
 	go b.serve()
 	d.boxes = append(d.boxes, b)
 	return b, nil
+}
+
+// setRun changes run under way.
+func (d *fakeDriver) setRun(run func(context.Context, *fakeBox, tool.Call) tool.Result) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.run = run
+}
+
+// started returns the boxes so far.
+func (d *fakeDriver) started() []*fakeBox {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return append([]*fakeBox{}, d.boxes...)
 }
 
 // ran returns the calls that reached a box.
@@ -153,10 +168,11 @@ func (b *fakeBox) serve() {
 		cancels[r.Seq] = cancel
 		b.driver.mu.Lock()
 		b.driver.calls = append(b.driver.calls, r.Call.Tool+" "+string(r.Call.Input))
+		run := b.driver.run
 		b.driver.mu.Unlock()
 		calls.Go(func() {
 			defer cancel()
-			result := b.driver.run(ctx, b, *r.Call)
+			result := run(ctx, b, *r.Call)
 			send(tool.Reply{Seq: r.Seq, Result: &result})
 		})
 	}

@@ -36,12 +36,37 @@ type fakePlane struct {
 	changed  chan struct{} // closed and replaced whenever something happens
 	noWait   bool          // polls answer at once
 
+	// Guarded by faultMu, which is held while one of them is asked.
+	faultMu sync.Mutex
+
 	// fault, if set, is asked before each request reaches its route. A reply it
 	// returns is sent in place of the route's; an error breaks the connection.
 	fault func(r *http.Request) (*fakeReply, error)
 
 	// lose, if set, is asked once a request took effect: true loses the answer.
 	lose func(r *http.Request) bool
+}
+
+// setFault changes fault under way.
+func (p *fakePlane) setFault(fault func(r *http.Request) (*fakeReply, error)) {
+	p.faultMu.Lock()
+	defer p.faultMu.Unlock()
+	p.fault = fault
+}
+
+func (p *fakePlane) askFault(r *http.Request) (*fakeReply, error) {
+	p.faultMu.Lock()
+	defer p.faultMu.Unlock()
+	if p.fault == nil {
+		return nil, nil
+	}
+	return p.fault(r)
+}
+
+func (p *fakePlane) askLose(r *http.Request) bool {
+	p.faultMu.Lock()
+	defer p.faultMu.Unlock()
+	return p.lose != nil && p.lose(r)
 }
 
 type fakeReply struct {
@@ -153,7 +178,14 @@ func (p *fakePlane) queue(id, kind, session string) *fakeItem {
 	return it
 }
 
-// item returns the latest work item of a session.
+// state returns the state of the latest work item of a session.
+func (p *fakePlane) state(session string) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.item(session).state
+}
+
+// item returns the latest work item of a session. The caller holds mu.
 func (p *fakePlane) item(session string) *fakeItem {
 	for _, it := range slices.Backward(p.items) {
 		if it.session == session {
@@ -300,25 +332,20 @@ func (p *fakePlane) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err := r.Context().Err(); err != nil {
 		return nil, err
 	}
-	p.mu.Lock()
-	fault := p.fault
-	p.mu.Unlock()
+	fault, err := p.askFault(r)
+	if err != nil {
+		return nil, err
+	}
 	if fault != nil {
-		reply, err := fault(r)
-		if err != nil {
-			return nil, err
+		p.note(r, string(sent))
+		h := fault.header
+		if h == nil {
+			h = http.Header{}
 		}
-		if reply != nil {
-			p.note(r, string(sent))
-			h := reply.header
-			if h == nil {
-				h = http.Header{}
-			}
-			if h.Get("Content-Type") == "" {
-				h.Set("Content-Type", "application/json")
-			}
-			return &http.Response{StatusCode: reply.status, Header: h, Body: io.NopCloser(strings.NewReader(reply.body)), Request: r}, nil
+		if h.Get("Content-Type") == "" {
+			h.Set("Content-Type", "application/json")
 		}
+		return &http.Response{StatusCode: fault.status, Header: h, Body: io.NopCloser(strings.NewReader(fault.body)), Request: r}, nil
 	}
 	p.note(r, string(sent))
 	answer := &body{more: make(chan struct{}, 1)}
@@ -336,10 +363,7 @@ func (p *fakePlane) RoundTrip(r *http.Request) (*http.Response, error) {
 	case <-r.Context().Done():
 		return nil, r.Context().Err()
 	}
-	p.mu.Lock()
-	lose := p.lose
-	p.mu.Unlock()
-	if lose != nil && lose(r) {
+	if p.askLose(r) {
 		cancel()
 		return nil, errors.New("connection reset")
 	}

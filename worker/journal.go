@@ -164,6 +164,18 @@ func (j *journal) call(id string) (callState, json.RawMessage) {
 	return e.State, e.Event
 }
 
+// unsettled returns the calls for which something may still have to be done.
+func (j *journal) unsettled() (ids []string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for id, e := range j.calls {
+		if e.State != callSettled {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
 // started says that a call is about to run. Durable on return.
 func (j *journal) started(id string) error {
 	return j.append(entry{Call: id, State: callStarted}, true)
@@ -244,9 +256,11 @@ func (j *journal) close(over bool) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	err := j.file.Close()
-	for _, e := range j.calls {
-		if e.State != callSettled && !over {
-			return err
+	if !over {
+		for _, e := range j.calls {
+			if e.State != callSettled {
+				return err
+			}
 		}
 	}
 	if j.suspect {

@@ -95,9 +95,7 @@ func TestLeaseEnds(t *testing.T) {
 				began := time.Now()
 				w := f.start()
 				f.plane.until("the tool runs", func() bool { return len(f.driver.ran()) == 1 })
-				f.driver.mu.Lock()
-				b := f.driver.boxes[0]
-				f.driver.mu.Unlock()
+				b := f.driver.started()[0]
 				<-b.ended
 				if took := time.Since(began); took < tt.after || took > tt.after+3*time.Second {
 					t.Errorf("the tool ended after %s, want %s", took, tt.after)

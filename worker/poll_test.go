@@ -68,7 +68,9 @@ func TestPickUp(t *testing.T) {
 		if took := time.Since(queued); took != 0 {
 			t.Errorf("answered %s after it was queued, want at once", took)
 		}
-		if n := f.plane.item("sesn_1").beats; n < 1 {
+		f.plane.mu.Lock()
+		defer f.plane.mu.Unlock()
+		if f.plane.item("sesn_1").beats < 1 {
 			t.Error("no heartbeat yet")
 		}
 	})
@@ -121,9 +123,7 @@ func TestPollTrouble(t *testing.T) {
 				if n := len(f.polls(began)); tt.answer == nil && n == 0 || n > tt.max {
 					t.Errorf("%d polls in a minute, want at most %d", n, tt.max)
 				}
-				f.plane.mu.Lock()
-				f.plane.fault = nil
-				f.plane.mu.Unlock()
+				f.plane.setFault(nil)
 				f.plane.session("sesn_1", []toolUse{bash("c1")})
 				f.stopped("sesn_1")
 				f.wantResult("sesn_1", "c1", "c1", false)
@@ -171,12 +171,12 @@ func TestDuplicate(t *testing.T) {
 		f.plane.session("sesn_1", []toolUse{bash("c1")})
 		f.start()
 		f.plane.until("the call runs", func() bool { return len(f.driver.ran()) == 1 })
-		f.plane.fault = func(r *http.Request) (*fakeReply, error) {
+		f.plane.setFault(func(r *http.Request) (*fakeReply, error) {
 			if strings.HasSuffix(r.URL.Path, "/poll") {
 				return &fakeReply{status: 200, body: `{"id":"work_sesn_1","type":"work","environment_id":"env_1","data":{"type":"session","id":"sesn_1"},"state":"queued","secret":null}`}, nil
 			}
 			return nil, nil
-		}
+		})
 		time.Sleep(20 * time.Second)
 		if n := f.plane.count("POST", "/ack"); n != 1 {
 			t.Errorf("%d acknowledgements, want 1", n)

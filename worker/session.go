@@ -215,6 +215,13 @@ func (s *session) reconcile(history []event) outcome {
 			}
 		}
 	}
+	if s.journal != nil {
+		for _, id := range s.journal.unsettled() {
+			if s.answered[id] && s.open[id] == nil {
+				s.settle(id) // the plane has it; only the word of that was lost
+			}
+		}
+	}
 	s.doubtful = false // calls asked for from here on are known to the journal
 	if unanswered {
 		// Somebody else owes the session a result, so its turn is not over

@@ -170,8 +170,8 @@ func TestSession(t *testing.T) {
 		if diff := cmp.Diff([]string{`bash {"command":"c1"}`, `read {"file_path":"x"}`, `bash {"command":"c3"}`}, f.driver.ran()); diff != "" {
 			t.Error(diff)
 		}
-		if len(f.driver.boxes) != 1 {
-			t.Errorf("%d boxes were started, want 1", len(f.driver.boxes))
+		if len(f.driver.started()) != 1 {
+			t.Errorf("%d boxes were started, want 1", len(f.driver.started()))
 		}
 		want := []string{
 			"tool.start bash c1", "tool.end bash c1 ok", "tool.start read c2", "tool.end read c2 ok",
@@ -449,7 +449,7 @@ func TestIdleForEver(t *testing.T) {
 		f.plane.session("sesn_1")
 		f.start(func(c *Config) { c.MaxIdle = -1 })
 		time.Sleep(time.Hour)
-		if state := f.plane.item("sesn_1").state; state != "active" {
+		if state := f.plane.state("sesn_1"); state != "active" {
 			t.Errorf("item is %s after an hour, want active", state)
 		}
 	})
@@ -469,8 +469,8 @@ func TestNextItemOfASession(t *testing.T) {
 		f.plane.mu.Unlock()
 		f.stopped("sesn_1")
 		f.wantResult("sesn_1", "c2", "c2", false)
-		if len(f.driver.boxes) != 2 || f.driver.boxes[0].spec.WorkDir != f.driver.boxes[1].spec.WorkDir {
-			t.Errorf("boxes: %d, want 2 with one work folder", len(f.driver.boxes))
+		if len(f.driver.started()) != 2 || f.driver.started()[0].spec.WorkDir != f.driver.started()[1].spec.WorkDir {
+			t.Errorf("boxes: %d, want 2 with one work folder", len(f.driver.started()))
 		}
 		if diff := cmp.Diff([]string{`bash {"command":"c1"}`, `bash {"command":"c2"}`}, f.driver.ran()); diff != "" {
 			t.Error(diff)
