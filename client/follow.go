@@ -28,8 +28,9 @@ type FollowOptions struct {
 	Thread   api.ThreadID    // "" is the session
 	Previews []api.EventType // whose making is to be shown: agent.message, agent.thinking
 
-	// After is the ID of a frame to go on after. "" starts now: then nothing can be
-	// resumed until the first frame has come. [FromStart] replays everything.
+	// After is the ID of a frame to go on after. "" starts now; a Bailey server says
+	// at once where that is, so such a stream can be resumed too. [FromStart] replays
+	// everything.
 	After string
 }
 

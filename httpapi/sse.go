@@ -96,6 +96,12 @@ func (s *Server) stream(ctx context.Context, r *request, f *control.Follower) (r
 	h.Set("Cache-Control", "no-cache")
 	h.Set("X-Accel-Buffering", "no") // nginx would collect frames otherwise
 	r.w.WriteHeader(http.StatusOK)
+	// The first ping says where the stream begins, so that one which is cut before
+	// its first event can be resumed too.
+	opening := appendFrame(nil, control.Frame{Name: "ping", ID: f.Cursor(), Data: []byte(`{"type": "ping"}`)})
+	if _, err := r.w.Write(opening); err != nil {
+		return writeEnd(err), nil
+	}
 	for {
 		if err := r.w.FlushError(); err != nil {
 			return writeEnd(err), nil

@@ -112,7 +112,12 @@ func (f *sessionFixture) open(tb testing.TB, query, lastEventID string) *testStr
 	if res.StatusCode != http.StatusOK {
 		tb.Fatalf("stream: %s", res.Status)
 	}
-	return &testStream{res, bufio.NewReader(res.Body)}
+	s := &testStream{res, bufio.NewReader(res.Body)}
+	// Every stream begins with a ping that says where it begins.
+	if fr, err := s.frame(); err != nil || fr.name != "ping" || fr.id == "" {
+		tb.Fatalf("opening frame %+v, %v", fr, err)
+	}
+	return s
 }
 
 // next returns the next frame that is not a ping.
