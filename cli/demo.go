@@ -212,7 +212,11 @@ func (d *demo) testSandbox(ctx context.Context) error {
 	}
 	logReport(d.log, report)
 	d.driver = driver
-	d.say("sandbox", "%s %s, isolation: %s, a box starts in %s", report.Backend, report.Version, report.Isolation, shortDuration(report.Start))
+	name := report.Backend
+	if report.Version != name {
+		name += " " + report.Version
+	}
+	d.say("sandbox", "%s, isolation: %s, a box starts in %s", name, report.Isolation, shortDuration(report.Start))
 	if report.Isolation == noIsolation {
 		d.printf("  %s\n", d.style.red("There is no isolation: the scripted agent runs as an ordinary process of yours."))
 	}

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -315,6 +316,9 @@ func checkTampering(v *evidence) (string, error) {
 	return "an edit, a deletion, a reorder and a cut were all found", nil
 }
 
+// secretName matches the names of variables that have no business in a box.
+var secretName = regexp.MustCompile(`^ANTHROPIC_|KEY|TOKEN|SECRET|PASSW|CREDENTIAL`)
+
 // checkSecrets looks for keys wherever the agent could have seen them.
 func checkSecrets(v *evidence) (string, error) {
 	for what, secret := range v.secrets {
@@ -337,8 +341,8 @@ func checkSecrets(v *evidence) (string, error) {
 		return "", err
 	}
 	for line := range strings.Lines(env) {
-		if strings.HasPrefix(line, "ANTHROPIC_") || strings.HasPrefix(line, "BAILEY_") {
-			return "", fmt.Errorf("the box's environment has %s", oneLine(line, 60))
+		if name, _, _ := strings.Cut(line, "="); secretName.MatchString(name) {
+			return "", fmt.Errorf("the box's environment has %s", oneLine(name, 60))
 		}
 	}
 	files := 0

@@ -52,14 +52,13 @@ func widthOf(w io.Writer) int {
 
 // clean makes foreign text safe to print: what a model, a tool or another user
 // wrote must not be able to move the cursor, rename the window or colour a lie.
-// Line feeds stay; tabs become blanks.
+// Line feeds stay; tabs become four blanks.
 func clean(text string) string {
+	text = strings.ReplaceAll(text, "\t", "    ")
 	return strings.Map(func(r rune) rune {
 		switch {
 		case r == '\n':
 			return r
-		case r == '\t':
-			return ' '
 		case unicode.IsControl(r), r >= 0x202a && r <= 0x202e, r >= 0x2066 && r <= 0x2069: // and direction overrides
 			return unicode.ReplacementChar
 		}

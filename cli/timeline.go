@@ -41,9 +41,11 @@ type timeline struct {
 }
 
 type call struct {
-	name string
-	at   time.Time
-	ask  bool // waits for a person, or for the client's own code
+	name   string
+	at     time.Time
+	ask    bool // waits for a person
+	custom bool // waits for the client's own code
+	told   bool // that it waits
 }
 
 func newTimeline(w io.Writer, s style, live bool) *timeline {
@@ -98,10 +100,10 @@ func (t *timeline) event(e *api.Event) {
 	case *api.AgentThinking:
 		t.line(at, t.style.dim, "agent", t.style.dim("thinking"))
 	case *api.AgentToolUse:
-		t.calls[e.ID] = call{b.Name, at, b.EvaluatedPermission == api.PermissionAsk}
+		t.calls[e.ID] = call{name: b.Name, at: at, ask: b.EvaluatedPermission == api.PermissionAsk}
 		t.toolUse(at, b.Name, b.Input)
 	case *api.AgentCustomToolUse:
-		t.calls[e.ID] = call{b.Name, at, true}
+		t.calls[e.ID] = call{name: b.Name, at: at, custom: true}
 		t.toolUse(at, b.Name, b.Input)
 	case *api.UserToolResult:
 		t.result(at, b.ToolUseID, b.Content, b.IsError)
@@ -228,6 +230,10 @@ func (t *timeline) result(at time.Time, id api.EventID, content api.Content, isE
 	if isError != nil && *isError {
 		who, paint = "✗"+took, t.style.red
 	}
+	name := ""
+	if len(t.calls) > 0 { // others are open, so say whose result it is
+		name = oneLine(c.name, 40) + ": "
+	}
 	lines := strings.Split(strings.TrimRight(content.Text(), "\n"), "\n")
 	for _, kind := range otherBlocks(content) {
 		lines = append(lines, "["+kind+"]")
@@ -236,12 +242,18 @@ func (t *timeline) result(at time.Time, id api.EventID, content api.Content, isE
 	if len(lines) == 0 {
 		lines = []string{"(no output)"}
 	}
+	first := t.width - indent - len(name)
 	if len(lines) == 1 {
-		t.line(time.Time{}, paint, who, t.style.dim(oneLine(lines[0], t.width-indent)))
+		t.line(time.Time{}, paint, who, name+t.style.dim(oneLine(lines[0], first)))
 		return
 	}
-	t.line(time.Time{}, paint, who, "")
-	t.block(lines)
+	if name != "" {
+		t.line(time.Time{}, paint, who, name)
+		t.block(lines)
+		return
+	}
+	t.line(time.Time{}, paint, who, t.style.dim("│ "+oneLine(lines[0], first-2)))
+	t.block(lines[1:])
 }
 
 func (t *timeline) requestEnd(at time.Time, b *api.SpanModelRequestEnd) {
@@ -266,13 +278,20 @@ func (t *timeline) idle(at time.Time, b *api.SessionStatusIdle) {
 	switch reason.Type {
 	case api.StopRequiresAction:
 		for _, id := range reason.EventIDs {
-			c := t.calls[id]
-			if !c.ask {
+			c, open := t.calls[id]
+			if !open || c.told {
 				continue
 			}
-			t.line(at, t.style.yellow, "session", "waits for you: "+oneLine(c.name, 60))
-			if t.self != "" {
-				t.under(fmt.Sprintf("bailey sessions confirm %s %s   (or deny)", t.self, id))
+			c.told = true
+			t.calls[id] = c
+			switch {
+			case c.custom:
+				t.line(at, t.style.yellow, "session", "waits for the client to run "+oneLine(c.name, 60))
+			case c.ask:
+				t.line(at, t.style.yellow, "session", "waits for you to allow "+oneLine(c.name, 60))
+				if t.self != "" {
+					t.under(fmt.Sprintf("bailey sessions confirm %s %s   (or deny)", t.self, id))
+				}
 			}
 		}
 		return
