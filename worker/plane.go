@@ -38,6 +38,8 @@ const (
 	listTimeout   = 2 * time.Minute  // of one page of history
 	streamTimeout = 30 * time.Second // until a stream's headers
 
+	slowLine = 128 << 10 // bytes a second that an upload must reach
+
 	pageLimit = 1000
 	bodyMax   = 256 << 20 // bytes of any answer that is not a stream
 )
@@ -188,7 +190,7 @@ func (p *plane) poll(ctx context.Context, block time.Duration) (*offer, error) {
 		if err != nil {
 			return err
 		}
-		defer raw.Body.Close()
+		defer finish(raw)
 		if raw.StatusCode == http.StatusNoContent {
 			return nil
 		}
@@ -232,10 +234,17 @@ func (p *plane) ack(ctx context.Context, work string) error {
 func (p *plane) bare(opts []option.RequestOption, call func(opts ...option.RequestOption) error) error {
 	var raw *http.Response
 	err := call(append(opts, option.WithResponseBodyInto(&raw))...)
-	if raw != nil && raw.Body != nil {
-		_ = raw.Body.Close()
+	if raw != nil {
+		finish(raw)
 	}
 	return err
+}
+
+// finish closes an answer's body, read to its end so that the connection can be
+// used again.
+func finish(res *http.Response) {
+	_, _ = io.Copy(io.Discard, io.LimitReader(res.Body, 64<<10))
+	_ = res.Body.Close()
 }
 
 // beat is the answer to a heartbeat.
@@ -349,7 +358,9 @@ func (p *plane) send(ctx context.Context, cred credential, session string, event
 	body = append(body, `{"events":[`...)
 	body = append(body, event...)
 	body = append(body, `]}`...)
-	return p.do("send event", cred, callTimeout, func(opts ...option.RequestOption) error {
+	// A large result may go out over a slow line.
+	timeout := callTimeout + time.Duration(len(body)/slowLine)*time.Second
+	return p.do("send event", cred, timeout, func(opts ...option.RequestOption) error {
 		return p.bare(opts, func(opts ...option.RequestOption) error {
 			return p.client.Post(ctx, sessionPath(session)+"/events", body, nil, p.beta(opts)...)
 		})
@@ -366,8 +377,7 @@ func (p *plane) stats(ctx context.Context) (now time.Time, err error) {
 		if err != nil {
 			return err
 		}
-		_, _ = io.Copy(io.Discard, raw.Body)
-		_ = raw.Body.Close()
+		finish(raw)
 		now, _ = http.ParseTime(raw.Header.Get("Date"))
 		return nil
 	})

@@ -132,7 +132,7 @@ func (s *session) run(ctx, soft context.Context) outcome {
 		case <-draining:
 			draining = nil
 			// Leaves time to say what was interrupted before the hard end.
-			t := time.NewTimer(max(0, s.drainTimeout-drainReserve))
+			t := time.NewTimer(s.drainTimeout - min(drainReserve, s.drainTimeout/2))
 			defer t.Stop()
 			drainEnd = t.C
 		case <-drainEnd:
@@ -146,7 +146,8 @@ func (s *session) run(ctx, soft context.Context) outcome {
 	}
 }
 
-// drainReserve is the part of the drain time kept for posting results.
+// drainReserve is the part of the drain time kept for posting results, if there
+// is that much.
 const drainReserve = 5 * time.Second
 
 // handOver says how a worker that shuts down leaves the session.

@@ -1,0 +1,51 @@
+package worker
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"testing"
+	"time"
+)
+
+// BenchmarkCall measures what the worker adds to a tool call: from the event to
+// the plane having the result, with a tool and a plane that take no time, and
+// every write synced to a real disk.
+func BenchmarkCall(b *testing.B) {
+	t := &testing.T{}
+	p := newFakePlane(t)
+	d := &fakeDriver{t: t, run: echo}
+	w, err := New(Config{
+		EnvironmentID: testEnv, Key: StaticKey(testKey), BaseURL: "http://plane.test/", DataDir: b.TempDir(),
+		Driver: d, Agent: "/bin/true", HTTPClient: &http.Client{Transport: p},
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := p.session("sesn_1", []toolUse{bash("c0")})
+	ctx, cancel := context.WithCancel(b.Context())
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx) }()
+	answered := func(id string) func() bool { return func() bool { return s.calls[id].result != nil } }
+	p.until("answered", answered("c0"))
+	took := time.Duration(0)
+	n := 0
+	for b.Loop() {
+		n++
+		id := fmt.Sprint("c", n)
+		p.mu.Lock()
+		began := time.Now()
+		p.ask(s, bash(id))
+		p.mu.Unlock()
+		p.until("answered", answered(id))
+		took += time.Since(began)
+		p.mu.Lock()
+		p.requests, s.order = nil, nil
+		p.mu.Unlock()
+	}
+	b.ReportMetric(float64(took.Microseconds())/float64(n), "µs/call")
+	cancel()
+	if err := <-done; err != nil {
+		b.Fatal(err)
+	}
+}
