@@ -21,13 +21,16 @@ const (
 )
 
 // bundle is a box's description for gVisor, in the terms of the OCI runtime
-// specification.
-func bundle(h *host, spec sandbox.Spec, root bool) specs.Spec {
+// specification. rootfs is its root and seen, unless nil, what of the host is mounted
+// there.
+func bundle(rootfs string, seen *hostRoot, spec sandbox.Spec, root bool) specs.Spec {
 	processes := uint64(spec.Limits.Processes)
 	b := specs.Spec{
 		Version:  "1.0.2",
 		Hostname: hostname,
-		Root:     &specs.Root{Path: h.rootfs},
+		Root:     &specs.Root{Path: rootfs},
+
+		Annotations: map[string]string{},
 		Process: &specs.Process{
 			User: specs.User{UID: boxUser, GID: boxUser},
 			Args: spec.Command,
@@ -54,13 +57,28 @@ func bundle(h *host, spec sandbox.Spec, root bool) specs.Spec {
 			{Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
 		}},
 	}
-	for _, m := range h.mounts {
-		b.Mounts = append(b.Mounts, bind(m.source, m.target, "ro"))
+	// Only what may change under the box is looked up anew at every use; for the rest
+	// that would be most of the time it takes to start a program.
+	changing := make(map[string]bool) // by source
+	change := func(source, target, mode string) {
+		if !changing[source] {
+			changing[source] = true
+			hint := fmt.Sprintf("dev.gvisor.spec.mount.changing%d.", len(changing))
+			b.Annotations[hint+"source"] = source
+			b.Annotations[hint+"type"] = "bind"
+			b.Annotations[hint+"share"] = "shared"
+		}
+		b.Mounts = append(b.Mounts, bind(source, target, mode))
 	}
-	b.Mounts = append(b.Mounts, bind(spec.WorkDir, sandbox.WorkPath, "rw"))
+	if seen != nil {
+		for _, m := range seen.mounts {
+			b.Mounts = append(b.Mounts, bind(m.source, m.target, "ro"))
+		}
+	}
 	if spec.Agent != "" {
 		b.Mounts = append(b.Mounts, bind(spec.Agent, sandbox.AgentPath, "ro"))
 	}
+	change(spec.WorkDir, sandbox.WorkPath, "rw")
 	// Outer directories before those within them.
 	targets := make([]string, 0, len(spec.ReadOnly))
 	for target := range spec.ReadOnly {
@@ -68,7 +86,7 @@ func bundle(h *host, spec sandbox.Spec, root bool) specs.Spec {
 	}
 	slices.Sort(targets)
 	for _, target := range targets {
-		b.Mounts = append(b.Mounts, bind(spec.ReadOnly[target], target, "ro"))
+		change(spec.ReadOnly[target], target, "ro")
 	}
 	if !root {
 		// An ordinary user may map one user into a namespace of its own: itself.
@@ -107,6 +125,7 @@ func arguments(container string, limits sandbox.Limits, root bool) []string {
 		// As root the kernel then runs as nobody, and opens no file itself. Otherwise
 		// both are the same user, and this way is faster.
 		fmt.Sprintf("--directfs=%t", !root),
+		"--file-access-mounts=exclusive", // but for those marked as changing
 		fmt.Sprintf("--overlay2=root:memory,size=%d", scratch(limits)),
 		"run", "--bundle=.", container,
 	}

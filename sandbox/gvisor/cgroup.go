@@ -192,7 +192,7 @@ func enable(dir string) error {
 }
 
 func write(dir, file, value string) error {
-	return os.WriteFile(filepath.Join(dir, file), []byte(value), 0)
+	return os.WriteFile(filepath.Join(dir, file), []byte(value), 0o644)
 }
 
 // A group is one box's control group.

@@ -54,9 +54,10 @@ type Options struct {
 	// that is running.
 	Runtime string
 
-	// Rootfs is a directory that boxes see as their root, read-only beneath a
-	// scratch layer. The default is made of the host's own programs, see hostDirs,
-	// and nothing else of the host. It needs /bin/bash for the tools.
+	// Rootfs is a directory that boxes see as their root, with what they write to it
+	// kept apart and thrown away. It needs /bin/bash for the tools, and we must be
+	// able to make in it the directories that are mounted over. The default is made
+	// of the host's own programs, see hostDirs, and nothing else of the host.
 	Rootfs string
 
 	Logger *slog.Logger // nil discards
@@ -77,12 +78,11 @@ type Driver struct {
 
 // host is what a driver sets up once.
 type host struct {
-	dir     string   // Options.Root, absolute
-	lock    *os.File // held on dir while we live
-	tag     string   // tells this driver's boxes from another's on this host
-	rootfs  string
-	mounts  []hostMount // read-only, into every box
-	cgroups *cgroups    // nil where we may make none
+	dir     string    // Options.Root, absolute
+	lock    *os.File  // held on dir while we live
+	tag     string    // tells this driver's boxes from another's on this host
+	seen    *hostRoot // nil if boxes have an image for a root
+	cgroups *cgroups  // nil where we may make none
 }
 
 // New returns a driver. It does nothing yet, so that a worker without boxes leaves
@@ -127,12 +127,11 @@ func (d *Driver) prepare() (*host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sandbox directory %s: %w", dir, err)
 	}
-	h := &host{dir: dir, lock: held, tag: tagOf(dir), rootfs: d.options.Rootfs}
-	if h.rootfs == "" {
-		h.rootfs = filepath.Join(dir, "rootfs")
-		if h.mounts, err = buildRootfs(h.rootfs, "/", d.root); err != nil {
+	h := &host{dir: dir, lock: held, tag: tagOf(dir)}
+	if d.options.Rootfs == "" {
+		if h.seen, err = seeHost(filepath.Join(dir, "rootfs"), "/"); err != nil {
 			held.Close()
-			return nil, fmt.Errorf("make the boxes' root: %w", err)
+			return nil, fmt.Errorf("find what boxes see of the host: %w", err)
 		}
 	}
 	if h.cgroups, err = findCgroups("bailey-" + h.tag); err != nil {

@@ -346,12 +346,12 @@ func TestUnavailableWithoutGVisor(t *testing.T) {
 // command in it.
 func BenchmarkBox(b *testing.B) {
 	needRuntime(b)
-	for name, agent := range map[string]string{"small agent": agentPath, "whole binary": runtimePath} {
-		b.Run("start/"+name, func(b *testing.B) {
+	for _, agent := range []struct{ name, path string }{{"small agent", agentPath}, {"whole binary", runtimePath}} {
+		b.Run("start/"+agent.name, func(b *testing.B) {
 			driver := open(b.TempDir())
 			for b.Loop() {
 				s := spec("bench", b.TempDir())
-				s.Agent = agent
+				s.Agent = agent.path
 				box, err := driver.Start(b.Context(), s)
 				if err != nil {
 					b.Fatal(err)
@@ -381,15 +381,18 @@ func BenchmarkBox(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		for name, call := range map[string]tool.Call{
-			"bash true":      {Tool: "bash", Input: json.RawMessage(`{"command":"true"}`)},
-			"bash /bin/true": {Tool: "bash", Input: json.RawMessage(`{"command":"/bin/true"}`)},
-			"read 4 KiB":     {Tool: "read", Input: json.RawMessage(`{"file_path":"4k"}`)},
-			"write":          {Tool: "write", Input: json.RawMessage(`{"file_path":"w","content":"x"}`)},
+		for _, c := range []struct {
+			name string
+			call tool.Call
+		}{
+			{"bash true", tool.Call{Tool: "bash", Input: json.RawMessage(`{"command":"true"}`)}},
+			{"bash program", tool.Call{Tool: "bash", Input: json.RawMessage(`{"command":"/bin/true"}`)}},
+			{"read 4 KiB", tool.Call{Tool: "read", Input: json.RawMessage(`{"file_path":"4k"}`)}},
+			{"write", tool.Call{Tool: "write", Input: json.RawMessage(`{"file_path":"w","content":"x"}`)}},
 		} {
-			b.Run(name, func(b *testing.B) {
+			b.Run(c.name, func(b *testing.B) {
 				for b.Loop() {
-					if result, err := client.Call(b.Context(), call); err != nil || result.IsError {
+					if result, err := client.Call(b.Context(), c.call); err != nil || result.IsError {
 						b.Fatalf("%s, %v", result.Content, err)
 					}
 				}

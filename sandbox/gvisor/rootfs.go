@@ -11,7 +11,7 @@ import (
 	"github.com/bailey-platform/bailey/sandbox"
 )
 
-// What of the host a box sees when it has no root of its own. Whatever is not
+// What of the host a box sees when there is no image. Whatever is not
 // named here does not exist for it.
 var (
 	// hostDirs are mounted read-only. Those that are links on the host (as all but
@@ -35,52 +35,35 @@ const (
 	copyFilesMax = 20_000  // files copied
 )
 
-// A hostMount is a directory of the host that boxes see read-only.
+// A hostRoot is what boxes see of the host.
+type hostRoot struct {
+	mounts []hostMount       // read-only, into every box
+	links  map[string]string // at the top of every box, and where they lead
+}
+
 type hostMount struct{ source, target string }
 
-// buildRootfs makes in dir what a box has for a root, from the host's root at
-// from, and returns what is to be mounted into it. A box never changes it.
-func buildRootfs(dir, from string, root bool) ([]hostMount, error) {
+// seeHost finds what boxes see of the host, whose root is at from, and puts what has
+// to be copied or made up for them into dir.
+func seeHost(dir, from string) (*hostRoot, error) {
 	if err := os.RemoveAll(dir); err != nil {
 		return nil, err
 	}
-	for _, d := range []struct {
-		name string
-		mode fs.FileMode
-	}{
-		{"dev", 0o755}, {"etc", 0o755}, {"mnt", 0o755}, {"opt", 0o755}, {"proc", 0o755}, {"run", 0o755},
-		{"srv", 0o755}, {"sys", 0o755}, {"var/lib", 0o755},
-		{"tmp", 0o777 | fs.ModeSticky}, {"var/tmp", 0o777 | fs.ModeSticky},
-		{sandbox.WorkPath, 0o755}, {sandbox.HomePath, 0o755}, {path.Dir(sandbox.AgentPath), 0o755},
-	} {
-		name := filepath.Join(dir, d.name)
-		if err := os.MkdirAll(name, 0o755); err != nil {
-			return nil, err
-		}
-		if err := os.Chmod(name, d.mode); err != nil {
-			return nil, err
-		}
+	etc := filepath.Join(dir, "etc")
+	if err := os.MkdirAll(etc, 0o755); err != nil {
+		return nil, err
 	}
 	for name, content := range map[string]string{
-		sandbox.AgentPath:   "",
-		"etc/passwd":        fmt.Sprintf("root:x:0:0:root:/:/bin/bash\nagent:x:%d:%[1]d:agent:%s:/bin/bash\nnobody:x:65534:65534:nobody:/:/bin/false\n", boxUser, sandbox.HomePath),
-		"etc/group":         fmt.Sprintf("root:x:0:\nagent:x:%d:\nnogroup:x:65534:\n", boxUser),
-		"etc/hosts":         "127.0.0.1 localhost " + hostname + "\n::1 localhost\n",
-		"etc/hostname":      hostname + "\n",
-		"etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\nservices: files\nprotocols: files\n",
-		// gVisor mounts unbounded memory over an empty /tmp.
-		"tmp/.keep": "",
+		"passwd":        fmt.Sprintf("root:x:0:0:root:/:/bin/bash\nagent:x:%d:%[1]d:agent:%s:/bin/bash\nnobody:x:65534:65534:nobody:/:/bin/false\n", boxUser, sandbox.HomePath),
+		"group":         fmt.Sprintf("root:x:0:\nagent:x:%d:\nnogroup:x:65534:\n", boxUser),
+		"hosts":         "127.0.0.1 localhost " + hostname + "\n::1 localhost\n",
+		"hostname":      hostname + "\n",
+		"nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\nservices: files\nprotocols: files\n",
 	} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(etc, name), []byte(content), 0o644); err != nil {
 			return nil, err
 		}
 	}
-	if root {
-		if err := os.Chown(filepath.Join(dir, sandbox.HomePath), boxUser, boxUser); err != nil {
-			return nil, err
-		}
-	}
-
 	c := copier{from: from, to: dir}
 	for _, pattern := range hostFiles {
 		names, err := filepath.Glob(filepath.Join(from, pattern))
@@ -93,8 +76,11 @@ func buildRootfs(dir, from string, root bool) ([]hostMount, error) {
 			}
 		}
 	}
+	if err := readable(dir); err != nil {
+		return nil, err
+	}
 
-	var mounts []hostMount
+	h := &hostRoot{mounts: []hostMount{{etc, "/etc"}}, links: make(map[string]string)}
 	for _, name := range hostDirs {
 		source := filepath.Join(from, name)
 		info, err := os.Lstat(source)
@@ -103,17 +89,51 @@ func buildRootfs(dir, from string, root bool) ([]hostMount, error) {
 		case err != nil:
 			return nil, err
 		case info.IsDir():
-			if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
-				return nil, err
-			}
-			mounts = append(mounts, hostMount{source, "/" + name})
+			h.mounts = append(h.mounts, hostMount{source, "/" + name})
 		case info.Mode()&fs.ModeSymlink != 0:
-			if err := c.tree(source); err != nil {
+			if h.links[name], err = os.Readlink(source); err != nil {
 				return nil, err
 			}
 		}
 	}
-	return mounts, readable(dir)
+	return h, nil
+}
+
+// makeRoot makes in dir what a box has for a root, beneath its mounts. Each has one
+// of its own, as gVisor makes in it the directories that are mounted over. root says
+// that the box's user is another than ours.
+func (h *hostRoot) makeRoot(dir string, root bool) error {
+	for _, d := range []struct {
+		name string
+		mode fs.FileMode
+	}{
+		{".", 0o755}, {"mnt", 0o755}, {"opt", 0o755}, {"run", 0o755}, {"srv", 0o755}, {"var", 0o755},
+		{"tmp", 0o777 | fs.ModeSticky}, {"var/tmp", 0o777 | fs.ModeSticky},
+		{path.Dir(sandbox.HomePath), 0o755}, {sandbox.HomePath, 0o755},
+		{path.Dir(sandbox.AgentPath), 0o755}, {sandbox.WorkPath, 0o755},
+	} {
+		name := filepath.Join(dir, d.name)
+		if err := os.Mkdir(name, 0o755); err != nil {
+			return err
+		}
+		// Whatever our umask is.
+		if err := os.Chmod(name, d.mode); err != nil {
+			return err
+		}
+	}
+	// gVisor mounts unbounded memory over an empty /tmp.
+	if err := os.WriteFile(filepath.Join(dir, "tmp/.keep"), nil, 0o644); err != nil {
+		return err
+	}
+	for name, target := range h.links {
+		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	if !root {
+		return nil
+	}
+	return os.Chown(filepath.Join(dir, sandbox.HomePath), boxUser, boxUser)
 }
 
 // readable lets everybody read what is in dir, whatever our umask is.

@@ -78,12 +78,19 @@ func (b *box) setUp() error {
 	if err := os.Mkdir(filepath.Join(b.dir, "state"), 0o700); err != nil {
 		return err
 	}
+	root := b.driver.options.Rootfs
+	if b.host.seen != nil {
+		root = filepath.Join(b.dir, "root")
+		if err := b.host.seen.makeRoot(root, b.driver.root); err != nil {
+			return err
+		}
+	}
 	if b.driver.root {
 		if err := give(b.spec.WorkDir); err != nil {
 			return fmt.Errorf("give the work folder to the box's user: %w", err)
 		}
 	}
-	if err := writeBundle(b.dir, bundle(b.host, b.spec, b.driver.root)); err != nil {
+	if err := writeBundle(b.dir, bundle(root, b.host.seen, b.spec, b.driver.root)); err != nil {
 		return err
 	}
 	if b.host.cgroups == nil {

@@ -58,6 +58,7 @@ func Run(t *testing.T, open func(t *testing.T) sandbox.Driver, agent string) {
 		"NoNetwork":       suite.noNetwork,
 		"NoPrivileges":    suite.noPrivileges,
 		"Memory":          suite.memory,
+		"CPU":             suite.cpu,
 		"ForkBomb":        suite.forkBomb,
 		"DiskFill":        suite.diskFill,
 		"OutputFlood":     suite.outputFlood,
@@ -456,6 +457,13 @@ func (s suite) readOnly(t *testing.T) {
 			}
 		}
 	}
+	// What the worker changes there is seen.
+	if err := os.WriteFile(filepath.Join(shared, "later"), []byte("new"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got := bash(t, client, "cat /mnt/shared/later "+inWork+"/later"); got != "newnew" {
+		t.Errorf("a file that came later holds %q", got)
+	}
 	if got, err := os.ReadFile(filepath.Join(shared, "note")); err != nil || string(got) != "shared" {
 		t.Errorf("on the host it now holds %q, %v", got, err)
 	}
@@ -604,6 +612,35 @@ func (s suite) memory(t *testing.T) {
 				t.Errorf("exit %+v", exit)
 			}
 		})
+	}
+}
+
+// A box gets its share of the CPU and no more, and knows how many there are for it.
+func (s suite) cpu(t *testing.T) {
+	s.needLimit(t, "cpu")
+	spec := s.spec(t)
+	spec.Limits.CPUs = 1
+	if s.report.Limits["cpu"] == sandbox.Hard {
+		spec.Limits.CPUs = 0.25
+	}
+	box, client := s.dial(t, spec)
+	if n := bash(t, client, "nproc"); n != "1" {
+		t.Errorf("%s CPUs are seen", n)
+	}
+	before, err := box.Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	call(t, client, "bash", map[string]any{"command": "while :; do :; done & while :; do :; done", "timeout_ms": 2_000})
+	after, err := box.Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// With some room for how time is measured.
+	limit := time.Duration(1.3*spec.Limits.CPUs*float64(time.Since(begun))) + 200*time.Millisecond
+	if used := after.CPUTime - before.CPUTime; used <= 0 || used > limit {
+		t.Errorf("the box used %v of CPU time, at most %v were due", used, limit)
 	}
 }
 
