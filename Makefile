@@ -1,0 +1,51 @@
+# Needs Go and Linux. `make help` says what there is.
+
+# The same flags for checking and building, so that the large dependencies are
+# compiled once. Only the race detector needs C.
+export CGO_ENABLED = 0
+export GOFLAGS += -trimpath
+
+STATICCHECK = go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
+BENCHSTAT   = go run golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
+
+.PHONY: help demo build test lint fuzz bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+demo: ## play one whole session offline, show it and check it
+	go run . demo
+
+# The version is the repository's own; the toolchain writes it into the binary. The
+# program that runs in boxes is carried along, as a small one starts sooner.
+build: ## bin/bailey, static and complete
+	go build -ldflags '-s -w' -o sandbox/agentbin/boxagent ./tool/agent/boxagent
+	go build -ldflags '-s -w' -tags embedagent -o bin/bailey .
+
+test: lint ## everything CI runs: lint, then all tests with the race detector, on PostgreSQL too
+	CGO_ENABLED=1 .ci/with-postgres go test -race -shuffle=on -timeout 20m ./...
+
+lint: ## gofmt, vet, staticcheck, govulncheck
+	@echo gofmt -l .
+	@unformatted=$$(gofmt -l .) && test -z "$$unformatted" || { echo "not formatted: $$unformatted"; exit 1; }
+	go vet ./...
+	$(STATICCHECK) ./...
+	.ci/vulncheck
+
+FUZZTIME = 10s
+
+fuzz: ## every fuzz target, FUZZTIME=10s each
+	.ci/fuzz $(FUZZTIME)
+
+BENCH = .
+COUNT = 5
+
+bench: ## all benchmarks, COUNT=5 times, BENCH=. of them; figures and a summary in bench/out
+	@mkdir -p bench/out
+	.ci/with-postgres --durable go test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) -timeout 2h -p 1 \
+		$$(go list -f '{{.Dir}}' ./... | xargs -I{} sh -c 'grep -qs "^func Benchmark" {}/*_test.go && echo {}') \
+		> bench/out/latest.txt || { cat bench/out/latest.txt; exit 1; }
+	$(BENCHSTAT) bench/out/latest.txt | tee bench/out/summary.txt
+
+clean: ## remove what the other targets made
+	rm -rf bin bench/out sandbox/agentbin/boxagent
