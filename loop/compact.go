@@ -97,26 +97,25 @@ func (s *State) summaryRequest() model.Request {
 	return req
 }
 
-// record renders items as text of at most limit bytes, or little more. The first
-// item, usually the task, and the newest ones are kept.
+// record renders items as text of little more than limit bytes. The first item,
+// usually the task, and the newest ones are in it.
 func record(items []item, limit int) string {
-	pieces := make([]string, len(items))
-	for i, it := range items {
-		pieces[i] = it.render()
+	if len(items) == 0 {
+		return ""
 	}
-	used, from := 0, len(pieces)
-	for from > 1 && used+len(pieces[from-1]) <= limit {
-		from--
-		used += len(pieces[from])
+	var pieces []string // the newest first
+	used, from := 0, len(items)
+	for ; from > 1 && used < limit; from-- {
+		piece := items[from-1].render()
+		pieces = append(pieces, piece)
+		used += len(piece)
 	}
-	kept := slices.Clone(pieces[from:])
 	if from > 1 {
-		kept = slices.Insert(kept, 0, fmt.Sprintf("[… %d entries left out here …]", from-1))
+		pieces = append(pieces, fmt.Sprintf("[… %d entries left out here …]", from-1))
 	}
-	if len(pieces) > 0 && from > 0 {
-		kept = slices.Insert(kept, 0, pieces[0])
-	}
-	return strings.Join(kept, "\n\n")
+	pieces = append(pieces, items[0].render())
+	slices.Reverse(pieces)
+	return strings.Join(pieces, "\n\n")
 }
 
 // render gives an item as text.

@@ -1,7 +1,6 @@
 package loop
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -89,33 +88,50 @@ const resultCharsMax = 100_000
 
 // resultBlock makes the tool_result of a call.
 func resultBlock(ref string, content api.Content, isError bool) json.RawMessage {
-	total := 0
+	size := 0
 	for _, raw := range content {
-		total += len(textOf(raw))
+		size += len(raw)
 	}
-	var blocks []json.RawMessage
+	total := 0
+	if size > resultCharsMax { // else no text needs to be looked at
+		for _, raw := range content {
+			total += len(textOf(raw))
+		}
+	}
+	blocks := make([]json.RawMessage, 0, len(content))
 	for _, raw := range content {
-		text, isText := textOf(raw), blockType(raw) == api.BlockText
 		switch {
-		case isText && strings.TrimSpace(text) == "":
-		case isText && total > resultCharsMax:
-			blocks = append(blocks, api.TextBlock(cut(text, resultCharsMax*len(text)/total)))
-		case isError && !isText:
+		case isBlank(raw):
+		case isError && blockType(raw) != api.BlockText:
 			// The API takes nothing but text in a failed result.
 			blocks = append(blocks, api.TextBlock(fmt.Sprintf("(%s left out of this failed result)", blockType(raw))))
+		case total > resultCharsMax && blockType(raw) == api.BlockText:
+			text := textOf(raw)
+			blocks = append(blocks, api.TextBlock(cut(text, resultCharsMax*len(text)/total)))
 		default:
 			blocks = append(blocks, raw)
 		}
 	}
 	if len(blocks) == 0 {
-		blocks = []json.RawMessage{api.TextBlock(textNoOutput)}
+		blocks = append(blocks, api.TextBlock(textNoOutput))
 	}
-	return writeNote(struct {
-		Type      string            `json:"type"`
-		ToolUseID string            `json:"tool_use_id"`
-		Content   []json.RawMessage `json:"content"`
-		IsError   bool              `json:"is_error,omitempty"`
-	}{"tool_result", ref, blocks, isError})
+
+	// By hand, because there may be megabytes of blocks, which are sound JSON.
+	id, _ := json.Marshal(ref) // a string always encodes
+	out := make([]byte, 0, size+len(id)+200)
+	out = append(append(out, `{"type":"tool_result","tool_use_id":`...), id...)
+	out = append(out, `,"content":[`...)
+	for i, raw := range blocks {
+		if i > 0 {
+			out = append(out, ',')
+		}
+		out = append(out, raw...)
+	}
+	out = append(out, ']')
+	if isError {
+		out = append(out, `,"is_error":true`...)
+	}
+	return append(out, '}')
 }
 
 // cut shortens text to about limit bytes, keeping its beginning and, where
@@ -139,7 +155,7 @@ func cut(text string, limit int) string {
 func nonBlank(content api.Content) []json.RawMessage {
 	kept := make([]json.RawMessage, 0, len(content))
 	for _, raw := range content {
-		if blockType(raw) != api.BlockText || strings.TrimSpace(textOf(raw)) != "" {
+		if !isBlank(raw) {
 			kept = append(kept, raw)
 		}
 	}
@@ -154,7 +170,7 @@ func nonBlank(content api.Content) []json.RawMessage {
 func replayable(content []json.RawMessage) []json.RawMessage {
 	var kept []json.RawMessage
 	for _, raw := range content {
-		if blockType(raw) != api.BlockText || strings.TrimSpace(textOf(raw)) != "" {
+		if !isBlank(raw) {
 			kept = append(kept, raw)
 		}
 	}
@@ -162,6 +178,12 @@ func replayable(content []json.RawMessage) []json.RawMessage {
 		kept = kept[:n-1]
 	}
 	return kept
+}
+
+// isBlank reports whether a block is a text of nothing but white space.
+func isBlank(raw json.RawMessage) bool {
+	// Long ones are not looked at: who sends 256 spaces means them.
+	return len(raw) <= 256 && blockType(raw) == api.BlockText && strings.TrimSpace(textOf(raw)) == ""
 }
 
 func isThinking(raw json.RawMessage) bool {
@@ -176,9 +198,6 @@ func blockType(raw json.RawMessage) string {
 }
 
 func textOf(raw json.RawMessage) string {
-	if !bytes.Contains(raw, []byte(`"text"`)) {
-		return ""
-	}
 	var b struct{ Type, Text string }
 	if json.Unmarshal(raw, &b) != nil || b.Type != api.BlockText {
 		return ""
