@@ -115,11 +115,11 @@ func TestBoxLost(t *testing.T) {
 // TestBoxHangs: an agent that neither answers nor ends costs its box.
 func TestBoxHangs(t *testing.T) {
 	virtual(t, func(f *field) {
-		f.driver.run = func(_ context.Context, b *fakeBox, c tool.Call) tool.Result {
+		f.driver.run = func(ctx context.Context, b *fakeBox, c tool.Call) tool.Result {
 			if strings.Contains(string(c.Input), "c1") {
 				<-b.ctx.Done() // deaf to cancellation
 			}
-			return echo(nil, nil, c)
+			return echo(ctx, b, c)
 		}
 		f.plane.session("sesn_1", []toolUse{bash("c1"), bash("c2")})
 		began := time.Now()

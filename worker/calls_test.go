@@ -391,9 +391,9 @@ func TestPostOutlivesTheLease(t *testing.T) {
 // while nobody listened are found in the history.
 func TestReconnect(t *testing.T) {
 	virtual(t, func(f *field) {
-		f.driver.run = func(_ context.Context, _ *fakeBox, c tool.Call) tool.Result {
+		f.driver.run = func(ctx context.Context, b *fakeBox, c tool.Call) tool.Result {
 			f.plane.cutStreams("sesn_1")
-			return echo(nil, nil, c)
+			return echo(ctx, b, c)
 		}
 		f.plane.session("sesn_1", []toolUse{bash("c1"), bash("c2")}, []toolUse{bash("c3")}, []toolUse{bash("c4"), bash("c5")})
 		f.start()

@@ -112,7 +112,18 @@ func (ev event) neutral() bool {
 	return false
 }
 
-// endsSession reports whether nothing can follow ev.
-func (ev event) endsSession() bool {
-	return ev.Type == api.EvSessionStatusTerminated || ev.Type == api.EvSessionDeleted
+// answers reports whether ev is the result of the call it names.
+func (ev event) answers() bool {
+	return ev.Type == api.EvUserToolResult || ev.Type == api.EvAgentToolResult
+}
+
+// ends returns how ev ends its session, or "" if it does not.
+func (ev event) ends() outcome {
+	switch ev.Type {
+	case api.EvSessionStatusTerminated:
+		return outcomeTerminated
+	case api.EvSessionDeleted:
+		return outcomeDeleted
+	}
+	return ""
 }

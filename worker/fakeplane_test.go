@@ -95,15 +95,14 @@ type fakeItem struct {
 }
 
 type fakeSession struct {
-	id          string
-	status      string
-	events      []json.RawMessage
-	calls       map[string]*fakeCall
-	order       []string
-	script      [][]toolUse
-	streams     int
-	cut         chan struct{} // closed to end the open streams
-	interrupted bool
+	id      string
+	status  string
+	events  []json.RawMessage
+	calls   map[string]*fakeCall
+	order   []string
+	script  [][]toolUse
+	streams int
+	cut     chan struct{} // closed to end the open streams
 }
 
 // toolUse is a call as a scripted model makes it.

@@ -3,10 +3,7 @@ package worker
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"time"
-
-	"github.com/bailey-platform/bailey/api"
 )
 
 // news is what feed tells a session, in order.
@@ -163,14 +160,4 @@ func forgetAnswered(events []event) []event {
 		}
 	}
 	return events
-}
-
-// answers reports whether ev is the result of the call it names.
-func (ev event) answers() bool {
-	return ev.Type == api.EvUserToolResult || ev.Type == api.EvAgentToolResult
-}
-
-// gone reports whether err says that a session is no more.
-func gone(err error) bool {
-	return statusOf(err) == http.StatusNotFound || statusOf(err) == http.StatusGone
 }

@@ -102,6 +102,12 @@ func unauthorized(err error) bool {
 	return s == http.StatusUnauthorized || s == http.StatusForbidden
 }
 
+// gone reports whether err says that what was asked for is no more, or not for us.
+func gone(err error) bool {
+	s := statusOf(err)
+	return s == http.StatusNotFound || s == http.StatusGone
+}
+
 // final reports whether the same request would be refused again however often
 // it is sent. Trouble with the credential is not counted as such.
 func final(err error) bool {

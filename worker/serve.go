@@ -227,10 +227,10 @@ func (w *Worker) lookUp(ctx, soft context.Context, cred credential, id string, l
 	retry := backoff{min: reconnectMin, max: reconnectMax}
 	for refused := 0; ; {
 		terminated, err = w.plane.terminated(ctx, cred, id)
-		if unauthorized(err) {
+		if unauthorized(err) || gone(err) {
 			refused++
 		}
-		if err == nil || final(err) || refused > authBlips {
+		if err == nil || final(err) && !gone(err) || refused > authBlips {
 			return terminated, err
 		}
 		log.Warn("session not read; trying again", "error", err)

@@ -102,30 +102,19 @@ func (s *session) run(ctx, soft context.Context) outcome {
 		s.armIdle(idle)
 		select {
 		case n := <-feed:
-			switch n.kind {
-			case newsHistory:
-				s.connected = true
-				if end := s.reconcile(n.history); end != "" {
-					return end
-				}
-			case newsEvent:
-				if end := s.route(n.event); end != "" {
-					return end
-				}
-			case newsCut:
-				s.connected = false
-			case newsEnd:
-				if gone(n.err) {
-					return outcomeGone
-				}
-				s.log.Error("session cannot be followed", "error", n.err)
-				return outcomeFailed
+			if end := s.hear(n); end != "" {
+				return end
 			}
 		case c := <-finished:
 			s.running = nil
 			s.finish(c)
 		case <-idle.C:
-			if s.idleLeft() <= 0 {
+			select {
+			case n := <-feed: // just in time, perhaps
+				if end := s.hear(n); end != "" {
+					return end
+				}
+			default:
 				s.log.Info("session idle; leaving it", "after", s.maxIdle)
 				return outcomeIdle
 			}
@@ -143,6 +132,26 @@ func (s *session) run(ctx, soft context.Context) outcome {
 		case <-ctx.Done():
 			return outcomeLost
 		}
+	}
+}
+
+// hear takes in what the feed says, and returns how that ends the session, or "".
+func (s *session) hear(n news) outcome {
+	switch n.kind {
+	case newsHistory:
+		s.connected = true
+		return s.reconcile(n.history)
+	case newsEvent:
+		return s.route(n.event)
+	case newsCut:
+		s.connected = false
+		return ""
+	default:
+		if gone(n.err) {
+			return outcomeGone
+		}
+		s.log.Error("session cannot be followed", "error", n.err)
+		return outcomeFailed
 	}
 }
 
@@ -194,7 +203,7 @@ func (s *session) reconcile(history []event) outcome {
 	s.dead = make(map[string]bool)
 	s.turnOver = false
 	for _, ev := range history {
-		if end := ends(ev); end != "" {
+		if end := ev.ends(); end != "" {
 			return end
 		}
 		if !ev.neutral() {
@@ -234,7 +243,7 @@ func (s *session) reconcile(history []event) outcome {
 
 // route takes one live event.
 func (s *session) route(ev event) outcome {
-	if end := ends(ev); end != "" {
+	if end := ev.ends(); end != "" {
 		return end
 	}
 	if !ev.neutral() {
@@ -247,16 +256,6 @@ func (s *session) route(ev event) outcome {
 	}
 	s.learn(ev)
 	s.settleOpen()
-	return ""
-}
-
-func ends(ev event) outcome {
-	switch ev.Type {
-	case api.EvSessionStatusTerminated:
-		return outcomeTerminated
-	case api.EvSessionDeleted:
-		return outcomeDeleted
-	}
 	return ""
 }
 
