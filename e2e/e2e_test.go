@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -14,9 +15,16 @@ import (
 // binary is the bailey under test, an absolute path that any user may execute.
 var binary string
 
+// scratch is a directory for the whole run, which any user may enter.
+var scratch string
+
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
+	// The tests wait far more than they compute.
+	if err := flag.Set("test.parallel", "6"); err != nil {
+		panic(err) // a flag of package testing; the command line still overrules it
+	}
 	for _, pair := range os.Environ() {
 		// Settings of whoever runs the tests must not reach what is tested.
 		name, _, _ := strings.Cut(pair, "=")
@@ -24,32 +32,28 @@ func run(m *testing.M) int {
 			os.Unsetenv(name)
 		}
 	}
-	if binary = os.Getenv("BAILEY_BINARY"); binary != "" {
-		path, err := filepath.Abs(binary)
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "e2e: BAILEY_BINARY:", err)
-			return 1
-		}
-		binary = path
-		return m.Run()
+	var err error
+	if scratch, err = os.MkdirTemp("", "bailey-e2e-"); err == nil {
+		defer os.RemoveAll(scratch)
+		// MkdirTemp leaves others out, and one test runs the binary as another user.
+		err = os.Chmod(scratch, 0o755)
 	}
-	dir, err := os.MkdirTemp("", "bailey-e2e-")
+	if err == nil {
+		binary, err = findBinary()
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		return 1
 	}
-	defer os.RemoveAll(dir)
-	binary = filepath.Join(dir, "bailey")
-	// MkdirTemp leaves the others out; one test runs the binary as another user.
-	if err := os.Chmod(dir, 0o755); err != nil {
-		fmt.Fprintln(os.Stderr, "e2e:", err)
-		return 1
-	}
-	if err := build(binary); err != nil {
-		fmt.Fprintln(os.Stderr, "e2e: build the binary:", err)
-		return 1
-	}
 	return m.Run()
+}
+
+func findBinary() (string, error) {
+	if path := os.Getenv("BAILEY_BINARY"); path != "" {
+		return filepath.Abs(path)
+	}
+	path := filepath.Join(scratch, "bailey")
+	return path, build(path)
 }
 
 func ours(name string) bool {
@@ -64,11 +68,11 @@ func ours(name string) bool {
 func build(path string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", path, ".")
+	cmd := exec.CommandContext(ctx, "go", "build", "-ldflags=-s -w", "-o", path, ".")
 	cmd.Dir = ".."
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%w\n%s", err, out)
+		return fmt.Errorf("build the binary: %w\n%s", err, out)
 	}
 	return nil
 }

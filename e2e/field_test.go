@@ -18,7 +18,9 @@ import (
 
 // A field is a running `bailey worker`.
 type field struct {
-	*process
+	*process // the newest of runs
+	runs     []*process
+
 	t    *testing.T
 	data string
 
@@ -51,19 +53,22 @@ func (p *plane) startField(t *testing.T, env api.EnvironmentID, key string, cfg 
 		"worker", "--data", f.data, "--sandbox", cfg.sandbox, "--base-url", p.url, "--environment-id", string(env), "--log-level", "debug",
 	}, cfg.args...)
 	f.env = []string{"ANTHROPIC_ENVIRONMENT_KEY=" + key}
-	f.run(t)
 	t.Cleanup(func() {
-		if f.alive() {
+		if f.process != nil && f.alive() {
 			f.stop()
 		}
+		for _, run := range f.runs {
+			run.finish()
+		}
 		noLeftovers(t, f.data)
-		if t.Failed() {
+		if t.Failed() || t.Skipped() {
 			return
 		}
 		if out, err := command(nil, "audit", "verify", filepath.Join(f.data, "audit.jsonl")).CombinedOutput(); err != nil {
 			t.Errorf("the audit record does not verify: %v\n%s", err, out)
 		}
 	})
+	f.run(t)
 	return f
 }
 
@@ -77,7 +82,8 @@ func (f *field) run(t *testing.T) {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(f.cfg.uid), Gid: uint32(f.cfg.uid)}}
 		cmd.Dir = filepath.Dir(f.data)
 	}
-	f.process = startCommand(t, "worker", cmd)
+	f.process = start(t, "worker", cmd)
+	f.runs = append(f.runs, f.process)
 	// Exit status 10 is the one for a host without this sandbox.
 	for !workerRE.MatchString(f.out.String()) {
 		if _, changed := f.out.state(); f.alive() {

@@ -25,7 +25,9 @@ import (
 
 // A plane is a running `bailey serve` with a scripted model and its own database.
 type plane struct {
-	*process
+	*process // the newest of runs
+	runs     []*process
+
 	url   string
 	admin string // the first API key
 	data  string // the data directory
@@ -43,6 +45,7 @@ type planeConfig struct {
 	model   scripted.Options // its Key is set by startPlane
 	db      string           // "" is SQLite in the data directory
 	data    string           // "" is a temporary directory
+	admin   string           // the API key, for a database that has one already
 	args    []string
 }
 
@@ -63,15 +66,28 @@ func startPlane(t *testing.T, cfg planeConfig) *plane {
 	if p.db != "" {
 		p.env = append(p.env, "BAILEY_DB="+p.db)
 	}
-	p.run(t, "127.0.0.1:0")
-	p.admin = readKey(t, filepath.Join(p.data, "admin.key"))
-	p.client = p.clientWith(t, p.admin)
 	t.Cleanup(func() {
-		if p.alive() {
+		if p.process != nil && p.alive() {
 			p.stop()
 		}
+		for _, run := range p.runs {
+			run.finish()
+		}
 	})
+	p.run(t, "127.0.0.1:0")
+	p.admin = cfg.admin
+	if p.admin == "" {
+		p.admin = readKey(t, filepath.Join(p.data, "admin.key"))
+	}
+	p.client = p.clientWith(t, p.admin)
 	return p
+}
+
+// twin starts a second plane over the same database.
+func (p *plane) twin(t *testing.T, cfg planeConfig) *plane {
+	t.Helper()
+	cfg.db, cfg.admin = p.db, p.admin
+	return startPlane(t, cfg)
 }
 
 var servingRE = regexp.MustCompile(`"msg":"serving","url":"(http://[^"]+)"`)
@@ -79,7 +95,8 @@ var servingRE = regexp.MustCompile(`"msg":"serving","url":"(http://[^"]+)"`)
 // run starts the process on an address and waits until it is ready.
 func (p *plane) run(t *testing.T, addr string) {
 	t.Helper()
-	p.process = start(t, "serve", p.env, append(p.args, "--listen", addr)...)
+	p.process = start(t, "serve", command(p.env, append(p.args, "--listen", addr)...))
+	p.runs = append(p.runs, p.process)
 	p.url = p.waitFor(servingRE)[1]
 	p.waitReady(t)
 }

@@ -51,14 +51,6 @@ func (o *output) state() (text string, changed <-chan struct{}) {
 	return o.buf.String(), o.changed
 }
 
-// start runs the binary with args and env added to a bare environment. The end of
-// the test kills it if it is still there, and shows what it said if the test
-// failed.
-func start(t *testing.T, name string, env []string, args ...string) *process {
-	t.Helper()
-	return startCommand(t, name, command(env, args...))
-}
-
 // command prepares a run of the binary in a bare environment.
 func command(env []string, args ...string) *exec.Cmd {
 	cmd := exec.Command(binary, args...)
@@ -66,7 +58,8 @@ func command(env []string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-func startCommand(t *testing.T, name string, cmd *exec.Cmd) *process {
+// start starts a command. Whoever starts it calls finish in the end.
+func start(t *testing.T, name string, cmd *exec.Cmd) *process {
 	t.Helper()
 	p := &process{t: t, name: name, cmd: cmd, ended: make(chan struct{})}
 	p.out.changed = make(chan struct{})
@@ -92,14 +85,18 @@ func startCommand(t *testing.T, name string, cmd *exec.Cmd) *process {
 	if err := <-started; err != nil {
 		t.Fatalf("start %s: %v", name, err)
 	}
-	t.Cleanup(func() {
-		p.kill()
-		if t.Failed() {
-			t.Logf("output of %s (pid %d):\n%s", name, cmd.Process.Pid, tail(p.out.String()))
-		}
-		noSecrets(t, name, p.out.String())
-	})
 	return p
+}
+
+// finish kills the process if it is still there, shows what it said if the test
+// failed, and looks for secrets in that.
+func (p *process) finish() {
+	p.t.Helper()
+	p.kill()
+	if p.t.Failed() {
+		p.t.Logf("output of %s (pid %d):\n%s", p.name, p.cmd.Process.Pid, tail(p.out.String()))
+	}
+	noSecrets(p.t, p.name, p.out.String())
 }
 
 // tail is the end of a long text.

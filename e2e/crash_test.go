@@ -1,0 +1,238 @@
+package e2e
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/model/scripted"
+)
+
+// ledger is a session whose tools leave a trace each, in order: one that ran twice,
+// or never, shows at the end.
+func ledger(turns int) scripted.Script {
+	s := scripted.Script{Name: "ledger", Marker: "ledger"}
+	var want strings.Builder
+	for i := range turns {
+		s.Turns = append(s.Turns, scripted.Turn{
+			Thinking: "Next.",
+			Text:     fmt.Sprintf("Writing line %d.", i),
+			Calls:    []scripted.Call{bash("echo a%d >> ledger", i), bash("echo b%d >> ledger", i)},
+		})
+		fmt.Fprintf(&want, "a%d b%d ", i, i)
+	}
+	s.Turns = append(s.Turns,
+		scripted.Turn{Calls: []scripted.Call{bash("tr '\\n' ' ' < ledger")}},
+		scripted.Turn{Expect: []scripted.Expect{{OK: true, Contains: want.String()}}, Text: "Complete."},
+	)
+	return s
+}
+
+const ledgerTurns = 6
+
+// A plane that is killed at any moment loses nothing it has acknowledged and
+// doubles nothing: the session goes on by itself after the restart.
+func TestPlaneKilled(t *testing.T) {
+	t.Parallel()
+	t.Run("sqlite", func(t *testing.T) { t.Parallel(); killPlane(t, "", 12) })
+	// A shared database does not tell that a plane died, so each kill inside of a
+	// turn costs the wait for its lease.
+	t.Run("postgres", func(t *testing.T) { t.Parallel(); killPlane(t, postgres(t), 2) })
+}
+
+func killPlane(t *testing.T, db string, kills int) {
+	if long() {
+		kills *= 8
+	}
+	const seed = 1
+	random := rand.New(rand.NewPCG(seed, seed))
+
+	p := startPlane(t, planeConfig{db: db, scripts: []scripted.Script{ledger(ledgerTurns), {Name: "chat", Marker: "note", OpenEnd: true, Turns: []scripted.Turn{{Text: "Noted."}}}}})
+	env, key := p.environment(t)
+	p.startField(t, env, key, fieldConfig{})
+	agent := p.agent(t, toolset(api.AlwaysAllow))
+
+	// One session without a kill says how many events there are to be killed at.
+	w := p.watch(t, p.session(t, agent, env, "keep a ledger"))
+	w.finished()
+	steps := len(w.all())
+
+	const killsPerSession = 4
+	for kills > 0 {
+		n := min(kills, killsPerSession)
+		kills -= n
+		points := make([]int, n)
+		for i := range points {
+			points[i] = 1 + random.IntN(steps-1)
+		}
+		slices.Sort(points)
+		t.Logf("kills after %v of %d events", points, steps)
+
+		chat := startChat(t, p, p.session(t, p.agent(t), env))
+		w := p.watch(t, p.session(t, agent, env, "keep a ledger"))
+		for _, point := range points {
+			w.untilCount(point)
+			// Somewhere in what follows the event, from the next write to the next request.
+			time.Sleep(time.Duration(random.Int64N(int64(15 * time.Millisecond))))
+			p.kill()
+			p.restart(t)
+		}
+		w.next = 0
+		w.finished()
+		chat.check()
+	}
+}
+
+// untilCount waits until n events have come, or the last one has: how many there
+// are depends a little on what comes together.
+func (w *watch) untilCount(n int) {
+	w.t.Helper()
+	w.next = 0
+	seen := 0
+	w.until(fmt.Sprintf("event %d", n), func(ev *api.Event) bool {
+		idle, ok := ev.Body.(*api.SessionStatusIdle)
+		seen++
+		return seen >= n || ok && idle.StopReason.Type == api.StopEndTurn
+	})
+}
+
+// A chat sends one message after the other to a session, and remembers which of
+// them were acknowledged.
+type chat struct {
+	t  *testing.T
+	p  *plane
+	w  *watch
+	id api.SessionID
+
+	stop, done chan struct{}
+
+	mu    sync.Mutex
+	acked map[api.EventID]string
+	lost  map[string]bool // sent without an answer: it may be there or not
+}
+
+// chatMax bounds a chat, whose every message has the model read all before it.
+const chatMax = 200
+
+func startChat(t *testing.T, p *plane, id api.SessionID) *chat {
+	t.Helper()
+	c := &chat{
+		t: t, p: p, id: id, w: p.watch(t, id), stop: make(chan struct{}), done: make(chan struct{}),
+		acked: map[api.EventID]string{}, lost: map[string]bool{},
+	}
+	go c.run()
+	t.Cleanup(c.end)
+	return c
+}
+
+func (c *chat) run() {
+	defer close(c.done)
+	ctx := c.t.Context()
+	for i := range chatMax {
+		select {
+		case <-c.stop:
+			return
+		case <-time.After(20 * time.Millisecond):
+		}
+		text := fmt.Sprintf("note %d", i)
+		sent, err := c.p.client.Send(ctx, c.id, userMessage(text))
+		c.mu.Lock()
+		if err != nil {
+			c.lost[text] = true
+		} else {
+			c.acked[sent[0].ID] = text
+		}
+		c.mu.Unlock()
+	}
+}
+
+func (c *chat) end() {
+	select {
+	case <-c.stop:
+	default:
+		close(c.stop)
+	}
+	<-c.done
+}
+
+// check ends the chat and finds every acknowledged message once, in the session.
+func (c *chat) check() {
+	c.t.Helper()
+	c.end()
+	if len(c.acked) < 3 {
+		c.t.Errorf("only %d messages were acknowledged", len(c.acked))
+	}
+	last := c.p.send(c.t, c.id, userMessage("the last note"))[0].ID
+	c.w.until("the last note processed", func(ev *api.Event) bool { return ev.ID == last && ev.ProcessedAt != nil })
+	events := c.w.finished()
+	found := map[string]int{}
+	for _, ev := range events {
+		b, ok := ev.Body.(*api.UserMessage)
+		if !ok {
+			continue
+		}
+		text := b.Content.Text()
+		found[text]++
+		if want, ok := c.acked[ev.ID]; ok && want != text {
+			c.t.Errorf("%s was acknowledged as %q and is %q", ev.ID, want, text)
+		} else if !ok && ev.ID != last && !c.lost[text] {
+			c.t.Errorf("%q is there as %s, which was not acknowledged", text, ev.ID)
+		}
+	}
+	for id, text := range c.acked {
+		if found[text] != 1 {
+			c.t.Errorf("%q, acknowledged as %s, is there %d times", text, id, found[text])
+		}
+	}
+	for text := range c.lost {
+		if found[text] > 1 {
+			c.t.Errorf("%q, which was not acknowledged, is there %d times", text, found[text])
+		}
+	}
+	c.t.Logf("%d messages acknowledged, %d without an answer", len(c.acked), len(c.lost))
+}
+
+// Of two planes over one database, the one that is left finishes what the other had
+// begun.
+func TestTwoPlanes(t *testing.T) {
+	t.Parallel()
+	db := postgres(t)
+	// A model for each tells which of them makes the request.
+	cfg := planeConfig{db: db, scripts: []scripted.Script{{
+		Name:  "interrupted by a death",
+		Turns: []scripted.Turn{{Text: "The whole answer.", Faults: []scripted.Fault{{Kind: scripted.FaultStall, After: 600}}}},
+	}}}
+	one := startPlane(t, cfg)
+	two := one.twin(t, cfg)
+	env, _ := one.environment(t)
+	id := two.session(t, one.agent(t), env, "hello")
+
+	holder := make(chan *plane, 2)
+	for _, p := range []*plane{one, two} {
+		go func() {
+			if p.model.WaitStalled(t.Context(), 1) == nil {
+				holder <- p
+			}
+		}()
+	}
+	dead, left := <-holder, two
+	if dead == two {
+		left = one
+	}
+	w := left.watch(t, id)
+	w.untilType(api.EvSpanModelRequestStart)
+	dead.kill()
+	if err := left.model.WaitStalled(within(t), 1); err != nil {
+		t.Fatal(err)
+	}
+	left.model.Release()
+	said := outcomeOf(w.finished()).said
+	if !slices.Equal(said, []string{"The whole answer."}) {
+		t.Errorf("said %q", said)
+	}
+}
