@@ -90,24 +90,19 @@ func (d *Driver) unavailable(err error) error {
 		return already
 	}
 	u := &sandbox.Unavailable{Backend: Name, Cause: err.Error()}
-	if !d.root {
-		u.Remedy = append(u.Remedy, namespaceRemedies("/proc/sys")...)
-	}
+	u.Remedy = append(u.Remedy, namespaceRemedies("/proc/sys", d.root)...)
 	if strings.Contains(u.Cause, "ptrace") {
 		u.Remedy = append(u.Remedy, "allow tracing: sysctl kernel.yama.ptrace_scope=1")
 	}
 	if _, err := os.Stat("/.dockerenv"); err == nil {
 		u.Remedy = append(u.Remedy, "if this is a container, give it --security-opt seccomp=unconfined and --cap-add SYS_ADMIN")
 	}
-	if len(u.Remedy) == 0 {
-		u.Remedy = append(u.Remedy, "run `bailey doctor`")
-	}
 	return u
 }
 
-// namespaceRemedies says what keeps an ordinary user from making a user namespace,
-// by what the kernel's settings under dir are.
-func namespaceRemedies(dir string) []string {
+// namespaceRemedies says what keeps us from making a user namespace, by what the
+// kernel's settings under dir are.
+func namespaceRemedies(dir string, root bool) []string {
 	setting := func(name string) string {
 		data, _ := os.ReadFile(filepath.Join(dir, name))
 		return strings.TrimSpace(string(data))
@@ -115,6 +110,9 @@ func namespaceRemedies(dir string) []string {
 	var remedies []string
 	if setting("user/max_user_namespaces") == "0" {
 		remedies = append(remedies, "sysctl user.max_user_namespaces=10000")
+	}
+	if root {
+		return remedies // what follows is for others
 	}
 	if setting("kernel/unprivileged_userns_clone") == "0" {
 		remedies = append(remedies, "sysctl kernel.unprivileged_userns_clone=1")

@@ -116,6 +116,19 @@ func (d *Driver) prepare() (*host, error) {
 			Remedy:  []string{"build it without those"},
 		}
 	}
+	if d.root {
+		ids, err := os.ReadFile("/proc/self/uid_map")
+		if err != nil {
+			return nil, err
+		}
+		if !mapped(string(ids), boxUser) {
+			return nil, &sandbox.Unavailable{
+				Backend: Name,
+				Cause:   fmt.Sprintf("we are root of a user namespace that has no user %d, which boxes run as", boxUser),
+				Remedy:  []string{"run as an ordinary user", "give the namespace 65536 user and group ids"},
+			}
+		}
+	}
 	dir, err := filepath.Abs(d.options.Root)
 	if err != nil {
 		return nil, err
@@ -139,6 +152,18 @@ func (d *Driver) prepare() (*host, error) {
 	}
 	d.host = h
 	return h, nil
+}
+
+// mapped reports whether a user exists by what /proc/self/uid_map says
+// (user_namespaces(7)).
+func mapped(ids string, user uint64) bool {
+	for line := range strings.Lines(ids) {
+		var first, outside, count uint64
+		if _, err := fmt.Sscan(line, &first, &outside, &count); err == nil && user >= first && user-first < count {
+			return true
+		}
+	}
+	return false
 }
 
 // tagOf names the driver that uses dir, in the names of its boxes' processes and
@@ -202,6 +227,13 @@ func (d *Driver) Sweep(ctx context.Context) error {
 	var errs []error
 	if h.cgroups != nil {
 		errs = append(errs, h.cgroups.sweep(live))
+	}
+	checks, err := filepath.Glob(filepath.Join(h.dir, "check-*"))
+	errs = append(errs, err)
+	for _, dir := range checks {
+		if !live(filepath.Base(dir)) {
+			errs = append(errs, os.RemoveAll(dir))
+		}
 	}
 	entries, err := os.ReadDir(filepath.Join(h.dir, "boxes"))
 	errs = append(errs, err)

@@ -304,14 +304,17 @@ func TestNoCgroupsWhereNoneCanBeMade(t *testing.T) {
 func TestRemedies(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	if diff := cmp.Diff([]string{"run as root"}, namespaceRemedies(dir)); diff != "" {
+	if diff := cmp.Diff([]string{"run as root"}, namespaceRemedies(dir, false)); diff != "" {
 		t.Error(diff)
 	}
 	tree(t, dir, map[string]string{
 		"user/max_user_namespaces": "0\n", "kernel/unprivileged_userns_clone": "0\n",
 		"kernel/apparmor_restrict_unprivileged_userns": "1\n",
 	})
-	got := strings.Join(namespaceRemedies(dir), "; ")
+	if diff := cmp.Diff([]string{"sysctl user.max_user_namespaces=10000"}, namespaceRemedies(dir, true)); diff != "" {
+		t.Error(diff)
+	}
+	got := strings.Join(namespaceRemedies(dir, false), "; ")
 	for _, want := range []string{"user.max_user_namespaces=", "unprivileged_userns_clone=1", "apparmor_restrict_unprivileged_userns=0", "run as root"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q does not name %s", got, want)
@@ -329,6 +332,22 @@ func TestMessage(t *testing.T) {
 	} {
 		if got := message([]byte(log)); got != want {
 			t.Errorf("%q: %q, want %q", log, got, want)
+		}
+	}
+}
+
+func TestMapped(t *testing.T) {
+	t.Parallel()
+	for ids, want := range map[string]bool{
+		"         0          0 4294967295\n": true,
+		"0 1000 1\n":                         false,
+		"0 1000 1\n1 100000 65535\n":         true,
+		fmt.Sprintf("%d 5 1\n", boxUser):     true,
+		fmt.Sprintf("0 5 %d\n", boxUser):     false,
+		"":                                   false, "x y z\n": false,
+	} {
+		if got := mapped(ids, boxUser); got != want {
+			t.Errorf("%q: %t", ids, got)
 		}
 	}
 }

@@ -270,9 +270,19 @@ func (b *box) adopt(s state) error {
 				return err
 			}
 		}
-		b.mu.Lock()
-		b.parts = append(b.parts, p)
-		b.mu.Unlock()
+		b.keep(p)
 	}
 	return nil
+}
+
+// keep adds a process to the box's parts, unless the box has ended by now.
+func (b *box) keep(p *process) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	select {
+	case <-b.ended:
+		p.close()
+	default:
+		b.parts = append(b.parts, p)
+	}
 }

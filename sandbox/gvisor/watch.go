@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -85,15 +86,12 @@ func guestFile(pid int) string {
 // for decades).
 const ticks = 100
 
-// cpuTime returns the time spent by the kernel process of the box and what it has
-// started, which is where programs run.
+// cpuTime returns the time spent by the box's parts and by what they have started,
+// which is where programs run.
 func (b *box) cpuTime() time.Duration {
 	b.mu.Lock()
 	parts := b.parts
 	b.mu.Unlock()
-	if len(parts) == 0 {
-		return 0
-	}
 	parents, spent := make(map[int]int), make(map[int]int64)
 	for _, pid := range pids() {
 		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
@@ -111,13 +109,17 @@ func (b *box) cpuTime() time.Duration {
 			spent[pid] += n
 		}
 	}
+	ours := func(pid int) bool {
+		return slices.ContainsFunc(parts, func(p *process) bool { return p.pid == pid })
+	}
 	var total int64
 	for pid := range parents {
-		for at := pid; at > 1; at = parents[at] {
-			if at == parts[0].pid || at == parts[1].pid {
-				total += spent[pid]
-				break
-			}
+		at := pid
+		for at > 1 && !ours(at) {
+			at = parents[at]
+		}
+		if at > 1 {
+			total += spent[pid]
 		}
 	}
 	return time.Duration(total) * time.Second / ticks

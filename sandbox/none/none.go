@@ -6,7 +6,8 @@
 // There being no mounts, the paths that a [sandbox.Spec] promises do not exist.
 // Wherever one of them begins an argument of the command or the value of a variable,
 // the host's stands in for it. What else is told of those paths, to the model for
-// one, is wrong here.
+// one, is wrong here. A variable is added to the environment, by which the processes
+// of a box are found again.
 //
 // Start reading at [Driver.Start].
 package none
