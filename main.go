@@ -14,6 +14,7 @@ import (
 func main() {
 	// First: a box's parts are this executable, started under another name.
 	gvisor.RunIfRuntime()
+	rerunStatic()
 
 	os.Exit(cli.Main(cli.Program{
 		Args:     os.Args[1:],

@@ -254,6 +254,11 @@ func checkModel(ctx context.Context, cfg *daemon.Config) finding {
 			f.Status, f.Detail = findingNote, cfg.ModelProvider+": not tried from here"
 			return f
 		}
+		if !hasKey {
+			f.Status, f.Detail = findingNote, "none is set up"
+			f.Remedy = "set ANTHROPIC_API_KEY or model-key-file for the server, or model-url for an endpoint that needs no key"
+			return f
+		}
 		address = "https://api.anthropic.com"
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
@@ -262,9 +267,6 @@ func checkModel(ctx context.Context, cfg *daemon.Config) finding {
 	switch {
 	case err != nil:
 		f.Status, f.Detail, f.Remedy = findingFailed, err.Error(), "check model-url, and that this machine may connect to it"
-	case cfg.ModelURL == "" && !hasKey:
-		f.Status, f.Detail = findingNote, address+" answers, but there is no key for it"
-		f.Remedy = "set ANTHROPIC_API_KEY or model-key-file for the server, or model-url for an endpoint that needs none"
 	default:
 		f.Status, f.Detail = findingOK, fmt.Sprintf("%s answers (HTTP %d in %s); the key is not tried", address, status, took.Round(time.Millisecond))
 	}

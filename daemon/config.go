@@ -7,9 +7,11 @@ import (
 	"net"
 	"net/url"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
+	"github.com/bailey-platform/bailey/control"
 	"github.com/bailey-platform/bailey/model"
 	"github.com/bailey-platform/bailey/telemetry"
 )
@@ -77,6 +79,11 @@ type Config struct {
 	// ModelThinking says what requests ask about thinking: auto (adaptive where
 	// the model is known to have it), adaptive, disabled, or omit (say nothing).
 	ModelThinking string `name:"model-thinking"`
+
+	// Prices are the list prices of models, in dollars for a million input and
+	// output tokens, for costs and budgets: claude-opus-5=5/25,local-*=0/0. A name
+	// that ends in * is a prefix. They come before the built-in ones.
+	Prices map[string]string `name:"prices"`
 
 	// TLSCert is a file with the server's certificate chain in PEM. It is read
 	// once, at the start.
@@ -157,6 +164,9 @@ func (c *Config) Check() error {
 	default:
 		return badSetting("model-provider", "%q is not one of anthropic, bedrock, vertex, foundry", c.ModelProvider)
 	}
+	if _, err := c.prices(); err != nil {
+		return err
+	}
 	if c.ModelMaxOutput < 0 {
 		return badSetting("model-max-output", "must not be negative")
 	}
@@ -225,6 +235,34 @@ func (c *Config) checkDB() error {
 		return badSetting("db", "must be sqlite:PATH or postgres://user@host/database")
 	}
 	return nil
+}
+
+// prices reads Prices.
+func (c *Config) prices() (control.Prices, error) {
+	sheet := control.Prices{}
+	for name, text := range c.Prices {
+		in, out, ok := strings.Cut(text, "/")
+		input, err1 := cents(in)
+		output, err2 := cents(out)
+		if !ok || err1 != nil || err2 != nil {
+			return nil, badSetting("prices", "%q for %s is not dollars for input and output, such as 5/25 or 0.80/4", text, name)
+		}
+		sheet[name] = control.Price{Input: input, Output: output}
+	}
+	return sheet, nil
+}
+
+// priceMax bounds a price in dollars for a million tokens, far from overflow.
+const priceMax = 1_000_000
+
+// cents reads dollars with at most two decimals.
+func cents(dollars string) (int64, error) {
+	whole, part, _ := strings.Cut(strings.TrimSpace(dollars), ".")
+	n, err := strconv.ParseUint(whole+(part + "00")[:2], 10, 63)
+	if err != nil || len(part) > 2 || whole == "" || n > priceMax*100 {
+		return 0, fmt.Errorf("%q is not an amount of dollars", dollars)
+	}
+	return int64(n), nil
 }
 
 // Database is the database's URL with the default filled in.

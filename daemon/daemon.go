@@ -59,9 +59,14 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err erro
 	if d.locks, err = cfg.locks(); err != nil {
 		return nil, err
 	}
+	prices, err := cfg.prices()
+	if err != nil {
+		return nil, err
+	}
 	registry := telemetry.NewRegistry(telemetry.ReadBuild())
 	if d.control, err = control.New(ctx, cfg.Database(), store.Options{}, control.Config{
 		Logger: log.With("part", "control"),
+		Prices: prices,
 		Sole:   strings.HasPrefix(cfg.Database(), "sqlite:"), // the lock says so
 	}); err != nil {
 		return nil, fmt.Errorf("open the database: %w", err)

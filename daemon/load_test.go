@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/bailey-platform/bailey/control"
 )
 
 func env(pairs ...string) func(string) (string, bool) {
@@ -103,6 +105,10 @@ func TestLoadRefuses(t *testing.T) {
 		{name: "half of TLS", flags: map[string]string{"tls-cert": "c.pem"}, want: "needs tls-key"},
 		{name: "unknown database", flags: map[string]string{"db": "mysql://x"}, want: "must be sqlite:PATH"},
 		{name: "unknown provider", flags: map[string]string{"model-provider": "acme"}, want: "is not one of anthropic"},
+		{name: "price without output", flags: map[string]string{"prices": "m=5"}, want: "is not dollars for input and output"},
+		{name: "price that is no number", flags: map[string]string{"prices": "m=5/x"}, want: "is not dollars"},
+		{name: "negative price", flags: map[string]string{"prices": "m=-5/1"}, want: "is not dollars"},
+		{name: "price too exact", flags: map[string]string{"prices": "m=0.001/1"}, want: "is not dollars"},
 		{name: "no turns", flags: map[string]string{"max-turns": "0"}, want: "at least 1"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -145,6 +151,20 @@ func TestLoadAccepts(t *testing.T) {
 	}
 	if _, _, err := Load(Inputs{Env: env(), File: configFile(t, "")}); err != nil {
 		t.Errorf("an empty file: %v", err)
+	}
+}
+
+func TestPrices(t *testing.T) {
+	t.Parallel()
+	cfg := Defaults()
+	cfg.Prices = map[string]string{"a": "5/25", "b-*": "0.8/4.05", "free": "0/0"}
+	got, err := cfg.prices()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := control.Prices{"a": {Input: 500, Output: 2500}, "b-*": {Input: 80, Output: 405}, "free": {}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("prices (-want +got):\n%s", diff)
 	}
 }
 
@@ -201,7 +221,7 @@ func TestExampleIsTheDefaults(t *testing.T) {
 		t.Fatalf("%v\n%s", err, text.String())
 	}
 	want := Defaults()
-	want.ModelIDs = map[string]string{}
+	want.ModelIDs, want.Prices = map[string]string{}, map[string]string{}
 	if diff := cmp.Diff(&want, cfg); diff != "" {
 		t.Errorf("example (-default +example):\n%s", diff)
 	}

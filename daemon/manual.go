@@ -30,7 +30,7 @@ var fieldComments = sync.OnceValue(func() map[string]string {
 		for _, f := range spec.Type.(*ast.StructType).Fields.List {
 			name := f.Names[0].Name
 			text := strings.Join(strings.Fields(f.Doc.Text()), " ")
-			text = strings.TrimPrefix(text, name+" ")
+			text = strings.TrimPrefix(strings.TrimPrefix(text, name+" "), "is ")
 			out[name] = strings.ToUpper(text[:1]) + text[1:]
 		}
 		return false

@@ -107,7 +107,7 @@ func (s Setting) Set(text string) error {
 	return nil
 }
 
-const typeMap = "name=value,…"
+const typeMap = "name=value,..."
 
 // Type names the kind of value, for help texts.
 func (s Setting) Type() string {
