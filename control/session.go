@@ -185,9 +185,11 @@ func sessionEnvironment(tx *store.Tx, in api.SessionCreate) (*api.Environment, e
 	}
 	for i, r := range in.Resources {
 		var res struct{ Type string }
-		if err := json.Unmarshal(r, &res); err == nil && res.Type == "memory_store" {
+		if json.Unmarshal(r, &res) == nil && res.Type == "memory_store" {
 			return nil, api.Invalid("resources.%d: memory stores are not supported by this server yet", i)
 		}
+	}
+	if len(in.Resources) > 0 {
 		return nil, api.Invalid("Environment %s is a self-hosted environment. `resources` are not supported with self-hosted environments.", env.ID)
 	}
 	return env, nil
