@@ -19,8 +19,8 @@ import (
 	"github.com/bailey-platform/bailey/sandbox"
 )
 
-// Start implements [sandbox.Driver]. As root it gives the work folder, and what is
-// in it, to the box's user.
+// Start implements [sandbox.Driver]. As root it gives the work folder, and what root
+// owns in it, to the box's user: nothing that a box makes on the host is root's.
 func (d *Driver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Box, error) {
 	spec, err := validate(spec, d.root)
 	if err != nil {
@@ -104,7 +104,7 @@ func (b *box) setUp() error {
 	return nil
 }
 
-// give makes the box's user the owner of what root owns in dir, and of dir.
+// give makes the box's user the owner of dir, and of what root owns in it.
 func give(dir string) error {
 	return filepath.WalkDir(dir, func(name string, entry os.DirEntry, err error) error {
 		if err != nil {
@@ -174,6 +174,12 @@ func (b *box) launch(cmd *exec.Cmd) error {
 			cmd.SysProcAttr.UseCgroupFD = true
 			cmd.SysProcAttr.CgroupFD = int(dir.Fd())
 		}
+		// A group with our thread in it could not be removed.
+		defer func() {
+			if err := b.group.leave(); err != nil {
+				b.log.Error("the thread that waits for a box counts as part of it", "error", err)
+			}
+		}()
 		if err := b.group.enter(); err != nil {
 			return fmt.Errorf("enter the control group: %w", err)
 		}
@@ -181,11 +187,7 @@ func (b *box) launch(cmd *exec.Cmd) error {
 	if err := confine(b.spec.Limits.CPUs); err != nil {
 		b.log.Warn("box sees every CPU", "error", err)
 	}
-	err := cmd.Start()
-	if b.group != nil {
-		err = errors.Join(err, b.group.leave())
-	}
-	return err
+	return cmd.Start()
 }
 
 // next rotates among the CPUs that boxes are put on.

@@ -181,8 +181,8 @@ func TestReadMedia(t *testing.T) {
 		"text.png":   "text not a picture",
 		"fake.pdf":   "text plain",
 
-		"wide.png":    "error read: wide.png is 8001 by 1 pixels, exceeds 8000-pixel limit.",
-		"huge.png":    fmt.Sprintf("error read: huge.png is %d bytes, exceeds 5242880-byte limit for images.", len(picture)+5<<20),
+		"wide.png":    "error read: wide.png is 8001 by 1 pixels, exceeds 8000-pixel limit",
+		"huge.png":    fmt.Sprintf("error read: huge.png is %d bytes, exceeds 5242880-byte limit for images", len(picture)+5<<20),
 		"huge.pdf":    fmt.Sprintf("error read: huge.pdf is %d bytes, exceeds 20971520-byte limit.", 9+20<<20),
 		"damaged.png": "error read: damaged.png is damaged: unexpected EOF",
 		"gone.png":    "error read gone.png: no such file or directory",

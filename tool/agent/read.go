@@ -100,14 +100,14 @@ func check(mediaType string, data []byte) error {
 		return nil
 	}
 	if len(data) > imageMax {
-		return fmt.Errorf("is %d bytes, exceeds %d-byte limit for images.", len(data), imageMax)
+		return fmt.Errorf("is %d bytes, exceeds %d-byte limit for images", len(data), imageMax)
 	}
 	width, height, err := size(mediaType, data)
 	if err != nil {
 		return fmt.Errorf("is damaged: %w", err)
 	}
 	if width < 1 || height < 1 || width > pixelsMax || height > pixelsMax {
-		return fmt.Errorf("is %d by %d pixels, exceeds %d-pixel limit.", width, height, pixelsMax)
+		return fmt.Errorf("is %d by %d pixels, exceeds %d-pixel limit", width, height, pixelsMax)
 	}
 	return nil
 }
