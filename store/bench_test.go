@@ -3,17 +3,17 @@ package store_test
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"sync/atomic"
 	"testing"
 
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/store"
+	"github.com/bailey-platform/bailey/store/storetest"
 )
 
-func benchDB(b *testing.B) *store.DB {
+func benchDB(b *testing.B, url string) *store.DB {
 	b.Helper()
-	db, err := store.Open(b.Context(), "sqlite:"+filepath.Join(b.TempDir(), "b.db"), store.Options{})
+	db, err := store.Open(b.Context(), url, store.Options{})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -38,6 +38,11 @@ func benchSession(b *testing.B, db *store.DB, id api.SessionID) {
 // BenchmarkAppend appends one event a transaction, as a client's POST does, from
 // one goroutine and from 64 with a session each.
 func BenchmarkAppend(b *testing.B) {
+	b.Run("sqlite", func(b *testing.B) { benchAppend(b, storetest.SQLite) })
+	b.Run("postgres", func(b *testing.B) { benchAppend(b, storetest.Postgres) })
+}
+
+func benchAppend(b *testing.B, newDB func(testing.TB) string) {
 	body := &api.UserMessage{Content: api.Content{api.TextBlock("How much is the fish?")}}
 	one := func(ctx context.Context, db *store.DB, id api.SessionID, n int64) error {
 		return db.Write(ctx, func(tx *store.Tx) error {
@@ -48,11 +53,12 @@ func BenchmarkAppend(b *testing.B) {
 			if _, err := tx.Append(s, []api.Draft{{ID: api.EventID(fmt.Sprint("sevt_", n)), Body: body}}); err != nil {
 				return err
 			}
+			tx.Notify("session " + string(id))
 			return tx.UpdateSession(s)
 		})
 	}
 	b.Run("serial", func(b *testing.B) {
-		db := benchDB(b)
+		db := benchDB(b, newDB(b))
 		benchSession(b, db, "s")
 		for i := range b.N {
 			if err := one(b.Context(), db, "s", int64(i)); err != nil {
@@ -62,7 +68,7 @@ func BenchmarkAppend(b *testing.B) {
 		b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "events/s")
 	})
 	b.Run("sessions64", func(b *testing.B) {
-		db := benchDB(b)
+		db := benchDB(b, newDB(b))
 		for i := range 64 {
 			benchSession(b, db, api.SessionID(fmt.Sprint("s", i)))
 		}
