@@ -50,30 +50,39 @@ func newPlane(t *testing.T, scripts ...scripted.Script) *plane {
 		t: t, ctx: t.Context(), patience: 30 * time.Second, db: "sqlite:" + filepath.Join(t.TempDir(), "bailey.db"),
 		admin: control.Principal{Kind: api.KeyAPI, KeyID: "apikey_test"},
 	}
-	p.serve(scripts...)
+	p.serve(scripted.New(scripted.Options{}, scripts...), nil)
 	p.open()
 	t.Cleanup(p.close)
 	return p
 }
 
-// serve starts the scripted model.
-func (p *plane) serve(scripts ...scripted.Script) {
+// serve starts the scripted model; spoil, if not nil, may fail requests to it.
+func (p *plane) serve(server *scripted.Server, spoil func() error) {
 	p.t.Helper()
-	p.server = scripted.New(scripted.Options{}, scripts...)
+	p.server = server
 	listener := newMemListener()
-	server := &http.Server{Handler: p.server}
+	web := &http.Server{Handler: server}
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		_ = server.Serve(listener) // ends with the test
+		_ = web.Serve(listener) // ends with the test
 	}()
 	transport := &http.Transport{DialContext: listener.dial, DisableCompression: true}
 	p.t.Cleanup(func() {
 		transport.CloseIdleConnections()
-		server.Close()
+		web.Close()
 		<-served
 	})
-	client, err := model.New(p.ctx, model.Config{BaseURL: "http://model.test", HTTPClient: &http.Client{Transport: transport}})
+	client, err := model.New(p.ctx, model.Config{BaseURL: "http://model.test", HTTPClient: &http.Client{
+		Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+			if spoil != nil {
+				if err := spoil(); err != nil {
+					return nil, err
+				}
+			}
+			return transport.RoundTrip(r)
+		}),
+	}})
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -276,6 +285,10 @@ func wantTypes(t *testing.T, events []*api.Event, want ...string) {
 		t.Errorf("events (-want +got):\n%s", diff)
 	}
 }
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
 // A memListener accepts in-memory connections, which wait like any other
 // goroutine of a synctest bubble.
