@@ -2,6 +2,7 @@ package tool
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -182,9 +183,16 @@ func (c *Client) write() {
 	}
 }
 
+// An untrusted reply is one whose parts are yet to be looked at.
+type untrusted struct {
+	Seq    uint64          `json:"seq"`
+	Hello  json.RawMessage `json:"hello"`
+	Result json.RawMessage `json:"result"`
+}
+
 // read is the one reader of stdout.
 func (c *Client) read(stdout io.Reader, greeted chan<- []string) {
-	var first Reply
+	var first untrusted
 	if err := ReadFrame(stdout, &first); err != nil {
 		c.lose(ended(err))
 		return
@@ -196,7 +204,7 @@ func (c *Client) read(stdout io.Reader, greeted chan<- []string) {
 	}
 	greeted <- tools
 	for {
-		var reply Reply
+		var reply untrusted
 		if err := ReadFrame(stdout, &reply); err != nil {
 			c.lose(ended(err))
 			return
@@ -209,11 +217,11 @@ func (c *Client) read(stdout io.Reader, greeted chan<- []string) {
 }
 
 // take hands a result to the call that waits for it.
-func (c *Client) take(reply Reply) error {
+func (c *Client) take(reply untrusted) error {
 	if reply.Result == nil {
 		return fmt.Errorf("%w: reply %d without a result", ErrFrame, reply.Seq)
 	}
-	result, err := canonical(*reply.Result)
+	result, err := decodeResult(reply.Result)
 	if err != nil {
 		return err
 	}
@@ -230,26 +238,32 @@ func (c *Client) take(reply Reply) error {
 
 // What a hello may hold.
 const (
+	helloMax    = 16 << 10 // bytes
 	toolsMax    = 64
 	toolNameMax = 64 // bytes, of a-z, 0-9 and _
 )
 
 // greeting returns the tools of an agent that says hello as it should.
-func (r Reply) greeting() ([]string, error) {
-	switch {
-	case r.Seq != 0 || r.Hello == nil:
+func (r untrusted) greeting() ([]string, error) {
+	if r.Seq != 0 || r.Hello == nil || len(r.Hello) > helloMax {
 		return nil, fmt.Errorf("%w: the first frame is not a hello", ErrFrame)
-	case r.Hello.Version != WireVersion:
-		return nil, fmt.Errorf("the agent speaks version %d, this worker %d", r.Hello.Version, WireVersion)
-	case len(r.Hello.Tools) > toolsMax:
-		return nil, fmt.Errorf("%w: hello with %d tools", ErrFrame, len(r.Hello.Tools))
 	}
-	for _, name := range r.Hello.Tools {
+	var h Hello
+	if err := decode(r.Hello, &h); err != nil {
+		return nil, err
+	}
+	switch {
+	case h.Version != WireVersion:
+		return nil, fmt.Errorf("the agent speaks version %d, this worker %d", h.Version, WireVersion)
+	case len(h.Tools) > toolsMax:
+		return nil, fmt.Errorf("%w: hello with %d tools", ErrFrame, len(h.Tools))
+	}
+	for _, name := range h.Tools {
 		if name == "" || len(name) > toolNameMax || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789_") != "" {
 			return nil, fmt.Errorf("%w: hello with a tool named %.70q", ErrFrame, name)
 		}
 	}
-	return r.Hello.Tools, nil
+	return h.Tools, nil
 }
 
 // ended words the end of the agent's output, which io.EOF does not.

@@ -1,6 +1,7 @@
 package tool
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -62,28 +63,40 @@ func ErrorResult(text string) Result {
 // blocksMax bounds the blocks of one result. Our agent never sends more than one.
 const blocksMax = 16
 
-// canonical returns the result written anew from the parts it may have, so that
-// nothing else an agent puts into it travels on, or says what is wrong with it.
-func canonical(r Result) (Result, error) {
-	if len(r.Content) > blocksMax {
-		return Result{}, fmt.Errorf("%w: %d content blocks, at most %d allowed", ErrFrame, len(r.Content), blocksMax)
+// decodeResult decodes what an agent says a call came to. The blocks are written anew
+// from the parts they may have, so that nothing else travels on, and one at a time,
+// as a frame of nothing but commas would otherwise cost a multiple of its size.
+func decodeResult(raw json.RawMessage) (Result, error) {
+	var parts struct {
+		Content json.RawMessage `json:"content"`
+		IsError bool            `json:"is_error"`
 	}
-	out := Result{Content: make([]json.RawMessage, 0, len(r.Content)), IsError: r.IsError}
-	for _, raw := range r.Content {
+	if err := decode(raw, &parts); err != nil {
+		return Result{}, err
+	}
+	result := Result{IsError: parts.IsError}
+	blocks := json.NewDecoder(bytes.NewReader(parts.Content))
+	if start, err := blocks.Token(); err != nil || start != json.Delim('[') {
+		return Result{}, fmt.Errorf("%w: a result without content", ErrFrame)
+	}
+	for blocks.More() {
+		if len(result.Content) == blocksMax {
+			return Result{}, fmt.Errorf("%w: more than %d content blocks", ErrFrame, blocksMax)
+		}
 		var b block
-		if err := json.Unmarshal(raw, &b); err != nil {
+		if err := blocks.Decode(&b); err != nil {
 			return Result{}, fmt.Errorf("%w: content block: %w", ErrFrame, err)
 		}
 		clean, err := b.canonical()
 		if err != nil {
 			return Result{}, err
 		}
-		out.Content = append(out.Content, clean)
+		result.Content = append(result.Content, clean)
 	}
-	if len(out.Content) == 0 {
-		out.Content = append(out.Content, Text(""))
+	if len(result.Content) == 0 {
+		result.Content = append(result.Content, Text(""))
 	}
-	return out, nil
+	return result, nil
 }
 
 func (b block) canonical() (json.RawMessage, error) {

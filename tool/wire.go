@@ -120,7 +120,12 @@ func ReadFrame(r io.Reader, v any) error {
 		}
 		return err
 	}
-	if err := json.Unmarshal(body.Bytes(), v); err != nil {
+	return decode(body.Bytes(), v)
+}
+
+// decode decodes a part of a frame.
+func decode(data []byte, v any) error {
+	if err := json.Unmarshal(data, v); err != nil {
 		return fmt.Errorf("%w: %w", ErrFrame, err)
 	}
 	return nil
