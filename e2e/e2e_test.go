@@ -79,7 +79,7 @@ func build(path string) error {
 
 // missing skips a test that needs a part this host does not have, and fails it
 // where everything is required.
-func missing(t *testing.T, format string, args ...any) {
+func missing(t testing.TB, format string, args ...any) {
 	t.Helper()
 	if os.Getenv("CI") == "true" {
 		t.Fatalf(format, args...)
@@ -95,7 +95,7 @@ func long() bool { return os.Getenv("BAILEY_E2E_LONG") != "" }
 const timeout = 90 * time.Second
 
 // within is a context that ends with the test, and after the timeout.
-func within(t *testing.T) context.Context {
+func within(t testing.TB) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	t.Cleanup(cancel)

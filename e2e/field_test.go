@@ -21,7 +21,7 @@ type field struct {
 	*process // the newest of runs
 	runs     []*process
 
-	t    *testing.T
+	t    testing.TB
 	data string
 
 	env []string // of a start, and its arguments
@@ -40,7 +40,7 @@ type fieldConfig struct {
 // startField starts a worker and returns when it asks for work. The end of the
 // test stops it by SIGTERM, and checks that it ends with status 0, that no process
 // of a box is left, that the audit record verifies, and that no secret was written.
-func (p *plane) startField(t *testing.T, env api.EnvironmentID, key string, cfg fieldConfig) *field {
+func (p *plane) startField(t testing.TB, env api.EnvironmentID, key string, cfg fieldConfig) *field {
 	t.Helper()
 	if cfg.sandbox == "" {
 		cfg.sandbox = "none"
@@ -75,7 +75,7 @@ func (p *plane) startField(t *testing.T, env api.EnvironmentID, key string, cfg 
 var workerRE = regexp.MustCompile(`"msg":"worker started"`)
 
 // run starts the process, at first or after a kill.
-func (f *field) run(t *testing.T) {
+func (f *field) run(t testing.TB) {
 	t.Helper()
 	cmd := command(f.env, f.cfg.args...)
 	if f.cfg.uid != 0 {
@@ -107,7 +107,7 @@ func (f *field) workFile(id api.SessionID, name string) string {
 }
 
 // waitFile waits until a file exists.
-func waitFile(t *testing.T, path string) {
+func waitFile(t testing.TB, path string) {
 	t.Helper()
 	for ctx := within(t); ; pause(ctx, 10*time.Millisecond) {
 		if _, err := os.Stat(path); err == nil {
@@ -121,7 +121,7 @@ func waitFile(t *testing.T, path string) {
 
 // noLeftovers checks that no process is left whose command line or environment
 // names mark. One that was just killed gets a moment.
-func noLeftovers(t *testing.T, mark string) {
+func noLeftovers(t testing.TB, mark string) {
 	t.Helper()
 	var left []string
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
@@ -152,7 +152,7 @@ func processes(mark string) []string {
 }
 
 // ordinaryUser is a user without any right, and a directory that is theirs.
-func ordinaryUser(t *testing.T) (uid int, dir string) {
+func ordinaryUser(t testing.TB) (uid int, dir string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		missing(t, "only root can run a worker as another user")

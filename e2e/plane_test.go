@@ -35,8 +35,9 @@ type plane struct {
 	args  []string // of a start, but for the address
 	env   []string
 
-	model  *scripted.Server
-	client *client.Client // with the admin key
+	model    *scripted.Server
+	modelURL string
+	client   *client.Client // with the admin key
 }
 
 // planeConfig says how to start a plane. The zero value is one on SQLite.
@@ -52,7 +53,7 @@ type planeConfig struct {
 // startPlane starts a plane and returns when it is ready. The end of the test
 // stops it by SIGTERM, checks that it ends with status 0, and that it never wrote
 // a secret.
-func startPlane(t *testing.T, cfg planeConfig) *plane {
+func startPlane(t testing.TB, cfg planeConfig) *plane {
 	t.Helper()
 	cfg.model.Key = modelKey
 	cfg.model.Models = []string{modelID, "claude-haiku-4-5"}
@@ -60,7 +61,8 @@ func startPlane(t *testing.T, cfg planeConfig) *plane {
 	if p.data == "" {
 		p.data = filepath.Join(t.TempDir(), "data")
 	}
-	p.args = []string{"serve", "--data", p.data, "--model-url", serveModel(t, p.model), "--log-level", "debug"}
+	p.modelURL = serveModel(t, p.model)
+	p.args = []string{"serve", "--data", p.data, "--model-url", p.modelURL, "--log-level", "debug"}
 	p.args = append(p.args, cfg.args...)
 	p.env = []string{"BAILEY_MODEL_KEY=" + modelKey}
 	if p.db != "" {
@@ -84,7 +86,7 @@ func startPlane(t *testing.T, cfg planeConfig) *plane {
 }
 
 // twin starts a second plane over the same database.
-func (p *plane) twin(t *testing.T, cfg planeConfig) *plane {
+func (p *plane) twin(t testing.TB, cfg planeConfig) *plane {
 	t.Helper()
 	cfg.db, cfg.admin = p.db, p.admin
 	return startPlane(t, cfg)
@@ -93,7 +95,7 @@ func (p *plane) twin(t *testing.T, cfg planeConfig) *plane {
 var servingRE = regexp.MustCompile(`"msg":"serving","url":"(http://[^"]+)"`)
 
 // run starts the process on an address and waits until it is ready.
-func (p *plane) run(t *testing.T, addr string) {
+func (p *plane) run(t testing.TB, addr string) {
 	t.Helper()
 	p.process = start(t, "serve", command(p.env, append(p.args, "--listen", addr)...))
 	p.runs = append(p.runs, p.process)
@@ -102,12 +104,12 @@ func (p *plane) run(t *testing.T, addr string) {
 }
 
 // restart brings a plane that was killed back, on the same address and data.
-func (p *plane) restart(t *testing.T) {
+func (p *plane) restart(t testing.TB) {
 	t.Helper()
 	p.run(t, strings.TrimPrefix(p.url, "http://"))
 }
 
-func (p *plane) waitReady(t *testing.T) {
+func (p *plane) waitReady(t testing.TB) {
 	t.Helper()
 	ctx := within(t)
 	for {
@@ -138,7 +140,7 @@ func pause(ctx context.Context, d time.Duration) {
 }
 
 // serveModel serves a scripted model until the end of the test.
-func serveModel(t *testing.T, model *scripted.Server) (url string) {
+func serveModel(t testing.TB, model *scripted.Server) (url string) {
 	t.Helper()
 	l, err := model.Listen("127.0.0.1:0")
 	if err != nil {
@@ -156,7 +158,7 @@ func serveModel(t *testing.T, model *scripted.Server) (url string) {
 	return l.URL
 }
 
-func readKey(t *testing.T, path string) string {
+func readKey(t testing.TB, path string) string {
 	t.Helper()
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -169,7 +171,7 @@ func readKey(t *testing.T, path string) string {
 	return strings.TrimSpace(string(data))
 }
 
-func (p *plane) clientWith(t *testing.T, key string) *client.Client {
+func (p *plane) clientWith(t testing.TB, key string) *client.Client {
 	t.Helper()
 	c, err := client.New(client.Config{BaseURL: p.url, Key: key})
 	if err != nil {
@@ -186,7 +188,7 @@ func onEngines(t *testing.T, test func(t *testing.T, db string)) {
 }
 
 // postgres makes a database for one test and returns its URL.
-func postgres(t *testing.T) string {
+func postgres(t testing.TB) string {
 	t.Helper()
 	server := os.Getenv("BAILEY_TEST_POSTGRES")
 	if server == "" {
@@ -217,7 +219,7 @@ func postgres(t *testing.T) string {
 
 // call makes a request by hand and returns the answer as it came. The usual
 // headers are set first; edit may change them.
-func (p *plane) call(t *testing.T, method, path, body string, edit ...func(http.Header)) (status int, header http.Header, answer string) {
+func (p *plane) call(t testing.TB, method, path, body string, edit ...func(http.Header)) (status int, header http.Header, answer string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(within(t), method, p.url+path, strings.NewReader(body))
 	if err != nil {
@@ -265,7 +267,7 @@ func toolset(policy string) api.AgentTool {
 }
 
 // agent creates an agent with tools.
-func (p *plane) agent(t *testing.T, tools ...api.AgentTool) api.AgentID {
+func (p *plane) agent(t testing.TB, tools ...api.AgentTool) api.AgentID {
 	t.Helper()
 	a, err := p.client.CreateAgent(within(t), api.AgentCreate{
 		Name: t.Name(), Model: &api.ModelConfig{ID: modelID}, Tools: tools,
@@ -277,7 +279,7 @@ func (p *plane) agent(t *testing.T, tools ...api.AgentTool) api.AgentID {
 }
 
 // environment creates a self-hosted environment and a key for its workers.
-func (p *plane) environment(t *testing.T) (id api.EnvironmentID, key string) {
+func (p *plane) environment(t testing.TB) (id api.EnvironmentID, key string) {
 	t.Helper()
 	ctx := within(t)
 	env, err := p.client.CreateEnvironment(ctx, api.EnvironmentCreate{
@@ -297,7 +299,7 @@ func (p *plane) environment(t *testing.T) (id api.EnvironmentID, key string) {
 }
 
 // session creates a session that begins with messages.
-func (p *plane) session(t *testing.T, agent api.AgentID, env api.EnvironmentID, messages ...string) api.SessionID {
+func (p *plane) session(t testing.TB, agent api.AgentID, env api.EnvironmentID, messages ...string) api.SessionID {
 	t.Helper()
 	in := api.SessionCreate{Agent: api.AgentRef{Type: "agent", ID: agent}, EnvironmentID: env}
 	for _, text := range messages {
@@ -319,7 +321,7 @@ func userMessage(text string) *api.UserMessage {
 }
 
 // send sends events and returns them as they were accepted.
-func (p *plane) send(t *testing.T, id api.SessionID, events ...api.EventBody) []*api.Event {
+func (p *plane) send(t testing.TB, id api.SessionID, events ...api.EventBody) []*api.Event {
 	t.Helper()
 	sent, err := p.client.Send(within(t), id, events...)
 	if err != nil {
@@ -329,7 +331,7 @@ func (p *plane) send(t *testing.T, id api.SessionID, events ...api.EventBody) []
 }
 
 // workStopped checks that the newest work item of an environment is stopped.
-func (p *plane) workStopped(t *testing.T, env api.EnvironmentID) {
+func (p *plane) workStopped(t testing.TB, env api.EnvironmentID) {
 	t.Helper()
 	for item, err := range p.client.Work(within(t), env, client.ListOptions{PageSize: 1}) {
 		if err != nil {
@@ -344,7 +346,7 @@ func (p *plane) workStopped(t *testing.T, env api.EnvironmentID) {
 }
 
 // withDatabase replaces the database in a PostgreSQL URL.
-func withDatabase(t *testing.T, server, name string) string {
+func withDatabase(t testing.TB, server, name string) string {
 	t.Helper()
 	u, err := url.Parse(server)
 	if err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {

@@ -16,7 +16,7 @@ import (
 // A process is one run of a program whose output is kept. Every secret of ours
 // has a known shape, and none may be in it.
 type process struct {
-	t    *testing.T
+	t    testing.TB
 	name string
 	cmd  *exec.Cmd
 	out  output
@@ -59,7 +59,7 @@ func command(env []string, args ...string) *exec.Cmd {
 }
 
 // start starts a command. Whoever starts it calls finish in the end.
-func start(t *testing.T, name string, cmd *exec.Cmd) *process {
+func start(t testing.TB, name string, cmd *exec.Cmd) *process {
 	t.Helper()
 	p := &process{t: t, name: name, cmd: cmd, ended: make(chan struct{})}
 	p.out.changed = make(chan struct{})
@@ -172,7 +172,7 @@ const modelKey = "sk-ant-api03-the-key-of-the-scripted-model-is-a-secret-too"
 var secretRE = regexp.MustCompile(`sk-ant-[a-z0-9]+-[A-Za-z0-9_-]{16,}`)
 
 // noSecrets fails the test if a text that anybody may see holds a key or a token.
-func noSecrets(t *testing.T, name, text string) {
+func noSecrets(t testing.TB, name, text string) {
 	t.Helper()
 	if at := secretRE.FindStringIndex(text); at != nil {
 		line := text[strings.LastIndex(text[:at[0]], "\n")+1:]

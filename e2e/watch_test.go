@@ -15,7 +15,7 @@ import (
 // A watch follows a session from its first event and keeps all that comes. It
 // finds its way back to a plane that was restarted.
 type watch struct {
-	t  *testing.T
+	t  testing.TB
 	p  *plane
 	id api.SessionID
 
@@ -28,7 +28,7 @@ type watch struct {
 }
 
 // watch begins to follow a session; the end of the test ends it.
-func (p *plane) watch(t *testing.T, id api.SessionID) *watch {
+func (p *plane) watch(t testing.TB, id api.SessionID) *watch {
 	t.Helper()
 	w := &watch{t: t, p: p, id: id, changed: make(chan struct{})}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -170,7 +170,7 @@ func (w *watch) check() []*api.Event {
 }
 
 // events lists a session's events.
-func (p *plane) events(t *testing.T, id api.SessionID) []*api.Event {
+func (p *plane) events(t testing.TB, id api.SessionID) []*api.Event {
 	t.Helper()
 	var events []*api.Event
 	// Small pages, so that the cursor is used.
@@ -188,7 +188,7 @@ func (p *plane) events(t *testing.T, id api.SessionID) []*api.Event {
 }
 
 // checkEvents checks what holds of the history of every session that rests.
-func checkEvents(t *testing.T, events []*api.Event) {
+func checkEvents(t testing.TB, events []*api.Event) {
 	t.Helper()
 	seen := map[api.EventID]bool{}
 	results := map[api.EventID]int{} // by call
