@@ -252,8 +252,12 @@ type sweeper interface {
 func logReport(log *slog.Logger, r sandbox.Report) {
 	log.Info("the sandbox passed its self-test", "backend", r.Backend, "version", r.Version, "isolation", r.Isolation,
 		"start", r.Start.Round(time.Millisecond), "root", r.Root)
+	level := slog.LevelInfo
+	if r.Isolation == noIsolation {
+		level = slog.LevelWarn
+	}
 	for _, note := range r.Notes {
-		log.Warn("sandbox: " + note)
+		log.Log(context.Background(), level, "sandbox: "+note)
 	}
 }
 

@@ -188,11 +188,9 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 	parts.Go(func() error { return d.control.Run(ctx) })
 	parts.Go(func() error { return d.loop.Run(ctx) })
 	parts.Go(func() error { return d.serveHTTP(ctx) })
-	parts.Go(func() error {
-		<-ctx.Done()
+	defer context.AfterFunc(ctx, func() {
 		d.log.Info("stopping; what is under way may finish", "at_most", d.cfg.ShutdownGrace)
-		return nil
-	})
+	})()
 	if err := parts.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}

@@ -44,7 +44,15 @@ func NewLogger(w io.Writer, o LogOptions) (*slog.Logger, error) {
 	default:
 		return nil, fmt.Errorf("log format %q is not one of auto, text, json", o.Format)
 	}
-	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: o.Level})), nil
+	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: o.Level, ReplaceAttr: durationText})), nil
+}
+
+// durationText writes a duration as 1.5s rather than as a number of nanoseconds.
+func durationText(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.Duration().String())
+	}
+	return a
 }
 
 // human writes "15:04:05 INFO  message key=value". The attributes, with all

@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -38,10 +39,13 @@ func TestAutoFormatIsJSONAwayFromATerminal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	log.Debug("sk-ant-oat01-x in the message", slog.Group("g", "deep", "sk-ant-oat01-y"))
+	log.Debug("sk-ant-oat01-x in the message", slog.Group("g", "deep", "sk-ant-oat01-y"), "took", 1500*time.Millisecond)
 	var record map[string]any
 	if err := json.Unmarshal(out.Bytes(), &record); err != nil {
 		t.Fatalf("%v: %s", err, &out)
+	}
+	if record["took"] != "1.5s" {
+		t.Errorf("took = %v, want 1.5s", record["took"])
 	}
 	if strings.Contains(out.String(), "oat01") {
 		t.Errorf("a credential reached the log: %s", &out)
