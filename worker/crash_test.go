@@ -231,7 +231,8 @@ func TestRestartResumes(t *testing.T) {
 	})
 }
 
-// TestRestartTooLate: by then the item is another worker's, and is left alone.
+// TestRestartTooLate: by then the item is another worker's, and is left alone,
+// also while the plane does not say so yet.
 func TestRestartTooLate(t *testing.T) {
 	virtual(t, func(f *field) {
 		s := f.plane.session("sesn_1")
@@ -241,6 +242,13 @@ func TestRestartTooLate(t *testing.T) {
 		it.state, it.last, it.until = "active", "fresh", time.Now().Add(time.Hour)
 		f.plane.ask(s, bash("c1"))
 		f.plane.mu.Unlock()
+		began := time.Now()
+		f.plane.fault = func(r *http.Request) (*fakeReply, error) {
+			if strings.HasSuffix(r.URL.Path, "/heartbeat") && time.Since(began) < 5*time.Second {
+				return &fakeReply{status: 503, body: "{}"}, nil
+			}
+			return nil, nil
+		}
 		w := f.start()
 		time.Sleep(time.Minute)
 		w.stop()

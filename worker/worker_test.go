@@ -444,6 +444,25 @@ func TestIdle(t *testing.T) {
 	}
 }
 
+// TestTurnOverWithACallOpen: a history that ends in an idle but holds a call that
+// somebody else has to answer is no reason to leave.
+func TestTurnOverWithACallOpen(t *testing.T) {
+	virtual(t, func(f *field) {
+		s := f.plane.session("sesn_1", []toolUse{{id: "c1", name: "web_search"}})
+		f.plane.mu.Lock()
+		f.plane.step(s)
+		f.plane.mu.Unlock()
+		f.start()
+		time.Sleep(10 * time.Minute)
+		if state := f.plane.state("sesn_1"); state != "active" {
+			t.Errorf("item is %s, want active", state)
+		}
+		f.plane.say("sesn_1", "agent.tool_result", map[string]any{"tool_use_id": "c1"})
+		f.plane.say("sesn_1", "session.status_idle", map[string]any{"stop_reason": map[string]any{"type": "end_turn"}})
+		f.stopped("sesn_1")
+	})
+}
+
 func TestIdleForEver(t *testing.T) {
 	virtual(t, func(f *field) {
 		f.plane.session("sesn_1")
