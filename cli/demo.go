@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -89,8 +88,9 @@ type duration struct {
 
 // run plays the demo from start to end. Parts are stopped in the reverse order of
 // their start, whatever happens.
-func (d *demo) run(ctx context.Context) (err error) {
-	ctx, d.fail = context.WithCancelCause(ctx)
+func (d *demo) run(person context.Context) (err error) {
+	ctx, fail := context.WithCancelCause(person)
+	d.fail = fail
 	defer d.fail(nil)
 	d.style = d.p.styleOf(d.p.Stdout)
 	if d.dir, err = os.MkdirTemp("", "bailey-demo-"); err != nil {
@@ -106,7 +106,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 	}
 	defer func() {
 		err = errors.Join(err, d.stopAll())
-		d.tidy(err)
+		d.tidy(err != nil && person.Err() == nil && !is[*sandbox.Unavailable](err))
 	}()
 
 	d.printf("%s  %s\n\n", d.style.bold("Bailey demo"), d.style.dim("a session from start to end, all on this machine"))
@@ -130,7 +130,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 	} {
 		at := time.Now()
 		if err := step.do(bounded); err != nil {
-			if cause := context.Cause(bounded); cause != nil && ctx.Err() == nil || cause != nil && !errors.Is(cause, context.Canceled) {
+			if cause := context.Cause(bounded); cause != nil && !errors.Is(cause, context.Canceled) {
 				err = cause // what broke a part says more than what noticed it
 			}
 			return fmt.Errorf("%s: %w", step.name, err)
@@ -191,12 +191,12 @@ func (d *demo) stopAll() error {
 }
 
 // tidy removes what the demo wrote, unless it is needed to see what went wrong.
-func (d *demo) tidy(err error) {
-	if err == nil || is[*sandbox.Unavailable](err) || is[*interrupted](err) || errors.Is(err, context.Canceled) {
-		os.RemoveAll(d.dir)
+func (d *demo) tidy(broken bool) {
+	if broken {
+		fmt.Fprintf(d.p.Stderr, "what the parts logged: %s\n", filepath.Join(d.dir, "demo.log"))
 		return
 	}
-	fmt.Fprintf(d.p.Stderr, "what the parts logged: %s\n", filepath.Join(d.dir, "demo.log"))
+	os.RemoveAll(d.dir)
 }
 
 // testSandbox makes the boxes' driver. A sandbox that does not work stops the demo:
@@ -347,7 +347,7 @@ func (d *demo) play(ctx context.Context) (err error) {
 	}
 	for f, err := range d.client.Follow(ctx, d.session.ID, client.FollowOptions{
 		After:    client.FromStart,
-		Previews: []api.EventType{api.EvAgentMessage},
+		Previews: livePreviews,
 	}) {
 		if err != nil {
 			return err
@@ -488,6 +488,6 @@ func (d *demo) stay(ctx context.Context) error {
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		return cause
 	}
-	d.printf("%s\n", strings.TrimSpace(d.style.dim("stopping")))
+	d.printf("%s\n", d.style.dim("stopping"))
 	return nil
 }

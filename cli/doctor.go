@@ -181,6 +181,10 @@ func checkBackend(ctx context.Context, b Backend) finding {
 	return f
 }
 
+var enforcement = map[sandbox.Enforcement]string{
+	sandbox.Hard: "hard", sandbox.BestEffort: "best effort", sandbox.NotHeld: "not held",
+}
+
 func limitsText(limits map[string]sandbox.Enforcement) string {
 	byKind := map[sandbox.Enforcement][]string{}
 	for name, kind := range limits {
@@ -190,7 +194,7 @@ func limitsText(limits map[string]sandbox.Enforcement) string {
 	for _, kind := range []sandbox.Enforcement{sandbox.Hard, sandbox.BestEffort, sandbox.NotHeld} {
 		if names := byKind[kind]; len(names) > 0 {
 			slices.Sort(names)
-			out = append(out, string(kind)+" for "+strings.Join(names, ", "))
+			out = append(out, enforcement[kind]+" for "+strings.Join(names, ", "))
 		}
 	}
 	return strings.Join(out, "; ")

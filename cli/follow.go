@@ -27,6 +27,9 @@ func (p *Program) timeline(id api.SessionID) *timeline {
 	return t
 }
 
+// livePreviews are what a timeline can show while it is made.
+var livePreviews = []api.EventType{api.EvAgentMessage, api.EvAgentThinking}
+
 // follow shows a session until it is deleted, its turn is done if that is asked
 // for, or ctx ends, which is how a person ends it and no error.
 func (p *Program) follow(ctx context.Context, cl *client.Client, r followRequest) error {
@@ -36,7 +39,7 @@ func (p *Program) follow(ctx context.Context, cl *client.Client, r followRequest
 	}
 	t := p.timeline(r.session)
 	if !r.json && t.live {
-		o.Previews = []api.EventType{api.EvAgentMessage}
+		o.Previews = livePreviews
 	}
 	shown := r.since == ""
 	for f, err := range cl.Follow(ctx, r.session, o) {

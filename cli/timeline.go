@@ -36,6 +36,7 @@ type timeline struct {
 
 	request time.Time // when the model request under way began
 	usage   *api.SessionUsage
+	thought api.EventID // the thinking that is shown already
 	preview api.EventID // the message whose text stands unfinished on the last line
 	shown   int         // bytes of its text that are printed
 }
@@ -71,6 +72,9 @@ func (t *timeline) event(e *api.Event) {
 	if m, ok := e.Body.(*api.AgentMessage); ok && t.preview == e.ID {
 		t.finishPreview(m.Content.Text())
 		return
+	}
+	if e.Type() == api.EvAgentThinking && (t.thought == e.ID || t.preview != "") {
+		return // shown when it began, or the text that followed it was
 	}
 	t.breakPreview()
 	if t.queued[e.ID] {
@@ -324,12 +328,17 @@ func (t *timeline) total() string {
 	return t.style.dim(text)
 }
 
-// previewStart begins the live text of a message.
+// previewStart begins the live text of a message, or says that the agent thinks.
 func (t *timeline) previewStart(e api.PreviewEvent) {
-	if !t.live || e.Type != api.EvAgentMessage {
+	if !t.live || e.Type != api.EvAgentMessage && e.Type != api.EvAgentThinking {
 		return
 	}
 	t.breakPreview()
+	if e.Type == api.EvAgentThinking {
+		t.thought = e.ID
+		t.line(time.Time{}, t.style.dim, "agent", t.style.dim("thinking"))
+		return
+	}
 	t.preview, t.shown = e.ID, 0
 	t.prefix(time.Time{}, t.style.bold, "agent")
 }

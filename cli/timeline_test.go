@@ -20,9 +20,10 @@ const story = `
 {"type":"event_start","event":{"type":"agent.message","id":"sevt_6"}}
 {"type":"event_delta","event_id":"sevt_6","delta":{"type":"content_delta","index":0,"content":{"type":"text","text":"I will "}}}
 {"type":"event_delta","event_id":"sevt_6","delta":{"type":"content_delta","index":0,"content":{"type":"text","text":"write\nit"}}}
-{"id":"sevt_5","type":"agent.thinking","processed_at":"2026-11-01T10:00:00.300Z"}
+{"type":"event_start","event":{"type":"agent.thinking","id":"sevt_5"}}
 {"type":"event_start","event":{"type":"agent.message","id":"sevt_6b"}}
 {"type":"event_delta","event_id":"sevt_6b","delta":{"type":"content_delta","index":0,"content":{"type":"text","text":"Now the "}}}
+{"id":"sevt_5","type":"agent.thinking","processed_at":"2026-11-01T10:00:00.300Z"}
 {"id":"sevt_6b","type":"agent.message","processed_at":"2026-11-01T10:00:00.310Z","content":[{"type":"text","text":"Now the rest."}]}
 {"id":"sevt_7","type":"agent.tool_use","processed_at":"2026-11-01T10:00:00.320Z","name":"write","input":{"file_path":"a.sh","content":"1\n2\n3\n4\n5\n6\n7\n8\n9\n"},"evaluated_permission":"allow"}
 {"id":"sevt_8","type":"agent.tool_use","processed_at":"2026-11-01T10:00:00.320Z","name":"bash","input":{"command":"bash a.sh\necho done"},"evaluated_permission":"allow"}
