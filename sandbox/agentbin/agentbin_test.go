@@ -3,6 +3,7 @@ package agentbin
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -16,45 +17,61 @@ func TestPath(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if (path == self) == Embedded() {
-		t.Errorf("%s, with the agent embedded: %t", path, Embedded())
+	if (path == self) != (agent == "") {
+		t.Errorf("%s, with an agent of %d bytes carried along", path, len(agent))
 	}
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm()&0o005 != 0o005 {
 		t.Errorf("%v, %v", info, err)
 	}
 }
 
-func TestExtract(t *testing.T) {
+func TestEngine(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	first, err := extract(dir, []byte("one"))
+	path, err := Engine(filepath.Join(t.TempDir(), "bin"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Damaged by somebody, and closed to others.
-	if err := os.WriteFile(first, []byte("two"), 0o755); err != nil {
+	if (path == "") != (engine == "") {
+		t.Errorf("%q, with an engine of %d bytes carried along", path, len(engine))
+	}
+}
+
+func TestExtract(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	// More than is compared at a time.
+	program := strings.Repeat("one", 1<<20)
+	first, err := extract(dir, "p", program)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(first, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	for range 2 {
-		again, err := extract(dir, []byte("one"))
+	for _, damage := range []string{program, "", "two", program[:len(program)-1], program + "x", "X" + program[1:]} {
+		// And closed to others.
+		if err := os.WriteFile(first, []byte(damage), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(first, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		again, err := extract(dir, "p", program)
 		if err != nil || again != first {
 			t.Fatalf("%s, %v, want %s", again, err, first)
 		}
-		data, err := os.ReadFile(again)
-		if err != nil || string(data) != "one" {
-			t.Errorf("it holds %q, %v", data, err)
+		if data, err := os.ReadFile(again); err != nil || string(data) != program {
+			t.Errorf("%.20q was left as it was, %v", damage, err)
 		}
 		if info, err := os.Stat(again); err != nil || info.Mode().Perm() != 0o755 {
 			t.Errorf("%v, %v", info, err)
 		}
 	}
-	other, err := extract(dir, []byte("another version"))
-	if err != nil || other == first {
-		t.Errorf("%s, %v", other, err)
+	if _, err := extract(dir, "q", program); err != nil {
+		t.Error(err)
 	}
+	next, err := extract(dir, "p", "another version")
+	if err != nil || next == first {
+		t.Errorf("%s, %v", next, err)
+	}
+	// The old version is gone, the other program is not.
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 2 {
 		t.Errorf("%v, %v", entries, err)
 	}

@@ -17,12 +17,14 @@ import (
 	"context"
 	"crypto/sha256"
 	"debug/buildinfo"
+	"debug/elf"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -116,6 +118,13 @@ func (d *Driver) prepare() (*host, error) {
 			Remedy:  []string{"build it without those"},
 		}
 	}
+	if linkedDynamically(d.runtime()) {
+		return nil, &sandbox.Unavailable{
+			Backend: Name,
+			Cause:   "the program needs the host's C library, and gVisor's processes start where there is none",
+			Remedy:  []string{"build it with CGO_ENABLED=0"},
+		}
+	}
 	if d.root {
 		ids, err := os.ReadFile("/proc/self/uid_map")
 		if err != nil {
@@ -196,6 +205,16 @@ func (d *Driver) runtime() string {
 	}
 	// The link still works when the file was replaced by a newer one.
 	return self
+}
+
+// linkedDynamically reports whether a program needs a loader and libraries.
+func linkedDynamically(path string) bool {
+	file, err := elf.Open(path)
+	if err != nil {
+		return false // it will not start, and say why
+	}
+	defer file.Close()
+	return slices.ContainsFunc(file.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP })
 }
 
 // version returns the version of gVisor that is compiled into the runtime.

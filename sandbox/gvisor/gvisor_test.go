@@ -331,14 +331,22 @@ func TestKilledKernelIsACrash(t *testing.T) {
 	nothingLeft(t, root)
 }
 
-func TestUnavailableWithoutGVisor(t *testing.T) {
+func TestUnavailable(t *testing.T) {
 	t.Parallel()
-	driver := gvisor.New(gvisor.Options{Root: t.TempDir(), Runtime: "/bin/true"})
-	_, err := driver.Check(t.Context())
-	if u, ok := errors.AsType[*sandbox.Unavailable](err); !ok || u.Cause == "" {
-		t.Errorf("Check: %v", err)
-	} else {
-		t.Log(u)
+	script := filepath.Join(t.TempDir(), "script")
+	if err := os.WriteFile(script, []byte("#!/bin/sh\necho no >&2; exit 128\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for runtime, want := range map[string]string{
+		"/bin/true":          "CGO_ENABLED=0", // which needs libraries
+		"/no/such/runtime":   "no such file",
+		script:               "the test box said",
+		filepath.Dir(script): "permission denied",
+	} {
+		_, err := gvisor.New(gvisor.Options{Root: t.TempDir(), Runtime: runtime}).Check(t.Context())
+		if u, ok := errors.AsType[*sandbox.Unavailable](err); !ok || !strings.Contains(u.Error(), want) {
+			t.Errorf("%s: %v, want %q", runtime, err, want)
+		}
 	}
 }
 

@@ -7,4 +7,4 @@ import _ "embed"
 // The Makefile builds it: a static executable of tool/agent/boxagent.
 //
 //go:embed boxagent
-var embedded []byte
+var agent string

@@ -1,0 +1,5 @@
+//go:build !embedengine
+
+package agentbin
+
+const engine = ""
