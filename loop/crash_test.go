@@ -35,26 +35,34 @@ func TestCrashes(t *testing.T) {
 	if writes < 15 {
 		t.Fatalf("the session makes only %d writes", writes)
 	}
+	var all []*faults
 	for at := 1; at <= writes; at++ {
-		for _, f := range []*faults{{at: at}, {at: at, dies: true}, {at: at, afterwards: true}, {at: at, afterwards: true, dies: true}} {
-			t.Run(f.String(), func(t *testing.T) {
-				t.Parallel()
-				synctest.Test(t, func(t *testing.T) {
-					got := playCrash(t, f)
-					if diff := cmp.Diff(want, got); diff != "" {
-						t.Errorf("clients saw something else (-without fault +with):\n%s", diff)
-					}
-				})
+		all = append(all, &faults{at: at, dies: true}, &faults{at: at, dies: true, afterwards: true})
+	}
+	for at := 1; at <= livesEvery; at++ {
+		all = append(all, &faults{at: at}, &faults{at: at, afterwards: true})
+	}
+	for _, f := range all {
+		t.Run(f.String(), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				got := playCrash(t, f)
+				if diff := cmp.Diff(want, got); diff != "" {
+					t.Errorf("clients saw something else (-without fault +with):\n%s", diff)
+				}
 			})
-		}
+		})
 	}
 }
 
-// faults spoils one write.
+// livesEvery is the distance of spoilt writes in a process that lives on.
+const livesEvery = 6
+
+// faults spoils one write, or every sixth.
 type faults struct {
-	at         int  // which, from 1; 0 is none
+	at         int  // the first, from 1; 0 is none
 	afterwards bool // it happens, and its reply is lost
-	dies       bool // and nothing is written any more
+	dies       bool // and nothing is written any more; else the sixth after it is next
 
 	mu    sync.Mutex
 	armed bool // writes are counted
@@ -93,7 +101,7 @@ func (f *faults) before() error {
 		return nil
 	}
 	f.begun++
-	return f.spoil(!f.afterwards && f.begun == f.at)
+	return f.spoil(!f.afterwards, f.begun)
 }
 
 func (f *faults) after() error {
@@ -103,11 +111,11 @@ func (f *faults) after() error {
 		return nil
 	}
 	f.done++
-	return f.spoil(f.afterwards && f.done == f.at)
+	return f.spoil(f.afterwards, f.done)
 }
 
-func (f *faults) spoil(now bool) error {
-	if !now {
+func (f *faults) spoil(here bool, n int) error {
+	if !here || f.at == 0 || n < f.at || (n-f.at)%livesEvery != 0 {
 		return nil
 	}
 	if f.dies {

@@ -63,7 +63,7 @@ const environmentPrompt = `# Environment
 
 The built-in tools run in a sandbox of this session. Relative paths start at its working directory, and the file tools reach nothing outside of it. Files stay there for as long as the session lasts. A call may need the approval of a person first; a rejected call was not run.`
 
-// request returns the next request to the model.
+// modelRequest returns the next request for a response.
 func (s *State) modelRequest() model.Request {
 	agent := &s.session.Agent
 	offers := offers(agent)
@@ -78,8 +78,10 @@ func (s *State) modelRequest() model.Request {
 
 func baseRequest(agent *api.SessionAgent) model.Request {
 	req := model.Request{Model: agent.Model.ID, Speed: agent.Model.Speed, InferenceGeo: agent.Model.InferenceGeo}
-	if agent.Model.Effort != nil {
-		req.Effort = agent.Model.Effort.Type
+	// High is what a model does unasked, and every agent's default; models without
+	// levels of effort refuse to be asked.
+	if e := agent.Model.Effort; e != nil && e.Type != "high" {
+		req.Effort = e.Type
 	}
 	return req
 }

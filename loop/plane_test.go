@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -44,10 +45,32 @@ type plane struct {
 // modelID has a built-in price, and takes system messages by no rule.
 const modelID = "claude-sonnet-4-5"
 
+// freshDB is a database with nothing in it but its schema, made once.
+var freshDB = sync.OnceValues(func() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "bailey-loop-test-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	file := filepath.Join(dir, "bailey.db")
+	c, err := control.New(context.Background(), "sqlite:"+file, store.Options{}, control.Config{})
+	if err == nil {
+		err = c.Close()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return os.ReadFile(file)
+})
+
 func newPlane(t *testing.T, scripts ...scripted.Script) *plane {
 	t.Helper()
+	file := filepath.Join(t.TempDir(), "bailey.db")
+	if err := os.WriteFile(file, must(freshDB())(t), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	p := &plane{
-		t: t, ctx: t.Context(), patience: 30 * time.Second, db: "sqlite:" + filepath.Join(t.TempDir(), "bailey.db"),
+		t: t, ctx: t.Context(), patience: 30 * time.Second, db: "sqlite:" + file,
 		admin: control.Principal{Kind: api.KeyAPI, KeyID: "apikey_test"},
 	}
 	p.serve(scripted.New(scripted.Options{}, scripts...), nil)

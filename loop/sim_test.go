@@ -21,7 +21,7 @@ import (
 )
 
 var (
-	sims    = flag.Int("sims", 2, "simulations to run in TestSimulation")
+	sims    = flag.Int("sims", 1, "simulations to run in TestSimulation")
 	simSeed = flag.Uint64("sim-seed", 1, "seed of the first simulation")
 )
 
@@ -54,7 +54,7 @@ type sim struct {
 	count map[string]int // what happened
 }
 
-const chaosTime = 4 * time.Minute
+const chaosTime = 2 * time.Minute
 
 func simulate(t *testing.T, seed uint64) {
 	s := &sim{

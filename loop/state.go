@@ -27,10 +27,10 @@ type State struct {
 	waiting []api.EventID     // calls named by the newest idle event, if that was requires_action
 	paused  bool              // that was budget_reached, and the budget has not changed since
 
-	queue []queued // clients' events that no turn has taken, as they arrived
-	owed  bool     // the model has been told something that it has not answered
-	span  api.EventID
-	calls []call // of the newest response, while one of them is unanswered
+	queue []queued    // clients' events that no turn has taken, as they arrived
+	owed  bool        // the model has been told something that it has not answered
+	span  api.EventID // the start of the open model request; "" is none
+	calls []call      // of the newest response, while one of them is unanswered
 
 	items       []item // the conversation with the model; clones share it, so it only grows
 	turnStart   int    // the items before it belong to turns that are over
@@ -196,18 +196,17 @@ func (s *State) endRequest(used api.SpanUsage, private []byte) error {
 	if len(note.Content) > 0 {
 		s.push(item{kind: response, blocks: note.Content})
 	}
-	s.owed = false
+	truncated, pauses := s.truncated+1, s.pauses+1
+	s.owed, s.truncated, s.pauses = false, 0, 0
 	switch {
 	case len(s.calls) > 0:
-		s.truncated, s.pauses = 0, 0
+		// Their results are the next thing to be said.
 	case note.Stop == stopMaxTokens || note.Stop == stopContextFull:
 		s.push(item{kind: nudge})
-		s.owed = true
-		s.truncated++
+		s.owed, s.truncated = true, truncated
 		s.tooLong = note.Stop == stopContextFull
 	case note.Stop == stopPause:
-		s.owed = true
-		s.pauses++
+		s.owed, s.pauses = true, pauses
 	}
 	return nil
 }

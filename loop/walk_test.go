@@ -16,7 +16,7 @@ import (
 	"github.com/bailey-platform/bailey/model"
 )
 
-var walks = flag.Int("walks", 80, "random histories to try in TestRandomWalks")
+var walks = flag.Int("walks", 40, "random histories to try in TestRandomWalks")
 
 // TestRandomWalks drives sessions at random: clients that send everything they
 // may at any time, a model that says anything, failures, budgets, and crashes
