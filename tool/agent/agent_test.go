@@ -315,10 +315,9 @@ func TestCallTimeout(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	client := start(t, dir)
-	// A file tool that blocks: the search of a pipe nobody writes to, where there is
-	// a ripgrep, and the shell in any case.
+	call(t, client, "bash", `{"command":"true"}`) // so that the shell is there
 	got, err := client.Call(t.Context(), tool.Call{
-		Tool: "bash", Input: json.RawMessage(`{"command":"echo begun; sleep 60","timeout_ms":60000}`), TimeoutMS: 700,
+		Tool: "bash", Input: json.RawMessage(`{"command":"echo begun; sleep 60","timeout_ms":60000}`), TimeoutMS: 1500,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -330,7 +329,7 @@ func TestCallTimeout(t *testing.T) {
 	// The wait for an earlier command counts.
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		_, err := client.Call(t.Context(), tool.Call{Tool: "bash", Input: json.RawMessage(`{"command":"touch held; sleep 2"}`)})
+		_, err := client.Call(t.Context(), tool.Call{Tool: "bash", Input: json.RawMessage(`{"command":"echo x >held; sleep 2"}`)})
 		if err != nil {
 			t.Error(err)
 		}
@@ -349,25 +348,37 @@ func TestCallTimeout(t *testing.T) {
 // waitFile waits until the file is there.
 func waitFile(t *testing.T, path string) {
 	t.Helper()
+	if !appears(path) {
+		t.Fatalf("%s did not appear", path)
+	}
+}
+
+// appears reports whether the file comes to hold something, in good time.
+func appears(path string) bool {
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		if _, err := os.Stat(path); err == nil {
-			return
+		if info, err := os.Stat(path); err == nil && info.Size() > 0 {
+			return true
 		}
 	}
-	t.Fatalf("%s did not appear", path)
+	return false
 }
 
 // A command that is cut short takes with it everything it started, while what an
 // earlier one detached lives on.
 func TestCutShortKillsTheWholeTree(t *testing.T) {
 	t.Parallel()
-	cut := map[string]func(*tool.Client) (tool.Result, error){
-		"timeout": func(c *tool.Client) (tool.Result, error) {
-			return c.Call(t.Context(), tool.Call{Tool: "bash", Input: forking, TimeoutMS: 1000})
+	cut := map[string]func(*testing.T, *tool.Client, string) (tool.Result, error){
+		"timeout": func(t *testing.T, c *tool.Client, _ string) (tool.Result, error) {
+			return c.Call(t.Context(), tool.Call{Tool: "bash", Input: forking, TimeoutMS: 3000})
 		},
-		"cancel": func(c *tool.Client) (tool.Result, error) {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-			defer cancel()
+		"cancel": func(t *testing.T, c *tool.Client, dir string) (tool.Result, error) {
+			ctx, cancel := context.WithCancel(t.Context())
+			go func() {
+				defer cancel()
+				for _, file := range []string{"plain", "session", "orphan"} {
+					appears(filepath.Join(dir, file))
+				}
+			}()
 			return c.Call(ctx, tool.Call{Tool: "bash", Input: forking})
 		},
 	}
@@ -379,7 +390,7 @@ func TestCutShortKillsTheWholeTree(t *testing.T) {
 			if r := call(t, client, "bash", `{"command":"setsid sh -c 'echo $$ >server; exec sleep 300' & sleep .2"}`); r.IsError {
 				t.Fatal(textOf(t, r))
 			}
-			result, err := run(client)
+			result, err := run(t, client, dir)
 			if err != nil {
 				t.Fatal(err)
 			}

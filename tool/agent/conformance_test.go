@@ -58,7 +58,7 @@ func TestConformance(t *testing.T) {
 		{name: "exit code", tool: "bash", input: `{"command":"echo hi; false"}`, want: "hi\n\n\nexit code: 1", failed: true},
 		{name: "state is set", tool: "bash", input: `{"command":"export A=5; cd /tmp"}`, want: "(no output)"},
 		{name: "state is kept", tool: "bash", input: `{"command":"echo $A $PWD"}`, want: "5 /tmp\n\n"},
-		{name: "timeout", tool: "bash", input: `{"command":"echo partial; sleep 60","timeout_ms":500}`,
+		{name: "timeout", tool: "bash", input: `{"command":"echo partial; sleep 60","timeout_ms":1000}`,
 			want: "partial\n\n[timed out]\nsession restarted after timeout", failed: true},
 		{name: "fresh after a timeout", tool: "bash", input: `{"command":"echo \"[$A]\" $PWD"}`, want: "[] " + real + "\n\n"},
 		{name: "restart", tool: "bash", input: `{"restart":true}`, want: "bash session restarted"},
