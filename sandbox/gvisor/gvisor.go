@@ -223,9 +223,9 @@ func (d *Driver) version() string {
 	if err != nil {
 		return "unknown"
 	}
-	for _, dep := range info.Deps {
-		if dep.Path == "gvisor.dev/gvisor" {
-			return dep.Version
+	for _, module := range append(info.Deps, &info.Main) {
+		if module.Path == "gvisor.dev/gvisor" {
+			return module.Version
 		}
 	}
 	return "unknown"
