@@ -25,7 +25,8 @@ type box struct {
 	// Static once started.
 	driver  *Driver
 	spec    sandbox.Spec
-	home    string // stands in for sandbox.HomePath
+	home    string // stands in for sandbox.HomePath; "" if that is not mentioned
+	marker  string // a variable by which the box's processes are known wherever they went
 	stdio   *sandbox.Stdio
 	process *os.Process
 
@@ -125,16 +126,13 @@ func (b *box) explain(status syscall.WaitStatus) sandbox.Exit {
 
 // tearDown ends what the process left running and removes what we made for it.
 func (b *box) tearDown() error {
-	var errs []error
+	errs := []error{b.killLeftovers()}
 	if b.home != "" {
-		errs = append(errs, b.killLeftovers(), os.RemoveAll(b.home))
+		errs = append(errs, os.RemoveAll(b.home))
 	}
 	b.driver.claims.Give(b.spec.ID)
 	return errors.Join(errs...)
 }
-
-// marker is a variable by which the processes of a box are known wherever they went.
-func (b *box) marker() string { return "BAILEY_BOX=" + b.home }
 
 // killLeftovers kills the processes that carry the box's marker. One that dropped it
 // is beyond us.
@@ -153,7 +151,7 @@ func (b *box) killLeftovers() error {
 				continue
 			}
 			env, err := os.ReadFile(file)
-			if err == nil && bytes.Contains(append(env, 0), []byte(b.marker()+"\x00")) {
+			if err == nil && bytes.Contains(append(env, 0), []byte(b.marker+"\x00")) {
 				found++
 				_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) // it may be gone already
 			}

@@ -14,11 +14,13 @@ package none
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -91,9 +93,9 @@ func (d *Driver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Box, err
 	if err := d.claims.Take(spec); err != nil {
 		return nil, err
 	}
-	b := &box{driver: d, spec: spec, ended: make(chan struct{})}
-	var err error
-	if b.home, err = os.MkdirTemp("", "bailey-home-"); err == nil {
+	b := &box{driver: d, spec: spec, marker: "BAILEY_BOX=" + spec.ID + "-" + rand.Text(), ended: make(chan struct{})}
+	err := b.makeHome()
+	if err == nil {
 		launched := make(chan error, 1)
 		go b.run(launched)
 		err = <-launched
@@ -105,6 +107,15 @@ func (d *Driver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Box, err
 	return b, nil
 }
 
+// makeHome makes a home directory if the command is told of one.
+func (b *box) makeHome() (err error) {
+	told := append(slices.Clone(b.spec.Command), b.spec.Env...)
+	if slices.ContainsFunc(told, func(s string) bool { return strings.Contains(s, sandbox.HomePath) }) {
+		b.home, err = os.MkdirTemp("", "bailey-home-")
+	}
+	return err
+}
+
 // command prepares the process.
 func (b *box) command() *exec.Cmd {
 	here := b.translate
@@ -112,7 +123,7 @@ func (b *box) command() *exec.Cmd {
 	for i, arg := range b.spec.Command {
 		args[i] = here(arg)
 	}
-	env := []string{b.marker()}
+	env := []string{b.marker}
 	for _, v := range b.spec.Env {
 		name, value, _ := strings.Cut(v, "=")
 		env = append(env, name+"="+here(value))
@@ -134,7 +145,9 @@ func (b *box) translate(name string) string {
 		}
 	}
 	consider(sandbox.WorkPath, b.spec.WorkDir)
-	consider(sandbox.HomePath, b.home)
+	if b.home != "" {
+		consider(sandbox.HomePath, b.home)
+	}
 	for inside, outside := range b.spec.ReadOnly {
 		consider(inside, outside)
 	}
