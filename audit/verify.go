@@ -18,23 +18,24 @@ import (
 type Summary struct {
 	// Intact says that every line stands as it was written, where it was
 	// written, from the first on.
-	Intact bool
+	Intact bool `json:"intact"`
 
 	// Complete says that nothing is missing from the end either, as far as the
 	// head file tells. A log that is not intact is never complete.
-	Complete bool
+	Complete bool `json:"complete"`
 
 	// BadLine is the number, from 1, of the first line that is wrong, or that
 	// should be there and is not. 0 if nothing is wrong.
-	BadLine int
+	BadLine int `json:"bad_line"`
 
 	// Problem says what is wrong, in a sentence. Empty if nothing is.
-	Problem string
+	Problem string `json:"problem"`
 
-	Records     int       // lines that verified, the genesis record included
-	First, Last time.Time // when the first and last of them were written
-	LastHash    string    // hash of the last of them
-	KeyID       string    // id of the key they were verified with
+	Records  int       `json:"records"`   // lines that verified, the genesis record included
+	First    time.Time `json:"first"`     // when the first of them was written
+	Last     time.Time `json:"last"`      // and the last
+	LastHash string    `json:"last_hash"` // hash of the last of them
+	KeyID    string    `json:"key_id"`    // id of the key they were verified with
 }
 
 // Files that belong to the log at path.
