@@ -109,11 +109,11 @@ const configFileMax = 1 << 20
 func (l *loader) file(path string) error {
 	data, err := readSmall(path, configFileMax)
 	if err != nil {
-		return fmt.Errorf("read the configuration: %w", err)
+		return &SettingError{"config", path, err.Error()}
 	}
 	pairs, err := parseFile(data)
 	if err != nil {
-		return fmt.Errorf("read the configuration %s: %w", path, err)
+		return &SettingError{"config", path, err.Error()}
 	}
 	for _, p := range pairs {
 		source := fmt.Sprintf("%s:%d", path, p.line)

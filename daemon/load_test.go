@@ -121,6 +121,9 @@ func TestLoadRefuses(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Fatalf("error = %v, want one with %q", err, tt.want)
 			}
+			if _, ok := errors.AsType[*SettingError](err); !ok {
+				t.Errorf("error %v is a %T, which commands do not take for a wrong setting", err, err)
+			}
 			if strings.Contains(err.Error(), "hunter2") || strings.Contains(err.Error(), "sk-ant") {
 				t.Errorf("the error shows a secret: %v", err)
 			}
