@@ -34,6 +34,20 @@ func TestSQLiteFileNames(t *testing.T) {
 	}
 }
 
+// What users said, and the hashes of keys, were readable for everybody who could
+// enter the directory.
+func TestSQLiteFilesAreTheirOwnersAlone(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "bailey.db")
+	open(t, path)
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		info, err := os.Stat(path + suffix)
+		if err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: mode %v, error %v", filepath.Base(path+suffix), info.Mode(), err)
+		}
+	}
+}
+
 func open(t *testing.T, path string) *store.DB {
 	t.Helper()
 	db, err := store.Open(context.Background(), "sqlite:"+path, store.Options{})

@@ -20,6 +20,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/url"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -115,6 +116,15 @@ func (db *DB) openSQLite(path string) error {
 	}
 	path, err := filepath.Abs(path)
 	if err != nil {
+		return err
+	}
+	// A new file is for its owner only: it holds what users said. Those beside it
+	// take after it.
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := file.Close(); err != nil {
 		return err
 	}
 	// The order matters: busy_timeout first, so that switching to WAL waits for
