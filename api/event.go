@@ -245,8 +245,19 @@ func newBody(t EventType) EventBody {
 	return nil
 }
 
+// otherEventTypes are the types of the public API that this server never writes.
+// Clients may ask for them.
+var otherEventTypes = []EventType{
+	EvUserDefineOutcome, "agent.mcp_tool_use", "agent.mcp_tool_result", "agent.thread_message_received",
+	"agent.thread_message_sent", "session.thread_created", "span.outcome_evaluation_start", "span.outcome_evaluation_ongoing",
+	"span.outcome_evaluation_end", "workflow_run.created", "workflow_run.status_running", "workflow_run.status_idle",
+	"workflow_run.status_ended", "workflow_run.error", "workflow_run.phase_started", "workflow_run.phase_ended",
+}
+
 // KnownEventType reports whether t can be asked for in a list's `types` filter.
-func KnownEventType(t EventType) bool { return newBody(t) != nil && t != EvSessionDeleted }
+func KnownEventType(t EventType) bool {
+	return newBody(t) != nil && t != EvSessionDeleted || slices.Contains(otherEventTypes, t)
+}
 
 // A Permission is what the policy made of a tool call.
 type Permission string
@@ -292,8 +303,7 @@ type StopDetails struct {
 }
 
 // A TurnError is an error inside a session. RetryStatus says what happens next:
-// "retrying" (by itself), "exhausted" (the turn is dead, the session is not) or
-// "terminal" (the session ends).
+// "retrying" (by itself) or "exhausted" (the turn is dead, the session is not).
 type TurnError struct {
 	Type        string      `json:"type"`
 	Message     string      `json:"message"`
@@ -314,7 +324,6 @@ const (
 
 	RetryRetrying  = "retrying"
 	RetryExhausted = "exhausted"
-	RetryTerminal  = "terminal"
 )
 
 type eventHead struct {

@@ -68,6 +68,9 @@ func DecodeCursor(s string, want Order) (Cursor, error) {
 	if err := DecodeStrict(b, &c); err != nil || c.Order != Ascending && c.Order != Descending {
 		return Cursor{}, bad
 	}
+	if c.ID != "" && CheckID("page", c.ID) != nil {
+		return Cursor{}, bad
+	}
 	if c.Order != want {
 		return Cursor{}, Invalid("page: this cursor was made with order=%s; start again without `page` to change the order", c.Order)
 	}

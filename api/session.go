@@ -174,8 +174,6 @@ const (
 	ListPageMax         = 100
 	WorkPageMax         = 1000
 	ThreadsPageDefault  = 1000
-	SessionVaultsMax    = 50
-	SessionResourcesMax = 500
 )
 
 // CheckTitle applies the limit of a session's title.

@@ -85,6 +85,8 @@ type Control struct {
 	db   *store.DB
 	hub  *hub
 	seen *pollers
+
+	pruned time.Time // owned by the sweep
 }
 
 // New opens the database and returns the rules over it. The caller runs

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -419,11 +420,11 @@ func TestCredentials(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, Config{})
 	s, p := w.session()
-	first, ok, err := w.Bootstrap(w.ctx)
+	first, ok, err := w.Bootstrap(w.ctx, func(string) error { return nil })
 	if err != nil || !ok {
 		t.Fatal(ok, err)
 	}
-	if _, again, _ := w.Bootstrap(w.ctx); again {
+	if _, again, _ := w.Bootstrap(w.ctx, func(string) error { return nil }); again {
 		t.Error("a second admin key was made")
 	}
 	admin := must1[Principal](t)(w.Authenticate(w.ctx, first.Secret))
@@ -469,7 +470,7 @@ func TestReplicasStartingAtOnceMakeOneAdminKey(t *testing.T) {
 	var g errgroup.Group
 	for range 8 {
 		g.Go(func() error {
-			_, ok, err := w.Bootstrap(w.ctx)
+			_, ok, err := w.Bootstrap(w.ctx, func(string) error { return nil })
 			if ok {
 				made.Add(1)
 			}
@@ -632,4 +633,189 @@ func ids(p api.SessionPage) (out []api.SessionID) {
 		out = append(out, s.ID)
 	}
 	return out
+}
+
+func (w *world) sweep() {
+	w.t.Helper()
+	if err := w.Sweep(w.ctx); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) count(id api.SessionID, typ api.EventType) (n int) {
+	w.t.Helper()
+	for _, got := range w.eventTypes(id) {
+		if got == string(typ) {
+			n++
+		}
+	}
+	return n
+}
+
+func (w *world) poll(p Principal) *api.Work {
+	w.t.Helper()
+	return must1[*api.Work](w.t)(w.PollWork(w.ctx, p, p.EnvironmentID, api.PollRequest{WorkerID: "w"}))
+}
+
+func (w *world) stop(p Principal, id api.WorkID, force bool) {
+	w.t.Helper()
+	must1[*api.Work](w.t)(w.StopWork(w.ctx, p, p.EnvironmentID, id, api.StopRequest{Force: force}))
+}
+
+// A worker slept past its lease, the item was queued again, and then the worker's
+// late, graceful stop arrived.
+func TestLateStopOfARequeuedItemDoesNotStrandTheSession(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, Config{})
+	s, p := w.session()
+	item, _ := w.take(p)
+	w.calls(s, api.PermissionAllow)
+	w.pass(5 * time.Minute)
+	w.sweep()
+	w.stop(p, item.ID, false)
+	if next := w.poll(p); next == nil || next.Data.ID != s.ID {
+		t.Fatalf("after the stop %+v is offered, want the session", next)
+	}
+}
+
+// The item had been queued for long before there was anything to run.
+func TestUnclaimedWorkIsSaidAlsoWhenTheCallComesLate(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, Config{})
+	s, _ := w.session()
+	w.pass(5 * time.Minute)
+	w.sweep()
+	w.calls(s, api.PermissionAllow)
+	w.sweep()
+	if n := w.count(s.ID, api.EvSessionError); n != 0 {
+		t.Errorf("%d errors at once", n)
+	}
+	w.pass(5 * time.Minute)
+	w.sweep()
+	w.sweep()
+	if n := w.count(s.ID, api.EvSessionError); n != 1 {
+		t.Errorf("%d errors, want 1", n)
+	}
+}
+
+func TestCallThatWaitsForAPersonIsNotGivenUpWithItsWorkers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, Config{DeliveriesMax: 2})
+	s, p := w.session()
+	ask := w.calls(s, api.PermissionAsk)[0]
+	item, _ := w.take(p)
+	for range 3 { // restarts: each ends the item, and nothing is left to queue
+		w.stop(p, item.ID, true)
+		if again := w.poll(p); again != nil {
+			t.Fatalf("a call that nobody may run was queued: %+v", again)
+		}
+	}
+	must1[[]*api.Event](t)(w.send(w.admin, s.ID, fmt.Sprintf(`{"type":"user.tool_confirmation","tool_use_id":%q,"result":"allow"}`, ask)))
+	if next := w.poll(p); next == nil {
+		t.Fatal("an allowed call was not queued")
+	}
+	if n := w.count(s.ID, api.EvSessionError); n != 0 {
+		t.Errorf("%d errors in a healthy session", n)
+	}
+}
+
+func TestRevokedKeyEndsItsTokens(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, Config{})
+	_, p := w.session()
+	key := must1[*api.Key](t)(w.CreateKey(w.ctx, w.admin, p.EnvironmentID, api.KeyCreate{Name: "k"}))
+	item := w.poll(must1[Principal](t)(w.Authenticate(w.ctx, key.Secret)))
+	raw := must1[[]byte](t)(base64.RawURLEncoding.DecodeString(*item.Secret))
+	var secret api.WorkSecret
+	if err := json.Unmarshal(raw, &secret); err != nil {
+		t.Fatal(err)
+	}
+	must1[Principal](t)(w.Authenticate(w.ctx, secret.SessionsToken))
+	must1[*api.Key](t)(w.RevokeKey(w.ctx, w.admin, p.EnvironmentID, key.ID))
+	_, err := w.Authenticate(w.ctx, secret.SessionsToken)
+	wantError(t, err, 401, "")
+}
+
+func TestLastAPIKeyCannotBeRevoked(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, Config{})
+	first := must1[*api.Key](t)(w.CreateKey(w.ctx, w.admin, "", api.KeyCreate{Name: "1"}))
+	second := must1[*api.Key](t)(w.CreateKey(w.ctx, w.admin, "", api.KeyCreate{Name: "2"}))
+	must1[*api.Key](t)(w.RevokeKey(w.ctx, w.admin, "", first.ID))
+	_, err := w.RevokeKey(w.ctx, w.admin, "", second.ID)
+	wantError(t, err, 400, "last API key")
+}
+
+func TestInterruptThenMessageIsNotIdleInBetween(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, Config{})
+	s, _ := w.session()
+	must1[[]*api.Event](t)(w.send(w.admin, s.ID, `{"type":"user.interrupt"}`, `{"type":"user.message","content":[{"type":"text","text":"x"}]}`))
+	if got := must1[*api.Session](t)(w.GetSession(w.ctx, w.admin, s.ID)); got.Status != api.StatusRunning {
+		t.Errorf("status %s", got.Status)
+	}
+	_, err := w.DeleteSession(w.ctx, w.admin, s.ID)
+	wantError(t, err, 400, "running")
+}
+
+func TestInterruptIsHeardWhenItsNotificationWasLost(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, Config{})
+	s, _ := w.session()
+	must1[[]*api.Event](t)(w.send(w.admin, s.ID, `{"type":"user.message","content":[{"type":"text","text":"x"}]}`))
+	turn := must1[*Turn](t)(w.ClaimTurn(w.ctx, s.ID, "me", func(View) (Batch, error) { return Batch{}, nil }))
+	defer turn.Close()
+	must1[[]*api.Event](t)(w.send(w.admin, s.ID, `{"type":"user.interrupt"}`))
+	<-turn.Interrupted() // as if it had never come
+	if err := turn.Renew(w.ctx); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-turn.Interrupted():
+	default:
+		t.Error("the renewal did not look")
+	}
+	if yes, err := turn.Check(w.ctx); !yes || err != nil {
+		t.Errorf("check: %v, %v", yes, err)
+	}
+}
+
+func TestPreviewsEndWithTheirRequest(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, Config{})
+	s, _ := w.session()
+	f := must1[*Follower](t)(w.Follow(w.ctx, w.admin, s.ID, "", FollowOptions{Previews: []api.EventType{api.EvAgentMessage}}))
+	defer f.Close()
+	must1[[]*api.Event](t)(w.send(w.admin, s.ID, `{"type":"user.message","content":[{"type":"text","text":"x"}]}`))
+	span := w.NewEventID()
+	turn := must1[*Turn](t)(w.ClaimTurn(w.ctx, s.ID, "me", func(View) (Batch, error) {
+		return Batch{Append: []api.Draft{{ID: span, Body: &api.SpanModelRequestStart{}}}}, nil
+	}))
+	defer turn.Close()
+	id := w.NewEventID()
+	turn.PreviewText(id, 0, "never begun")
+	turn.PreviewStart(api.EvAgentMessage, id)
+	turn.PreviewText(id, 0, "hel")
+	var names []string
+	read := func() {
+		for _, fr := range must1[[]Frame](t)(f.Next(w.ctx)) {
+			names = append(names, fr.Name)
+		}
+	}
+	read()
+	turn.PreviewText(id, 0, "lo") // and then the request ends without the event
+	err := turn.Commit(w.ctx, func(View) (Batch, error) {
+		return Batch{Release: true, Append: []api.Draft{{Body: &api.SpanModelRequestEnd{ModelRequestStartID: span, IsError: true}}}}, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	read()
+	turn.PreviewText(id, 0, "too late")
+	must1[[]*api.Event](t)(w.send(w.admin, s.ID, `{"type":"user.interrupt"}`))
+	read()
+	want := []string{"event_start", "event_delta", "user.message", "span.model_request_start", "event_delta", "span.model_request_end", "user.interrupt"}
+	if d := cmp.Diff(want, names); d != "" {
+		t.Error("frames (-want +got):\n" + d)
+	}
 }

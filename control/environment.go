@@ -100,6 +100,11 @@ func applyEnvironmentUpdate(e api.Environment, in api.EnvironmentUpdate) (api.En
 			return e, err
 		}
 	}
+	for k, v := range in.Metadata {
+		if v != nil && *v == "" {
+			in.Metadata[k] = nil // unlike elsewhere, "" deletes here too
+		}
+	}
 	e.Metadata, _ = in.Metadata.Apply(e.Metadata)
 	return e, e.Check()
 }

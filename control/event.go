@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"net/http"
 	"slices"
 	"strings"
 
@@ -92,7 +93,9 @@ type intake struct {
 	tx *store.Tx
 	s  *store.Session
 
-	added, wakes, interrupt, answered bool
+	queued int64 // events that wait, once counted is set
+
+	added, wakes, counted, interrupt, message, allowed, answered bool
 }
 
 func (in *intake) accept(body api.EventBody) (*api.Event, error) {
@@ -104,6 +107,7 @@ func (in *intake) accept(body api.EventBody) (*api.Event, error) {
 		if err := in.checkFree("user.message"); err != nil {
 			return nil, err
 		}
+		in.message = true
 		return in.queue(b)
 	case *api.SystemMessage:
 		if !slices.ContainsFunc(midConversationModels, func(m string) bool { return strings.HasPrefix(in.s.Agent.Model.ID, m) }) {
@@ -120,7 +124,7 @@ func (in *intake) accept(body api.EventBody) (*api.Event, error) {
 		if b.SessionThreadID != nil && *b.SessionThreadID != in.s.ThreadID {
 			return nil, api.Invalid("session_thread_id: session %s has no thread %s", in.s.ID, *b.SessionThreadID)
 		}
-		if in.atBudget() && in.s.Status == api.StatusIdle {
+		if in.s.Status == api.StatusIdle && in.s.Stop != nil && in.s.Stop.Type == api.StopBudgetReached {
 			return &api.Event{ID: in.c.NewEventID(), Body: b}, nil // accepted, without effect, and not listed
 		}
 		in.interrupt = true
@@ -167,10 +171,10 @@ func (in *intake) checkBudget(body api.EventBody) error {
 // checkFree refuses new input while the session waits for answers.
 func (in *intake) checkFree(typ string) error {
 	open, err := openCalls(in.tx, in.s)
-	if err != nil || len(open) == 0 {
+	if err != nil || len(open.all) == 0 {
 		return err
 	}
-	return api.Invalid("%s: the session waits for %s; answer with user.tool_confirmation, user.custom_tool_result or user.tool_result, or send user.interrupt", typ, joinIDs(open))
+	return api.Invalid("%s: the session waits for %s; answer with user.tool_confirmation, user.custom_tool_result or user.tool_result, or send user.interrupt", typ, joinIDs(open.all))
 }
 
 func joinIDs(ids []api.EventID) string {
@@ -188,24 +192,47 @@ func joinIDs(ids []api.EventID) string {
 	return b.String()
 }
 
+// open are the calls that a session waits for.
+type open struct {
+	all      []api.EventID
+	denied   []api.EventID // by a person, and not settled by a turn yet; not in all
+	runnable []api.EventID // of these, what a worker can run now: it is allowed
+	custom   int           // how many may be run by a worker or by any other client
+}
+
+// forWorkers reports whether a worker could answer any of them.
+func (o open) forWorkers() bool { return len(o.runnable) > 0 || o.custom > 0 }
+
 // openCalls are the calls that the session's newest idle waits for and that
 // nobody has answered since. An allowed call is still open: its result is
 // missing.
-func openCalls(tx *store.Tx, s *store.Session) ([]api.EventID, error) {
+func openCalls(tx *store.Tx, s *store.Session) (o open, err error) {
 	if s.Stop == nil || s.Stop.Type != api.StopRequiresAction {
-		return nil, nil
+		return o, nil
 	}
-	var open []api.EventID
 	for _, id := range s.Stop.EventIDs {
 		call, err := readCall(tx, s, id)
 		if err != nil {
-			return nil, err
+			return o, err
 		}
-		if call.result == nil && call.verdict != "deny" {
-			open = append(open, id)
+		if call.result != nil {
+			continue
+		}
+		if call.verdict == "deny" {
+			o.denied = append(o.denied, id)
+			continue
+		}
+		o.all = append(o.all, id)
+		switch use := call.use.Event.Body.(type) {
+		case *api.AgentCustomToolUse:
+			o.custom++
+		case *api.AgentToolUse:
+			if use.EvaluatedPermission == api.PermissionAllow || call.verdict == "allow" {
+				o.runnable = append(o.runnable, id)
+			}
 		}
 	}
-	return open, nil
+	return o, nil
 }
 
 // A call is a tool call and what was said of it so far.
@@ -234,15 +261,19 @@ func readCall(tx *store.Tx, s *store.Session, id api.EventID) (call, error) {
 }
 
 func (in *intake) queue(body api.EventBody) (*api.Event, error) {
-	n, err := in.tx.Queued(in.s.ID)
-	if err != nil {
-		return nil, err
+	if !in.counted {
+		n, err := in.tx.Queued(in.s.ID)
+		if err != nil {
+			return nil, err
+		}
+		in.queued, in.counted = n, true
 	}
-	if n >= int64(in.c.cfg.QueueMax) {
-		e := api.Overloaded(0, "session %s has %d events waiting, which is the limit; wait until they are processed", in.s.ID, n)
-		e.Status, e.Type = 429, api.TypeRateLimit
+	if in.queued >= int64(in.c.cfg.QueueMax) {
+		e := api.Overloaded(0, "session %s has %d events waiting, which is the limit; wait until they are processed", in.s.ID, in.queued)
+		e.Status, e.Type = http.StatusTooManyRequests, api.TypeRateLimit
 		return nil, e
 	}
+	in.queued++
 	in.wakes = true
 	return in.append(api.Draft{ID: in.c.NewEventID(), Body: body, Queued: true})
 }
@@ -284,6 +315,7 @@ func (in *intake) confirm(b *api.UserToolConfirmation) (*api.Event, error) {
 	// Only a denial gives the loop something to do; an allowed call waits for its
 	// result as before.
 	in.wakes = in.wakes || b.Result == "deny"
+	in.allowed = in.allowed || b.Result == "allow"
 	return in.append(api.Draft{ID: in.c.NewEventID(), Body: b})
 }
 
@@ -345,14 +377,17 @@ func (in *intake) finish() error {
 		}
 		// Whoever asks for the session's status from now on must not take it for
 		// finished, although the turn has yet to begin.
-		if len(open) == 0 && s.Status == api.StatusIdle && !in.interrupt {
+		if s.Status == api.StatusIdle && (in.message || len(open.all) == 0 && !in.interrupt) {
 			setStatus(s, api.StatusRunning, tx.Now)
 		}
 	}
 	if err := tx.UpdateSession(s); err != nil {
 		return err
 	}
-	if in.answered {
+	switch {
+	case in.allowed:
+		return in.c.opened(tx, s)
+	case in.answered:
 		return in.c.progress(tx, s)
 	}
 	return in.c.enqueue(tx, s, 0)

@@ -36,28 +36,37 @@ type Frame struct {
 type Follower struct {
 	c       *Control
 	id      api.SessionID
+	key     api.KeyID // whose view it is
 	want    []api.EventType
-	changed *signal
+	changed *signal // the log may have grown
+	shown   *signal // pending may have
 	cancel  []func()
 
 	// Owned by the goroutine that calls Next.
 	cursor    int64         // everything up to here was delivered
 	more      bool          // there may be events after cursor, or the session may be gone
-	looked    time.Time     // when the database was last asked
+	checked   time.Time     // when it was last seen that the key is still good
 	delivered []api.EventID // the newest previewable events delivered
 	ended     bool
 
-	mu       sync.Mutex
-	pending  []preview              // guarded by mu
-	previews map[api.EventID]string // guarded by mu: "open" or "shed"
+	mu      sync.Mutex
+	pending []preview     // guarded by mu
+	open    []openPreview // guarded by mu: the newest ones begun
 }
 
 // A preview is a frame that is never stored.
 type preview struct {
 	typ   api.EventType // of the previewed event
 	id    api.EventID
+	span  api.EventID // the model request it is part of
 	start bool
 	frame any // PreviewStart or PreviewDelta
+}
+
+// An openPreview is the preview of an event that may get more text.
+type openPreview struct {
+	id, span api.EventID
+	shed     bool // the follower was too slow: it gets no more of this one
 }
 
 const (
@@ -71,8 +80,8 @@ const (
 // registered before it returns, so that a list made afterwards misses nothing.
 func (c *Control) Follow(ctx context.Context, p Principal, id api.SessionID, thread api.ThreadID, opt FollowOptions) (*Follower, error) {
 	f := &Follower{
-		c: c, id: id, want: opt.Previews, changed: newSignal(), previews: map[api.EventID]string{},
-		more: true, looked: time.Now(),
+		c: c, id: id, key: p.KeyID, want: opt.Previews, changed: newSignal(), shown: newSignal(),
+		more: true, checked: time.Now(),
 	}
 	f.cancel = append(f.cancel, c.hub.subscribe(topicSession(id), f.changed))
 	if len(opt.Previews) > 0 {
@@ -116,38 +125,45 @@ func (f *Follower) Close() {
 }
 
 // Next waits for the next frames, at least one, in order. It returns io.EOF after
-// the session was deleted, and an *api.Error when the server is stopping.
+// the session was deleted, and an *api.Error when the server is stopping or the
+// credential is no longer good.
 func (f *Follower) Next(ctx context.Context) ([]Frame, error) {
 	if f.ended {
 		return nil, io.EOF
 	}
 	// Callers give up now and then to send a heartbeat, so the time to look again is
 	// counted across calls.
-	poll := time.NewTimer(time.Until(f.looked.Add(followPoll)))
+	poll := time.NewTimer(time.Until(f.checked.Add(followPoll)))
 	defer poll.Stop()
 	for {
 		if f.c.hub.isClosed() {
 			return nil, api.Overloaded(time.Second, "the server is stopping; connect again")
 		}
+		select {
+		case <-f.changed.C:
+			f.more = true
+		default: // previews that keep coming must not hold the events back
+		}
 		// Previews first: those of an event come before the event itself.
-		frames := f.takePreviews()
+		previews := f.takePreviews()
+		var stored []Frame
 		if f.more {
-			stored, err := f.feed(ctx)
-			if errors.Is(err, store.ErrNotFound) {
+			var err error
+			if stored, err = f.feed(ctx); errors.Is(err, store.ErrNotFound) {
 				f.ended = true
-				return append(frames, f.deleted()), nil
-			}
-			if err != nil {
+				stored = []Frame{f.deleted()}
+			} else if err != nil {
+				f.putBack(previews)
 				return nil, err
 			}
-			frames = append(frames, stored...)
 		}
-		if len(frames) > 0 {
+		if frames := append(previewFrames(previews), stored...); len(frames) > 0 {
 			return frames, nil
 		}
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
+		case <-f.shown.C:
 		case <-f.changed.C:
 			f.more = true
 		case <-poll.C:
@@ -162,8 +178,13 @@ func (f *Follower) Next(ctx context.Context) ([]Frame, error) {
 func (f *Follower) Cursor() string { return strconv.FormatInt(f.cursor, 10) }
 
 func (f *Follower) feed(ctx context.Context) (frames []Frame, err error) {
-	f.looked = time.Now()
 	err = f.c.db.Read(ctx, func(tx *store.Tx) error {
+		if time.Since(f.checked) >= followPoll {
+			if err := validKey(tx, f.key); err != nil {
+				return err
+			}
+			f.checked = time.Now()
+		}
 		entries, more, err := tx.Feed(f.id, f.cursor, feedBatch)
 		if err != nil {
 			return err
@@ -180,11 +201,11 @@ func (f *Follower) feed(ctx context.Context) (frames []Frame, err error) {
 			}
 			f.cursor = e.Seq
 			frames = append(frames, Frame{string(e.Event.Type()), strconv.FormatInt(e.Seq, 10), data})
-			switch t := e.Event.Type(); {
-			case slices.Contains(f.want, t):
+			if slices.Contains(f.want, e.Event.Type()) {
 				f.deliver(e.Event.ID)
-			case t == api.EvSpanModelRequestEnd:
-				f.endPreviews()
+			}
+			if end, ok := e.Event.Body.(*api.SpanModelRequestEnd); ok {
+				f.endPreviews(end.ModelRequestStartID)
 			}
 		}
 		f.more = more
@@ -200,50 +221,64 @@ func (f *Follower) deliver(id api.EventID) {
 	}
 }
 
-// endPreviews closes what is open: the model request they belong to has ended,
-// perhaps without an event.
-func (f *Follower) endPreviews() {
+// endPreviews closes the previews of a model request that has ended, perhaps
+// without an event.
+func (f *Follower) endPreviews(span api.EventID) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	clear(f.previews)
+	f.open = slices.DeleteFunc(f.open, func(o openPreview) bool { return o.span == span })
+	f.pending = slices.DeleteFunc(f.pending, func(p preview) bool { return p.span == span })
 }
 
 // offer puts a preview into the follower's mailbox. It never blocks: a follower
 // that is too far behind loses the rest of that preview, so what it gets stays a
-// prefix. So does one that came in the middle of it.
+// prefix. One that came in the middle of it gets nothing of it.
 func (f *Follower) offer(p preview) {
 	if !slices.Contains(f.want, p.typ) {
 		return
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if p.start && len(f.previews) < previewsTracked {
-		f.previews[p.id] = "open"
+	if p.start {
+		if len(f.open) == previewsTracked {
+			f.open = f.open[1:]
+		}
+		f.open = append(f.open, openPreview{id: p.id, span: p.span})
 	}
-	if f.previews[p.id] != "open" {
+	i := slices.IndexFunc(f.open, func(o openPreview) bool { return o.id == p.id })
+	if i < 0 || f.open[i].shed {
 		return
 	}
 	if len(f.pending) >= previewBacklog {
-		f.previews[p.id] = "shed"
+		f.open[i].shed = true
 		return
 	}
 	f.pending = append(f.pending, p)
-	f.changed.fire()
+	f.shown.fire()
 }
 
-func (f *Follower) takePreviews() []Frame {
+// takePreviews empties the mailbox, but for previews of events that were
+// delivered meanwhile.
+func (f *Follower) takePreviews() []preview {
 	f.mu.Lock()
-	pending := f.pending
+	defer f.mu.Unlock()
+	taken := slices.DeleteFunc(f.pending, func(p preview) bool { return slices.Contains(f.delivered, p.id) })
 	f.pending = nil
-	f.mu.Unlock()
+	return taken
+}
+
+func (f *Follower) putBack(previews []preview) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.pending = append(previews, f.pending...)
+}
+
+func previewFrames(previews []preview) []Frame {
 	var frames []Frame
-	for _, p := range pending {
-		if slices.Contains(f.delivered, p.id) {
-			continue
-		}
+	for _, p := range previews {
 		data, err := json.Marshal(p.frame)
 		if err != nil {
-			continue
+			panic("control: a preview always encodes: " + err.Error())
 		}
 		name := "event_delta"
 		if p.start {

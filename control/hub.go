@@ -4,6 +4,7 @@ import (
 	"sync"
 
 	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/store"
 )
 
 // The topics of notifications. A notification is a hint to look at the database,
@@ -68,8 +69,21 @@ func (h *hub) subscribe(topic string, s *signal) (cancel func()) {
 func (h *hub) publish(topic string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if topic == store.TopicAll {
+		h.fireAll()
+		return
+	}
 	for s := range h.topics[topic] {
 		s.fire()
+	}
+}
+
+// fireAll wakes everybody. The caller holds mu.
+func (h *hub) fireAll() {
+	for _, subs := range h.topics {
+		for s := range subs {
+			s.fire()
+		}
 	}
 }
 
@@ -112,11 +126,7 @@ func (h *hub) close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.closed = true
-	for _, subs := range h.topics {
-		for s := range subs {
-			s.fire()
-		}
-	}
+	h.fireAll()
 }
 
 func (h *hub) isClosed() bool {

@@ -62,6 +62,12 @@ func (c *Control) Authenticate(ctx context.Context, secret string) (Principal, e
 	if key.RevokedAt != nil || key.ExpiresAt != nil && !key.ExpiresAt.After(now) {
 		return Principal{}, invalid
 	}
+	if key.Type == api.KeySession {
+		// A token is worth no more than the key it was given out for.
+		if err := c.valid(ctx, key.Parent); err != nil {
+			return Principal{}, err
+		}
+	}
 	// Session tokens live for minutes; when they were used last interests nobody.
 	if key.Type != api.KeySession && (key.LastUsedAt == nil || now.Sub(*key.LastUsedAt) > touchEvery) {
 		if err := c.write(ctx, func(tx *store.Tx) error { return tx.TouchKey(key.ID) }); err != nil {
@@ -71,9 +77,28 @@ func (c *Control) Authenticate(ctx context.Context, secret string) (Principal, e
 	return Principal{key.Type, key.ID, key.EnvironmentID, key.SessionID, key.WorkID}, nil
 }
 
+// valid refuses a key that has been revoked or has expired. "" is a principal that
+// did not come by a key.
+func (c *Control) valid(ctx context.Context, id api.KeyID) error {
+	return c.db.Read(ctx, func(tx *store.Tx) error { return validKey(tx, id) })
+}
+
+func validKey(tx *store.Tx, id api.KeyID) error {
+	if id == "" {
+		return nil
+	}
+	k, err := tx.Key(id)
+	if errors.Is(err, store.ErrNotFound) || err == nil && (k.RevokedAt != nil || k.ExpiresAt != nil && !k.ExpiresAt.After(tx.Now)) {
+		return api.Unauthenticated("invalid credential")
+	}
+	return err
+}
+
 // Bootstrap creates the first API key of a new database. ok is false, and key
-// nil, when there is one already.
-func (c *Control) Bootstrap(ctx context.Context) (key *api.Key, ok bool, err error) {
+// nil, when there is one already. save keeps the secret before the key becomes
+// valid, so that a crash in between leaves a secret without a key, which the next
+// start replaces, and never a key whose secret nobody has.
+func (c *Control) Bootstrap(ctx context.Context, save func(secret string) error) (key *api.Key, ok bool, err error) {
 	err = c.write(ctx, func(tx *store.Tx) error {
 		if err := tx.Alone(); err != nil {
 			return err
@@ -82,8 +107,10 @@ func (c *Control) Bootstrap(ctx context.Context) (key *api.Key, ok bool, err err
 		if err != nil || n > 0 {
 			return err
 		}
-		key, err = c.insertKey(tx, api.KeyAPI, "", api.KeyCreate{Name: "admin"})
-		return err
+		if key, err = c.insertKey(tx, api.KeyAPI, "", api.KeyCreate{Name: "admin"}); err != nil {
+			return err
+		}
+		return save(key.Secret)
 	})
 	return key, key != nil && err == nil, err
 }
@@ -128,7 +155,7 @@ func (c *Control) insertKey(tx *store.Tx, kind api.KeyKind, env api.EnvironmentI
 	secret, hash, hint := c.newSecret(kind)
 	k := api.Key{
 		ID: newID[api.KeyID](c, prefix), Type: kind, Name: in.Name, EnvironmentID: env, Hint: hint,
-		CreatedAt: tx.Now, ExpiresAt: in.ExpiresAt,
+		CreatedAt: tx.Now, ExpiresAt: utc(in.ExpiresAt),
 	}
 	if err := tx.InsertKey(&store.Key{Key: k, Hash: hash}); err != nil {
 		return nil, err
@@ -181,6 +208,16 @@ func (c *Control) RevokeKey(ctx context.Context, p Principal, env api.Environmen
 		if k.RevokedAt != nil {
 			return nil
 		}
+		if env == "" {
+			if err := tx.Alone(); err != nil {
+				return err
+			}
+			if n, err := tx.CountOtherKeys(api.KeyAPI, id); err != nil {
+				return err
+			} else if n == 0 {
+				return api.Invalid("key %s is the last API key that does not expire; create another one first", id)
+			}
+		}
 		k.RevokedAt = &tx.Now
 		return tx.RevokeKey(id)
 	})
@@ -192,4 +229,13 @@ func keyKind(env api.EnvironmentID) api.KeyKind {
 		return api.KeyAPI
 	}
 	return api.KeyEnvironment
+}
+
+// utc brings a client's time into the form in which it is kept.
+func utc(t *time.Time) *time.Time {
+	if t == nil {
+		return nil
+	}
+	u := t.UTC().Truncate(time.Microsecond)
+	return &u
 }

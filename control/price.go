@@ -49,8 +49,8 @@ func (c *Control) price(model string, t api.Tokens) (cost api.Cost, ok bool) {
 	return 0, false
 }
 
-// cost is exact: a cent per million tokens is ten billionths of a dollar a
-// token, and the multipliers of the cache keep whole numbers of those.
+// cost is rounded down to a billionth of a dollar: a cent per million tokens is
+// ten of those a token.
 func (p Price) cost(t api.Tokens) api.Cost {
 	const nanosPerToken = 10 // of one cent per million
 	sum := p.Output*t.Output*nanosPerToken + p.Input*t.Input*nanosPerToken

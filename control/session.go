@@ -174,7 +174,7 @@ func nested(err error, format string, args ...any) error {
 }
 
 func sessionEnvironment(tx *store.Tx, in api.SessionCreate) (*api.Environment, error) {
-	env, err := tx.Environment(in.EnvironmentID)
+	env, err := tx.PinEnvironment(in.EnvironmentID)
 	switch {
 	case err != nil:
 		return nil, found(err, "environment", string(in.EnvironmentID))
@@ -409,7 +409,7 @@ func (c *Control) ArchiveSession(ctx context.Context, p Principal, id api.Sessio
 }
 
 func (c *Control) archive(tx *store.Tx, s *store.Session) error {
-	if err := refuseRunning(s, "archived"); err != nil {
+	if err := refuseBusy(tx, s, "archived"); err != nil {
 		return err
 	}
 	if s.Status != api.StatusTerminated {
@@ -440,8 +440,14 @@ func (c *Control) archive(tx *store.Tx, s *store.Session) error {
 	return c.requestStop(tx, w)
 }
 
-func refuseRunning(s *store.Session, what string) error {
-	if s.Status == api.StatusRunning || s.Status == api.StatusRescheduling {
+// refuseBusy refuses a session that is at work, or will be as soon as a turn takes
+// the message that waits.
+func refuseBusy(tx *store.Tx, s *store.Session, what string) error {
+	waits, err := tx.Waiting(s.ID, api.EvUserMessage)
+	if err != nil {
+		return err
+	}
+	if waits || s.Status == api.StatusRunning || s.Status == api.StatusRescheduling {
 		return api.Invalid("session %s cannot be %s while running; send a user.interrupt and wait for it to be idle", s.ID, what)
 	}
 	return nil
@@ -458,7 +464,7 @@ func (c *Control) DeleteSession(ctx context.Context, p Principal, id api.Session
 		if err != nil {
 			return err
 		}
-		if err := refuseRunning(s, "deleted"); err != nil {
+		if err := refuseBusy(tx, s, "deleted"); err != nil {
 			return err
 		}
 		tx.Notify(topicSession(id))

@@ -53,11 +53,33 @@ func (c *Control) Sweep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := c.prune(ctx); err != nil {
+		return err
+	}
 	for _, ref := range lapsed {
 		err = errors.Join(err, c.onLapsed(ctx, ref, c.lapse))
 	}
 	for _, ref := range unclaimed {
 		err = errors.Join(err, c.onLapsed(ctx, ref, c.warnUnclaimed))
+	}
+	return err
+}
+
+// stoppedKept is how long an item can be looked up after it was stopped.
+const stoppedKept = 7 * 24 * time.Hour
+
+// prune removes old items, now and then.
+func (c *Control) prune(ctx context.Context) error {
+	now := c.cfg.Clock()
+	if now.Sub(c.pruned) < time.Hour {
+		return nil
+	}
+	err := c.write(ctx, func(tx *store.Tx) error {
+		_, err := tx.PruneWork(tx.Now.Add(-stoppedKept), 10*sweepBatch)
+		return err
+	})
+	if err == nil {
+		c.pruned = now
 	}
 	return err
 }
@@ -91,19 +113,16 @@ func (c *Control) lapse(tx *store.Tx, s *store.Session, w *store.Work) error {
 		return nil // it beat meanwhile
 	}
 	c.cfg.Logger.Warn("a worker's lease has lapsed", "work_id", w.ID, "session_id", s.ID, "state", w.State, "deliveries", w.Deliveries)
-	idle := s.Status == api.StatusIdle || s.Status == api.StatusTerminated
 	open, err := openCalls(tx, s)
 	switch {
 	case err != nil:
 		return err
-	case w.State == api.WorkStopping, idle && len(open) == 0:
-		// It was to end anyway, or there is nothing for a worker to do.
+	case w.State == api.WorkStopping || !open.forWorkers():
+		// It was to end anyway, or there is nothing for a worker to do; the next call
+		// makes a new item.
 		return c.stop(tx, s, w)
-	case w.Deliveries >= c.cfg.DeliveriesMax:
-		if err := c.ended(tx, w); err != nil {
-			return err
-		}
-		return c.undeliverable(tx, s, w.Deliveries)
+	case w.Deliveries >= c.cfg.DeliveriesMax && len(open.runnable) > 0:
+		return c.stop(tx, s, w)
 	}
 	w.State, w.OfferedAt = api.WorkQueued, tx.Now
 	w.PolledAt, w.AcknowledgedAt, w.StartedAt, w.Heartbeat, w.LatestHeartbeatAt, w.Deadline = nil, nil, nil, nil, nil, nil
@@ -120,12 +139,12 @@ func (c *Control) warnUnclaimed(tx *store.Tx, s *store.Session, w *store.Work) e
 	if w.State != api.WorkQueued || w.Warned {
 		return nil
 	}
-	w.Warned = true
+	w.Warned = true // also when there is nothing to say: calls that open later start anew
 	if err := tx.UpdateWork(w); err != nil {
 		return err
 	}
 	open, err := openCalls(tx, s)
-	if err != nil || len(open) == 0 {
+	if err != nil || len(open.runnable) == 0 {
 		return err
 	}
 	_, err = c.append(tx, s, []api.Draft{{Body: &api.SessionError{Error: api.TurnError{

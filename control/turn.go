@@ -96,6 +96,7 @@ type Turn struct {
 	epoch       int64
 	entries     []api.Entry
 	lastSeq     int64
+	span        api.EventID // the newest model request begun
 	interrupted *signal
 	cancel      func()
 }
@@ -187,9 +188,35 @@ func (t *Turn) Renew(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		// The table is the truth: the notification of an interrupt may have been lost.
+		waits, err := tx.Waiting(t.id, api.EvUserInterrupt)
+		if waits {
+			t.interrupted.fire()
+		}
+		if err != nil {
+			return err
+		}
 		s.TurnUntil = tx.Now.Add(t.c.cfg.TurnTTL)
 		return tx.UpdateSession(s)
 	})
+}
+
+// Check says whether an interrupt really waits, after Interrupted has hinted at
+// it: the hint may be of one that the turn has taken already. ErrFenced says that
+// the turn is over.
+func (t *Turn) Check(ctx context.Context) (interrupted bool, err error) {
+	err = t.c.db.Read(ctx, func(tx *store.Tx) error {
+		s, err := tx.Session(t.id)
+		if errors.Is(err, store.ErrNotFound) || err == nil && s.TurnEpoch != t.epoch {
+			return ErrFenced
+		}
+		if err != nil {
+			return err
+		}
+		interrupted, err = tx.Waiting(t.id, api.EvUserInterrupt)
+		return err
+	})
+	return interrupted, err
 }
 
 func (t *Turn) lock(tx *store.Tx) (*store.Session, error) {
@@ -204,11 +231,8 @@ func (t *Turn) lock(tx *store.Tx) (*store.Session, error) {
 // batch with Release, or by time.
 func (t *Turn) Close() { t.cancel() }
 
-// SessionID is the session of the turn.
-func (t *Turn) SessionID() api.SessionID { return t.id }
-
-// Interrupted receives when a client interrupts the session, or it is archived or
-// deleted, while the turn is held.
+// Interrupted receives when a client may have interrupted the session, or it was
+// archived or deleted, while the turn is held. It is a hint: see Check.
 func (t *Turn) Interrupted() <-chan struct{} { return t.interrupted.C }
 
 // Previewed reports whether anybody watches the making of events.
@@ -216,12 +240,12 @@ func (t *Turn) Previewed() bool { return t.c.hub.previewed(t.id) }
 
 // PreviewStart shows followers that an event is being made.
 func (t *Turn) PreviewStart(typ api.EventType, id api.EventID) {
-	t.c.hub.preview(t.id, preview{typ, id, true, api.PreviewStart{Type: "event_start", Event: api.PreviewEvent{Type: typ, ID: id}}})
+	t.c.hub.preview(t.id, preview{typ, id, t.span, true, api.PreviewStart{Type: "event_start", Event: api.PreviewEvent{Type: typ, ID: id}}})
 }
 
 // PreviewText shows followers more text of an agent.message. It never blocks.
 func (t *Turn) PreviewText(id api.EventID, index int, text string) {
-	t.c.hub.preview(t.id, preview{api.EvAgentMessage, id, false, api.PreviewDelta{
+	t.c.hub.preview(t.id, preview{api.EvAgentMessage, id, t.span, false, api.PreviewDelta{
 		Type: "event_delta", EventID: id,
 		Delta: api.ContentDelta{Type: "content_delta", Index: index, Content: api.TextBlock(text)},
 	}})
@@ -280,6 +304,9 @@ func (t *Turn) write(tx *store.Tx, s *store.Session, decide func(View) (Batch, e
 // remember adds what the turn wrote to its copy of the log.
 func (t *Turn) remember(drafts []api.Draft, entries []api.Entry, lastSeq int64) {
 	for _, d := range drafts {
+		if _, ok := d.Body.(*api.SpanModelRequestStart); ok {
+			t.span = d.ID
+		}
 		if d.Body == nil { // taken: it has moved to the end
 			t.entries = slices.DeleteFunc(t.entries, func(e api.Entry) bool { return e.Queued && e.Event.ID == d.ID })
 		}
@@ -325,7 +352,7 @@ func (c *Control) append(tx *store.Tx, s *store.Session, drafts []api.Draft) ([]
 		return nil, fmt.Errorf("append events to %s: %w", s.ID, err)
 	}
 	if calls {
-		return entries, c.enqueue(tx, s, 0)
+		return entries, c.opened(tx, s)
 	}
 	return entries, nil
 }

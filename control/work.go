@@ -21,6 +21,29 @@ func (c *Control) enqueue(tx *store.Tx, s *store.Session, deliveries int) error 
 	if !errors.Is(err, store.ErrNotFound) {
 		return err
 	}
+	return c.insertWork(tx, s, deliveries)
+}
+
+// opened makes sure that a session whose calls have just become runnable has a
+// live work item, and starts the counts by which the session is told of trouble.
+func (c *Control) opened(tx *store.Tx, s *store.Session) error {
+	w, err := tx.LockLiveWork(s.ID)
+	if errors.Is(err, store.ErrNotFound) {
+		return c.insertWork(tx, s, 0)
+	}
+	if err != nil {
+		return err
+	}
+	w.Deliveries, w.Warned = 0, false
+	if w.State == api.WorkQueued {
+		w.OfferedAt = tx.Now
+	} else {
+		w.Deliveries = 1 // the worker that has it
+	}
+	return tx.UpdateWork(w)
+}
+
+func (c *Control) insertWork(tx *store.Tx, s *store.Session, deliveries int) error {
 	tx.Notify(topicWork(s.EnvironmentID))
 	return tx.InsertWork(&store.Work{
 		Work: api.Work{
@@ -61,7 +84,7 @@ func (c *Control) PollWork(ctx context.Context, p Principal, env api.Environment
 	timeout := time.NewTimer(req.Block)
 	defer timeout.Stop()
 	for last := false; ; {
-		w, err := c.claim(ctx, env, req.ReclaimAfter)
+		w, err := c.claim(ctx, p, env, req.ReclaimAfter)
 		if err != nil || w != nil || last || req.Block == 0 {
 			return w, err
 		}
@@ -102,7 +125,7 @@ func (c *Control) checkPoll(ctx context.Context, p Principal, env api.Environmen
 
 // claim takes the next item, if there is one, and mints its token. The common
 // empty answer costs no write.
-func (c *Control) claim(ctx context.Context, env api.EnvironmentID, reclaim time.Duration) (*api.Work, error) {
+func (c *Control) claim(ctx context.Context, p Principal, env api.EnvironmentID, reclaim time.Duration) (*api.Work, error) {
 	var any bool
 	err := c.db.Read(ctx, func(tx *store.Tx) (err error) {
 		any, err = tx.HasNextWork(env, tx.Now.Add(-reclaim))
@@ -135,7 +158,7 @@ func (c *Control) claim(ctx context.Context, env api.EnvironmentID, reclaim time
 				ID: newID[api.KeyID](c, "stok_"), Type: api.KeySession, Hint: hint, EnvironmentID: env,
 				CreatedAt: tx.Now, ExpiresAt: &expires,
 			},
-			Hash: hash, SessionID: w.Data.ID, WorkID: w.ID,
+			Hash: hash, SessionID: w.Data.ID, WorkID: w.ID, Parent: p.KeyID,
 		})
 		if err != nil {
 			return err
@@ -225,8 +248,7 @@ func (c *Control) beat(tx *store.Tx, w *store.Work, req api.HeartbeatRequest) er
 	if req.DesiredTTL != 0 {
 		w.TTL = req.DesiredTTL
 	}
-	// The value is unguessable, so that a worker cannot extend a lease that it was
-	// not told of.
+	// Time alone could give two beats the same value.
 	value := tx.Now.Format(time.RFC3339Nano) + "/" + newID[string](c, "")
 	deadline := tx.Now.Add(w.TTL)
 	if w.StartedAt == nil {
@@ -267,6 +289,12 @@ func heartbeatConflict(w *store.Work, expected string) error {
 // next heartbeat. Stopping a stopped item changes nothing. If calls of the session
 // are still open, the session is queued again.
 func (c *Control) StopWork(ctx context.Context, p Principal, env api.EnvironmentID, id api.WorkID, req api.StopRequest) (*api.Work, error) {
+	if err := p.works(env); err != nil {
+		return nil, err
+	}
+	if p.Kind == api.KeySession && p.WorkID != id {
+		return nil, api.NotFound("work item %s was not found", id)
+	}
 	// The session is locked before the item, here as everywhere.
 	var session api.SessionID
 	err := c.db.Read(ctx, func(tx *store.Tx) error {
@@ -279,12 +307,6 @@ func (c *Control) StopWork(ctx context.Context, p Principal, env api.Environment
 	if err != nil {
 		return nil, err
 	}
-	if err := p.works(env); err != nil {
-		return nil, err
-	}
-	if p.Kind == api.KeySession && p.WorkID != id {
-		return nil, api.NotFound("work item %s was not found", id)
-	}
 	var out *api.Work
 	err = c.write(ctx, func(tx *store.Tx) error {
 		s, err := tx.LockSession(session)
@@ -295,7 +317,7 @@ func (c *Control) StopWork(ctx context.Context, p Principal, env api.Environment
 		if err != nil {
 			return found(err, "work item", string(id))
 		}
-		if req.Force {
+		if req.Force || w.State == api.WorkQueued {
 			err = c.stop(tx, s, w)
 		} else {
 			err = c.requestStop(tx, w)
@@ -306,8 +328,7 @@ func (c *Control) StopWork(ctx context.Context, p Principal, env api.Environment
 	return out, err
 }
 
-// requestStop asks an item's worker to stop. One that no worker has is stopped at
-// once.
+// requestStop asks an item's worker to stop. One that no worker has ends at once.
 func (c *Control) requestStop(tx *store.Tx, w *store.Work) error {
 	switch w.State {
 	case api.WorkQueued:
@@ -329,11 +350,11 @@ func (c *Control) stop(tx *store.Tx, s *store.Session, w *store.Work) error {
 		return err
 	}
 	open, err := openCalls(tx, s)
-	if err != nil || len(open) == 0 || s.Status == api.StatusTerminated {
+	switch {
+	case err != nil || s.Status == api.StatusTerminated || !open.forWorkers():
 		return err
-	}
-	if w.Deliveries >= c.cfg.DeliveriesMax {
-		return c.undeliverable(tx, s, w.Deliveries)
+	case w.Deliveries >= c.cfg.DeliveriesMax && len(open.runnable) > 0:
+		return c.undeliverable(tx, s, open, w.Deliveries)
 	}
 	return c.enqueue(tx, s, w.Deliveries)
 }
@@ -348,28 +369,22 @@ func (c *Control) ended(tx *store.Tx, w *store.Work) error {
 
 // undeliverable tells a session that no worker manages to run its calls: each is
 // answered with an error and the turn ends, visibly.
-func (c *Control) undeliverable(tx *store.Tx, s *store.Session, deliveries int) error {
-	open, err := openCalls(tx, s)
-	if err != nil {
-		return err
-	}
+func (c *Control) undeliverable(tx *store.Tx, s *store.Session, open open, deliveries int) error {
 	message := fmt.Sprintf("Workers of environment %s claimed this session %d times and stopped each time without a result. Look at the workers' logs, then send a message to try again.", s.EnvironmentID, deliveries)
 	drafts := []api.Draft{{Body: &api.SessionError{Error: api.TurnError{
 		Type: api.ErrorUnknown, Message: message, RetryStatus: api.RetryStatus{Type: api.RetryExhausted},
 	}}}}
 	failed := true
-	for _, id := range open {
+	for _, id := range append(open.all, open.denied...) {
 		drafts = append(drafts, api.Draft{Body: &api.AgentToolResult{
 			ToolUseID: id, IsError: &failed, Content: api.Content{api.TextBlock("The tool could not be run: no worker of the environment managed to start it.")},
 		}})
 	}
-	if len(open) > 0 {
-		reason := api.StopReason{Type: api.StopRetriesExhausted}
-		drafts = append(drafts,
-			api.Draft{Body: &api.ThreadStatusIdle{SessionThreadID: s.ThreadID, AgentName: s.Agent.Name, StopReason: reason}},
-			api.Draft{Body: &api.SessionUsage{}},
-			api.Draft{Body: &api.SessionStatusIdle{StopReason: reason}})
-	}
+	reason := api.StopReason{Type: api.StopRetriesExhausted}
+	drafts = append(drafts,
+		api.Draft{Body: &api.ThreadStatusIdle{SessionThreadID: s.ThreadID, AgentName: s.Agent.Name, StopReason: reason}},
+		api.Draft{Body: &api.SessionUsage{}},
+		api.Draft{Body: &api.SessionStatusIdle{StopReason: reason}})
 	if _, err := c.append(tx, s, drafts); err != nil {
 		return err
 	}
@@ -477,18 +492,26 @@ func (p *pollers) note(env api.EnvironmentID, worker string, now time.Time) {
 	if p.seen[env] == nil {
 		p.seen[env] = map[string]time.Time{}
 	}
-	if len(p.seen[env]) < pollersMax {
+	if len(p.seen[env]) >= pollersMax {
+		p.forget(env, now)
+	}
+	if _, known := p.seen[env][worker]; known || len(p.seen[env]) < pollersMax {
 		p.seen[env][worker] = now
+	}
+}
+
+// forget drops the workers that have not polled lately. The caller holds mu.
+func (p *pollers) forget(env api.EnvironmentID, now time.Time) {
+	for worker, at := range p.seen[env] {
+		if now.Sub(at) > api.WorkersPollingSpan {
+			delete(p.seen[env], worker)
+		}
 	}
 }
 
 func (p *pollers) count(env api.EnvironmentID, now time.Time) int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for worker, at := range p.seen[env] {
-		if now.Sub(at) > api.WorkersPollingSpan {
-			delete(p.seen[env], worker)
-		}
-	}
+	p.forget(env, now)
 	return int64(len(p.seen[env]))
 }

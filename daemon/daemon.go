@@ -116,16 +116,14 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err erro
 
 // bootstrap makes the first API key and keeps it in the data directory.
 func (d *Daemon) bootstrap(ctx context.Context) error {
-	key, made, err := d.control.Bootstrap(ctx)
+	key, made, err := d.control.Bootstrap(ctx, func(secret string) error {
+		return writeSecret(d.cfg.AdminKeyFile(), secret)
+	})
 	if err != nil {
 		return fmt.Errorf("make the first API key: %w", err)
 	}
-	if !made {
-		return nil
-	}
-	d.firstKey = key
-	if err := writeSecret(d.cfg.AdminKeyFile(), key.Secret); err != nil {
-		return fmt.Errorf("the first API key could not be kept (%w); remove the database, which is still empty, and start again", err)
+	if made {
+		d.firstKey = key
 	}
 	return nil
 }

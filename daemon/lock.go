@@ -35,8 +35,8 @@ func acquireLock(path string) (*lock, error) {
 
 func (l *lock) release() { l.file.Close() }
 
-// locks takes what no other server may have: the data directory, and a SQLite file
-// that lies elsewhere. A PostgreSQL database is shared on purpose.
+// locks takes what no other server may have: the data directory, and the SQLite
+// file, wherever it lies. A PostgreSQL database is shared on purpose.
 func (c *Config) locks() (held []*lock, err error) {
 	defer func() {
 		if err != nil {
@@ -47,7 +47,14 @@ func (c *Config) locks() (held []*lock, err error) {
 		}
 	}()
 	paths := []string{filepath.Join(c.Data, "lock")}
-	if db, ok := strings.CutPrefix(c.Database(), "sqlite:"); ok && !inside(c.Data, db) {
+	if db, ok := strings.CutPrefix(c.Database(), "sqlite:"); ok {
+		// By the file's real name: two servers may call the same file differently.
+		if dir, err := filepath.EvalSymlinks(filepath.Dir(db)); err == nil {
+			db = filepath.Join(dir, filepath.Base(db))
+		}
+		if real, err := filepath.EvalSymlinks(db); err == nil {
+			db = real
+		}
 		paths = append(paths, db+".lock")
 	}
 	for _, path := range paths {
@@ -61,14 +68,4 @@ func (c *Config) locks() (held []*lock, err error) {
 		held = append(held, l)
 	}
 	return held, nil
-}
-
-func inside(dir, path string) bool {
-	absDir, err1 := filepath.Abs(dir)
-	absPath, err2 := filepath.Abs(path)
-	if err1 != nil || err2 != nil {
-		return false
-	}
-	rel, err := filepath.Rel(absDir, absPath)
-	return err == nil && filepath.IsLocal(rel)
 }

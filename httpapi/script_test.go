@@ -74,7 +74,7 @@ func newFixture(tb testing.TB, cfg Config) *fixture {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	key, ok, err := ctl.Bootstrap(tb.Context())
+	key, ok, err := ctl.Bootstrap(tb.Context(), func(string) error { return nil })
 	if err != nil || !ok {
 		tb.Fatalf("bootstrap: %v, %v", ok, err)
 	}

@@ -71,7 +71,7 @@ func newPlane(t *testing.T, scripts ...scripted.Script) *plane {
 	}
 	p := &plane{
 		t: t, ctx: t.Context(), patience: 30 * time.Second, db: "sqlite:" + file,
-		admin: control.Principal{Kind: api.KeyAPI, KeyID: "apikey_test"},
+		admin: control.Principal{Kind: api.KeyAPI},
 	}
 	p.serve(scripted.New(scripted.Options{}, scripts...), nil)
 	p.open()

@@ -249,8 +249,16 @@ func (t *turn) watch(ctx context.Context, cancel context.CancelCauseFunc) {
 		case <-ctx.Done():
 			return
 		case <-t.held.Interrupted():
-			cancel(errInterrupted)
-			return
+			yes, err := t.held.Check(ctx)
+			switch {
+			case errors.Is(err, control.ErrFenced):
+				cancel(control.ErrFenced)
+				return
+			case yes || err != nil: // when in doubt, stop: it can be asked again
+				cancel(errInterrupted)
+				return
+			}
+			continue
 		case <-tick.C:
 		}
 		began := time.Now()

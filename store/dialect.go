@@ -18,7 +18,8 @@ type dialect struct {
 	name      string
 	snapshot  *sql.TxOptions // of a read-only transaction that sees one moment
 	forUpdate string         // locks the rows of a SELECT until the transaction ends
-	skip      string         // the same, passing over rows that somebody else has locked
+	forShare  string         // lets others lock them so as well, and nobody remove them
+	skip      string         // the same as forUpdate, passing over rows that somebody else has locked
 	alone     string         // keeps other transactions that run it waiting until this one ends
 	numbered  bool           // placeholders are $1, $2, … instead of ?
 	duplicate func(error) bool
@@ -48,6 +49,7 @@ var postgresDialect = &dialect{
 	name:      "postgres",
 	snapshot:  &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true},
 	forUpdate: " FOR UPDATE",
+	forShare:  " FOR KEY SHARE",
 	skip:      " FOR UPDATE SKIP LOCKED",
 	alone:     "SELECT pg_advisory_xact_lock(7161215)",
 	numbered:  true,

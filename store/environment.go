@@ -20,6 +20,12 @@ func (tx *Tx) Environment(id api.EnvironmentID) (*api.Environment, error) {
 	return one(tx, scanBody[api.Environment], "SELECT body FROM environments WHERE id = ?", id)
 }
 
+// PinEnvironment reads an environment and keeps it from being deleted until the
+// transaction ends.
+func (tx *Tx) PinEnvironment(id api.EnvironmentID) (*api.Environment, error) {
+	return one(tx, scanBody[api.Environment], "SELECT body FROM environments WHERE id = ?"+tx.d.forShare, id)
+}
+
 // Environments lists environments by creation.
 func (tx *Tx) Environments(archived bool, win Window) ([]*api.Environment, error) {
 	var w where

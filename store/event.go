@@ -15,7 +15,10 @@ const (
 	queueTaken = 2 // the same after a turn took it: a final row with the same id follows
 )
 
-const eventColumns = "seq, id, type, queue, processed_at, body, private"
+const (
+	eventColumns  = "seq, id, type, queue, processed_at, body, private"
+	publicColumns = "seq, id, type, queue, processed_at, body, NULL" // what clients may see, and nothing to carry along
+)
 
 func scanEntry(row scanner) (api.Entry, error) {
 	e, _, err := scanSized(row)
@@ -137,7 +140,7 @@ func (tx *Tx) Entries(id api.SessionID, after int64) ([]api.Entry, error) {
 // follower saw it: a client's event appears when it arrives and again, with the
 // same id, when a turn has taken it. more says that there may be more than these.
 func (tx *Tx) Feed(id api.SessionID, after int64, limit int) (entries []api.Entry, more bool, err error) {
-	entries, more, err = tx.entriesUpTo("SELECT "+eventColumns+" FROM events WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?", id, after, limit)
+	entries, more, err = tx.entriesUpTo("SELECT "+publicColumns+" FROM events WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?", id, after, limit)
 	return entries, more || len(entries) == limit, err
 }
 
@@ -154,25 +157,6 @@ func (tx *Tx) Answers(session api.SessionID, call api.EventID) ([]api.Entry, err
 // queuedLast sorts events that still wait behind all that happened.
 const queuedLast = int64(1) << 62
 
-// Events lists a session's events in the order of their processing; those that
-// still wait come last. The cursor's key is what ListKey returns. more says that
-// the page was ended before the window, for its size.
-func (tx *Tx) Events(id api.SessionID, f api.EventFilter, win Window) (entries []api.Entry, more bool, err error) {
-	var w where
-	w.and("session_id = ?", id)
-	w.and("queue <> ?", queueTaken)
-	if len(f.Types) > 0 {
-		var args []any
-		for _, t := range f.Types {
-			args = append(args, t)
-		}
-		w.and("type IN (?"+strings.Repeat(", ?", len(args)-1)+")", args...)
-	}
-	w.between("processed_at", f.Processed)
-	tail := w.page("(seq + queue * 4611686018427387904)", "id", win)
-	return tx.entriesUpTo("SELECT "+eventColumns+" FROM events"+w.String()+tail, w.args...)
-}
-
 // ListKey is the sort key of an entry in Events.
 func ListKey(e api.Entry) int64 {
 	if e.Queued {
@@ -181,7 +165,63 @@ func ListKey(e api.Entry) int64 {
 	return e.Seq
 }
 
+// Events lists a session's events in the order of their processing; those that
+// still wait come last. The cursor's key is what ListKey returns. more says that
+// the page was ended before the window, for its size.
+func (tx *Tx) Events(id api.SessionID, f api.EventFilter, win Window) (entries []api.Entry, more bool, err error) {
+	// Each part is a range of an index; together they would have to be sorted.
+	parts := []int{queueFinal, queueWaits}
+	if win.Order == api.Descending {
+		parts = []int{queueWaits, queueFinal}
+	}
+	for _, queue := range parts {
+		part, more, err := tx.eventsOf(id, queue, f, win, win.Limit-len(entries))
+		entries = append(entries, part...)
+		if err != nil || more || len(entries) == win.Limit {
+			return entries, more, err
+		}
+	}
+	return entries, false, nil
+}
+
+// eventsOf lists the events that wait, or those that do not.
+func (tx *Tx) eventsOf(id api.SessionID, queue int, f api.EventFilter, win Window, limit int) ([]api.Entry, bool, error) {
+	var w where
+	w.and("session_id = ?", id)
+	cmp, dir := ">", " ASC"
+	if win.Order == api.Descending {
+		cmp, dir = "<", " DESC"
+	}
+	if queue == queueWaits {
+		w.and("queue = 1") // a literal, or SQLite would not use the index of waiting events
+	} else {
+		w.and("queue = 0")
+	}
+	if c := win.After; c != nil {
+		at := c.Key
+		if queue == queueWaits {
+			at -= queuedLast // what happened lies before every waiting event
+		}
+		w.and("seq "+cmp+" ?", at)
+	}
+	if len(f.Types) > 0 {
+		var args []any
+		for _, t := range f.Types {
+			args = append(args, t)
+		}
+		w.and("type IN (?"+strings.Repeat(", ?", len(args)-1)+")", args...)
+	}
+	w.between("processed_at", f.Processed)
+	return tx.entriesUpTo("SELECT "+publicColumns+" FROM events"+w.String()+" ORDER BY seq"+dir+" LIMIT ?", append(w.args, limit)...)
+}
+
 // Queued counts a session's waiting events.
 func (tx *Tx) Queued(id api.SessionID) (int64, error) {
-	return tx.count("SELECT count(*) FROM events WHERE session_id = ? AND queue = ?", id, queueWaits)
+	return tx.count("SELECT count(*) FROM events WHERE session_id = ? AND queue = 1", id)
+}
+
+// Waiting reports whether an event of a type waits.
+func (tx *Tx) Waiting(id api.SessionID, typ api.EventType) (bool, error) {
+	n, err := tx.count("SELECT count(*) FROM events WHERE session_id = ? AND queue = 1 AND type = ?", id, typ)
+	return n > 0, err
 }

@@ -14,15 +14,16 @@ type Key struct {
 	Hash      string
 	SessionID api.SessionID
 	WorkID    api.WorkID
+	Parent    api.KeyID // of a session token: the key it was polled with
 }
 
-const keyColumns = "id, kind, hash, name, hint, environment_id, session_id, work_id, created_at, expires_at, last_used_at, revoked_at"
+const keyColumns = "id, kind, hash, name, hint, environment_id, session_id, work_id, parent, created_at, expires_at, last_used_at, revoked_at"
 
 func scanKey(row scanner) (*Key, error) {
 	var k Key
 	var created int64
 	var expires, used, revoked sql.NullInt64
-	err := row.Scan(&k.ID, &k.Type, &k.Hash, &k.Name, &k.Hint, &k.EnvironmentID, &k.SessionID, &k.WorkID, &created, &expires, &used, &revoked)
+	err := row.Scan(&k.ID, &k.Type, &k.Hash, &k.Name, &k.Hint, &k.EnvironmentID, &k.SessionID, &k.WorkID, &k.Parent, &created, &expires, &used, &revoked)
 	k.CreatedAt = fromMicros(created)
 	k.ExpiresAt, k.LastUsedAt, k.RevokedAt = fromOptMicros(expires), fromOptMicros(used), fromOptMicros(revoked)
 	return &k, err
@@ -30,8 +31,8 @@ func scanKey(row scanner) (*Key, error) {
 
 // InsertKey adds a credential.
 func (tx *Tx) InsertKey(k *Key) error {
-	_, err := tx.exec("INSERT INTO keys ("+keyColumns+") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-		k.ID, k.Type, k.Hash, k.Name, k.Hint, k.EnvironmentID, k.SessionID, k.WorkID,
+	_, err := tx.exec("INSERT INTO keys ("+keyColumns+") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+		k.ID, k.Type, k.Hash, k.Name, k.Hint, k.EnvironmentID, k.SessionID, k.WorkID, k.Parent,
 		micros(k.CreatedAt), optMicros(k.ExpiresAt), optMicros(k.LastUsedAt), optMicros(k.RevokedAt))
 	return err
 }
@@ -53,6 +54,17 @@ func (tx *Tx) Keys(kind api.KeyKind, env api.EnvironmentID, win Window) ([]*Key,
 	w.and("environment_id = ?", env)
 	tail := w.page("created_at", "id", win)
 	return collect(tx, scanKey, "SELECT "+keyColumns+" FROM keys"+w.String()+tail, w.args...)
+}
+
+// Key finds a credential by id.
+func (tx *Tx) Key(id api.KeyID) (*Key, error) {
+	return one(tx, scanKey, "SELECT "+keyColumns+" FROM keys WHERE id = ?", id)
+}
+
+// CountOtherKeys counts the credentials of a kind, but for one, that never expire
+// and are not revoked.
+func (tx *Tx) CountOtherKeys(kind api.KeyKind, but api.KeyID) (int64, error) {
+	return tx.count("SELECT count(*) FROM keys WHERE kind = ? AND id <> ? AND revoked_at IS NULL AND expires_at IS NULL", kind, but)
 }
 
 // CountKeys counts the credentials of a kind.
@@ -80,11 +92,5 @@ func (tx *Tx) DropWorkKeys(id api.WorkID) error {
 // ExtendWorkKeys moves the expiry of the tokens given out for a work item.
 func (tx *Tx) ExtendWorkKeys(id api.WorkID, expires time.Time) error {
 	_, err := tx.exec("UPDATE keys SET expires_at = ? WHERE work_id = ?", micros(expires), id)
-	return err
-}
-
-// DropExpiredTokens removes session tokens that expired before t.
-func (tx *Tx) DropExpiredTokens(t time.Time) error {
-	_, err := tx.exec("DELETE FROM keys WHERE kind = ? AND expires_at < ?", api.KeySession, micros(t))
 	return err
 }

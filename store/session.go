@@ -102,7 +102,13 @@ func (tx *Tx) UpdateSession(s *Session) error {
 // LockSession reads a session and keeps others from changing it, or adding to its
 // events, until the transaction ends.
 func (tx *Tx) LockSession(id api.SessionID) (*Session, error) {
-	return one(tx, scanSession, "SELECT "+sessionColumns+" FROM sessions WHERE id = ?"+tx.d.forUpdate, id)
+	s, err := one(tx, scanSession, "SELECT "+sessionColumns+" FROM sessions WHERE id = ?"+tx.d.forUpdate, id)
+	if err == nil && s.UpdatedAt.After(tx.Now) {
+		// Another transaction, perhaps by another machine's clock, came first: the
+		// times of a session's events do not go backwards.
+		tx.Now = s.UpdatedAt
+	}
+	return s, err
 }
 
 // Session reads a session.
@@ -112,6 +118,10 @@ func (tx *Tx) Session(id api.SessionID) (*Session, error) {
 
 // DeleteSession removes a session with its events and work.
 func (tx *Tx) DeleteSession(id api.SessionID) error {
+	// Work before keys: the order in which heartbeats lock them.
+	if _, err := tx.exec("DELETE FROM work WHERE session_id = ?", id); err != nil {
+		return err
+	}
 	if _, err := tx.exec("DELETE FROM keys WHERE session_id = ?", id); err != nil {
 		return err
 	}

@@ -300,6 +300,9 @@ func (tx *Tx) Alone() error {
 	return err
 }
 
+// TopicAll is the topic of a notification that stands for all others.
+const TopicAll = "*"
+
 // Notify asks for Options.Notify(topic) once the transaction has committed.
 func (tx *Tx) Notify(topic string) {
 	if !slices.Contains(tx.topics, topic) {
@@ -504,6 +507,7 @@ func (db *DB) listen(ctx context.Context) error {
 	if _, err := conn.Exec(ctx, "LISTEN bailey"); err != nil {
 		return err
 	}
+	db.opt.Notify(TopicAll) // something may have happened while nobody listened
 	for {
 		n, err := conn.WaitForNotification(ctx)
 		if err != nil {

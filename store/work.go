@@ -119,6 +119,11 @@ func (tx *Tx) WorkCounts(env api.EnvironmentID, reclaim time.Time) (free, polled
 	return free, polled - free, fromOptMicros(first), tx.classify(err)
 }
 
+// PruneWork removes items that were stopped before t, a batch at a time.
+func (tx *Tx) PruneWork(t time.Time, limit int) (int64, error) {
+	return tx.exec("DELETE FROM work WHERE id IN (SELECT id FROM work WHERE state = 'stopped' AND stopped_at < ? LIMIT ?)", micros(t), limit)
+}
+
 // A WorkRef names a work item and what it belongs to.
 type WorkRef struct {
 	ID            api.WorkID

@@ -34,6 +34,7 @@ CREATE TABLE keys (
   environment_id TEXT NOT NULL,
   session_id     TEXT NOT NULL,
   work_id        TEXT NOT NULL,
+  parent         TEXT NOT NULL,             -- of a session token: the key it was polled with
   created_at     BIGINT NOT NULL,
   expires_at     BIGINT,
   last_used_at   BIGINT,
@@ -41,6 +42,7 @@ CREATE TABLE keys (
 );
 CREATE INDEX keys_by_owner ON keys (kind, environment_id, created_at, id);
 CREATE INDEX keys_by_work ON keys (work_id);
+CREATE INDEX keys_by_session ON keys (session_id);
 
 CREATE TABLE sessions (
   id             TEXT PRIMARY KEY,
@@ -85,6 +87,7 @@ CREATE TABLE events (
   PRIMARY KEY (session_id, seq)
 );
 CREATE INDEX events_by_id ON events (session_id, id);
+CREATE INDEX events_waiting ON events (session_id, seq) WHERE queue = 1;
 CREATE INDEX events_by_ref ON events (session_id, ref) WHERE ref IS NOT NULL;
 
 CREATE TABLE work (
@@ -109,5 +112,8 @@ CREATE TABLE work (
 );
 CREATE UNIQUE INDEX work_live ON work (session_id) WHERE state <> 'stopped';
 CREATE INDEX work_by_creation ON work (environment_id, created_at, id);
+CREATE INDEX work_by_session ON work (session_id);
 CREATE INDEX work_queue ON work (environment_id, offered_at) WHERE state = 'queued';
+CREATE INDEX work_unclaimed ON work (offered_at) WHERE state = 'queued' AND warned = 0;
+CREATE INDEX work_stopped ON work (stopped_at) WHERE state = 'stopped';
 CREATE INDEX work_deadlines ON work (deadline) WHERE deadline IS NOT NULL;
