@@ -7,6 +7,7 @@ import (
 
 	"github.com/bailey-platform/bailey/cli"
 	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/sandbox/agentbin"
 	"github.com/bailey-platform/bailey/sandbox/gvisor"
 	"github.com/bailey-platform/bailey/sandbox/none"
 )
@@ -28,10 +29,11 @@ func main() {
 
 // backends are the sandboxes of this build, the strongest first.
 var backends = []cli.Backend{
-	{Name: gvisor.Name, New: func(o cli.BackendOptions) sandbox.Driver {
-		return gvisor.New(gvisor.Options{Root: o.State, Logger: o.Logger})
+	{Name: gvisor.Name, New: func(o cli.BackendOptions) (sandbox.Driver, error) {
+		engine, err := agentbin.Engine(o.State)
+		return gvisor.New(gvisor.Options{Root: o.State, Runtime: engine, Logger: o.Logger}), err
 	}},
-	{Name: none.Name, New: func(o cli.BackendOptions) sandbox.Driver {
-		return none.New(o.Logger)
+	{Name: none.Name, New: func(o cli.BackendOptions) (sandbox.Driver, error) {
+		return none.New(o.Logger), nil
 	}},
 }

@@ -312,7 +312,7 @@ func TestAuditVerify(t *testing.T) {
 }
 
 func noneBackend() []Backend {
-	return []Backend{{Name: none.Name, New: func(o BackendOptions) sandbox.Driver { return none.New(o.Logger) }}}
+	return []Backend{{Name: none.Name, New: func(o BackendOptions) (sandbox.Driver, error) { return none.New(o.Logger), nil }}}
 }
 
 func TestDoctor(t *testing.T) {

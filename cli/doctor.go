@@ -164,7 +164,11 @@ func checkBackend(ctx context.Context, b Backend) finding {
 		return f
 	}
 	defer os.RemoveAll(dir)
-	r, err := b.New(BackendOptions{State: dir, Logger: slog.New(slog.DiscardHandler)}).Check(ctx)
+	var r sandbox.Report
+	driver, err := b.New(BackendOptions{State: dir, Logger: slog.New(slog.DiscardHandler)})
+	if err == nil {
+		r, err = driver.Check(ctx)
+	}
 	if unavailable, ok := errors.AsType[*sandbox.Unavailable](err); ok {
 		f.Status, f.Detail, f.Remedy = findingFailed, unavailable.Cause, strings.Join(unavailable.Remedy, ", or ")
 		return f

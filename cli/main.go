@@ -33,7 +33,7 @@ type Program struct {
 // package builds without their engines.
 type Backend struct {
 	Name string // as --sandbox takes it; equal to the driver's
-	New  func(BackendOptions) sandbox.Driver
+	New  func(BackendOptions) (sandbox.Driver, error)
 }
 
 // BackendOptions are what a backend may need to know of this run.

@@ -306,7 +306,7 @@ func (b Backend) driver(state string, log *slog.Logger) (sandbox.Driver, error) 
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		return nil, fmt.Errorf("make the sandbox's directory: %w", err)
 	}
-	return b.New(BackendOptions{State: state, Logger: log}), nil
+	return b.New(BackendOptions{State: state, Logger: log})
 }
 
 func (p *Program) strongest() string {
