@@ -50,7 +50,7 @@ var house = []row{
 	{"sandbox", nil,
 		"sandbox says what a box is; the backends know it, not the other way round"},
 	{"sandbox/agentbin", nil,
-		"agentbin finds one executable"},
+		"agentbin finds the executables that boxes are made of"},
 	{"sandbox/gvisor", uses("sandbox"),
 		"a backend makes boxes; what runs in them is not its business"},
 	{"sandbox/none", uses("sandbox"),
@@ -79,7 +79,7 @@ var house = []row{
 		"daemon assembles the plane; a worker beside it is cli's to start"},
 	{"cli", uses("api", "audit", "client", "daemon", "model", "model/scripted", "sandbox", "sandbox/agentbin", "telemetry", "tool/agent", "worker"),
 		"cli is a person's hands: it starts the parts, and talks to the plane as any client does"},
-	{"", uses("cli", "sandbox", "sandbox/gvisor", "sandbox/none"),
+	{"", uses("cli", "sandbox", "sandbox/agentbin", "sandbox/gvisor", "sandbox/none"),
 		"main names the sandboxes of this build and calls cli"},
 
 	// Nothing but tests.
