@@ -60,8 +60,8 @@ func benchAppend(b *testing.B, newDB func(testing.TB) string) {
 	b.Run("serial", func(b *testing.B) {
 		db := benchDB(b, newDB(b))
 		benchSession(b, db, "s")
-		for i := range b.N {
-			if err := one(b.Context(), db, "s", int64(i)); err != nil {
+		for n := int64(0); b.Loop(); n++ {
+			if err := one(b.Context(), db, "s", n); err != nil {
 				b.Fatal(err)
 			}
 		}
