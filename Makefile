@@ -40,9 +40,9 @@ fuzz: ## every fuzz target, FUZZTIME=10s each
 	.ci/fuzz $(FUZZTIME)
 
 BENCH = .
-COUNT = 5
+COUNT = 6
 
-bench: ## all benchmarks, COUNT=5 times, BENCH=. of them; figures and a summary in bench/out
+bench: ## all benchmarks, COUNT=6 times, BENCH=. of them; figures and a summary in bench/out
 	@mkdir -p bench/out
 	.ci/with-postgres --durable go test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) -timeout 2h -p 1 \
 		$$(go list -f '{{.Dir}}' ./... | xargs -I{} sh -c 'grep -qs "^func Benchmark" {}/*_test.go && echo {}') \
