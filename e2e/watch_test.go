@@ -244,15 +244,6 @@ func checkEvents(t testing.TB, events []*api.Event) {
 	}
 }
 
-// types lists the types of events.
-func types(events []*api.Event) []api.EventType {
-	var out []api.EventType
-	for _, ev := range events {
-		out = append(out, ev.Type())
-	}
-	return out
-}
-
 // outcome is what a session came to: what the agent said, and the results of its
 // calls in order.
 type outcome struct {

@@ -401,7 +401,7 @@ func TestBudget(t *testing.T) {
 
 	// Raised, the turn goes on, crosses the budget again, and is done all the same.
 	must(p.control.UpdateSession(p.ctx, p.admin, id, api.SessionUpdate{Budget: api.Some(*budget("500"))}))(t)
-	events = p.seen(id, api.EvAgentMessage, 1)
+	p.seen(id, api.EvAgentMessage, 1)
 	events = p.idle(id, api.StopBudgetReached)
 	if got := last[*api.ThreadStatusIdle](t, events).StopReason.Type; got != api.StopEndTurn {
 		t.Errorf("the thread is idle with %s", got)
