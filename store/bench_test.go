@@ -17,7 +17,14 @@ func benchDB(b *testing.B, url string) *store.DB {
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() { db.Close() })
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- db.Run(ctx) }()
+	b.Cleanup(func() {
+		cancel()
+		<-done
+		db.Close()
+	})
 	return db
 }
 

@@ -27,7 +27,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	_ "github.com/jackc/pgx/v5/stdlib" // the "pgx" driver of database/sql
 	_ "modernc.org/sqlite"             // the "sqlite" driver
 )
@@ -64,7 +63,8 @@ type DB struct {
 	url   string
 	opt   Options
 
-	listenID string // tells our own notifications from others'
+	listenID string  // tells our own notifications from others'
+	others   *outbox // PostgreSQL: what other processes are to be told; else nil
 	closing  sync.Once
 
 	writes chan *write   // SQLite: to the one writer; nil on PostgreSQL
@@ -164,6 +164,7 @@ func (db *DB) openPostgres(dsn string) error {
 	pool.SetMaxIdleConns(postgresConns)
 	pool.SetConnMaxIdleTime(5 * time.Minute)
 	db.write, db.read, db.d = pool, pool, postgresDialect
+	db.others = newOutbox()
 	return nil
 }
 
@@ -240,11 +241,6 @@ func (db *DB) Write(ctx context.Context, fn func(*Tx) error) error {
 	if err := fn(tx); err != nil {
 		return tx.classify(err)
 	}
-	for _, topic := range tx.topics {
-		if _, err := tx.exec("SELECT pg_notify('bailey', ?)", db.listenID+" "+topic); err != nil {
-			return err
-		}
-	}
 	if err := db.beforeCommit(); err != nil {
 		return err
 	}
@@ -283,6 +279,9 @@ func (db *DB) beforeCommit() error {
 func (db *DB) committed(tx *Tx) error {
 	for _, topic := range tx.topics {
 		db.opt.Notify(topic)
+	}
+	if db.others != nil {
+		db.others.add(tx.topics)
 	}
 	if db.opt.AfterCommit == nil {
 		return nil
@@ -472,49 +471,4 @@ func statements(text string) []string {
 		}
 	}
 	return out
-}
-
-// -- notifications ----------------------------------------------------------------
-
-// Run passes on the notifications of other processes until ctx ends. On SQLite
-// there are none. A lost connection is made again; what was missed meanwhile is
-// covered by the polling of those who listen, as a notification is only a hint.
-func (db *DB) Run(ctx context.Context) error {
-	if db.d != postgresDialect {
-		<-ctx.Done()
-		return nil
-	}
-	for ctx.Err() == nil {
-		err := db.listen(ctx)
-		if ctx.Err() != nil {
-			break
-		}
-		db.opt.Logger.Warn("lost the connection that listens for notifications; reconnecting", "error", err)
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Second):
-		}
-	}
-	return nil
-}
-
-func (db *DB) listen(ctx context.Context) error {
-	conn, err := pgx.Connect(ctx, db.url)
-	if err != nil {
-		return errors.New("connect failed") // the driver's text may hold the password
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	if _, err := conn.Exec(ctx, "LISTEN bailey"); err != nil {
-		return err
-	}
-	db.opt.Notify(TopicAll) // something may have happened while nobody listened
-	for {
-		n, err := conn.WaitForNotification(ctx)
-		if err != nil {
-			return err
-		}
-		if from, topic, ok := strings.Cut(n.Payload, " "); ok && from != db.listenID {
-			db.opt.Notify(topic)
-		}
-	}
 }
