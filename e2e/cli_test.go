@@ -214,3 +214,22 @@ func compareJSON(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("%s is %s", args[0], text)
 	}
 }
+
+// The demo needs nothing but a sandbox, and proves itself.
+func TestDemo(t *testing.T) {
+	t.Parallel()
+	p := start(t, "demo", command(nil, "demo"))
+	t.Cleanup(p.finish)
+	select {
+	case <-p.ended:
+	case <-time.After(timeout):
+		t.Fatal("the demo does not end")
+	}
+	var exit *exec.ExitError
+	if errors.As(p.err, &exit) && exit.ExitCode() == 10 {
+		missing(t, "no sandbox on this host: %s", p.out.String())
+	}
+	if p.err != nil || !strings.Contains(p.out.String(), "every tool call answered once") {
+		t.Errorf("the demo ended with %v", p.err)
+	}
+}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/model/scripted"
+	"github.com/bailey-platform/bailey/store/storetest"
 )
 
 // ledger is a session whose tools leave a trace each, in order: one that ran twice,
@@ -42,7 +43,7 @@ func TestPlaneKilled(t *testing.T) {
 	t.Run("sqlite", func(t *testing.T) { t.Parallel(); killPlane(t, "", 12) })
 	// A shared database does not tell that a plane died, so each kill inside of a
 	// turn costs the wait for its lease.
-	t.Run("postgres", func(t *testing.T) { t.Parallel(); killPlane(t, postgres(t), 2) })
+	t.Run("postgres", func(t *testing.T) { t.Parallel(); killPlane(t, storetest.Postgres(t), 2) })
 }
 
 func killPlane(t *testing.T, db string, kills int) {
@@ -54,7 +55,8 @@ func killPlane(t *testing.T, db string, kills int) {
 
 	p := startPlane(t, planeConfig{db: db, scripts: []scripted.Script{ledger(ledgerTurns), {Name: "chat", Marker: "note", OpenEnd: true, Turns: []scripted.Turn{{Text: "Noted."}}}}})
 	env, key := p.environment(t)
-	p.startField(t, env, key, fieldConfig{})
+	// Idle sessions keep their places for a while, and no session is to wait for one.
+	p.startField(t, env, key, fieldConfig{args: []string{"--max-sessions", fmt.Sprint(kills + 1)}})
 	agent := p.agent(t, toolset(api.AlwaysAllow))
 
 	// One session without a kill says how many events there are to be killed at.
@@ -62,7 +64,7 @@ func killPlane(t *testing.T, db string, kills int) {
 	w.finished()
 	steps := len(w.all())
 
-	const killsPerSession = 4
+	const killsPerSession = 3
 	for kills > 0 {
 		n := min(kills, killsPerSession)
 		kills -= n
@@ -201,7 +203,7 @@ func (c *chat) check() {
 // begun.
 func TestTwoPlanes(t *testing.T) {
 	t.Parallel()
-	db := postgres(t)
+	db := storetest.Postgres(t)
 	// A model for each tells which of them makes the request.
 	cfg := planeConfig{db: db, scripts: []scripted.Script{{
 		Name:  "interrupted by a death",

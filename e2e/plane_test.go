@@ -2,13 +2,11 @@ package e2e
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -16,11 +14,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/client"
 	"github.com/bailey-platform/bailey/model/scripted"
+	"github.com/bailey-platform/bailey/store/storetest"
 )
 
 // A plane is a running `bailey serve` with a scripted model and its own database.
@@ -184,37 +181,7 @@ func (p *plane) clientWith(t testing.TB, key string) *client.Client {
 // PostgreSQL.
 func onEngines(t *testing.T, test func(t *testing.T, db string)) {
 	t.Run("sqlite", func(t *testing.T) { t.Parallel(); test(t, "") })
-	t.Run("postgres", func(t *testing.T) { t.Parallel(); test(t, postgres(t)) })
-}
-
-// postgres makes a database for one test and returns its URL.
-func postgres(t testing.TB) string {
-	t.Helper()
-	server := os.Getenv("BAILEY_TEST_POSTGRES")
-	if server == "" {
-		missing(t, "BAILEY_TEST_POSTGRES is not set: it names a PostgreSQL server where databases may be made")
-	}
-	config, err := pgx.ParseConfig(server)
-	if err != nil {
-		t.Fatal("BAILEY_TEST_POSTGRES is not a valid URL")
-	}
-	name := "bailey_e2e_" + strings.ToLower(rand.Text())
-	admin := func(sql string) {
-		t.Helper()
-		ctx, cancel := context.WithTimeout(context.Background(), timeout)
-		defer cancel()
-		conn, err := pgx.ConnectConfig(ctx, config)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close(ctx)
-		if _, err := conn.Exec(ctx, sql); err != nil {
-			t.Fatal(err)
-		}
-	}
-	admin("CREATE DATABASE " + name)
-	t.Cleanup(func() { admin("DROP DATABASE " + name + " WITH (FORCE)") })
-	return withDatabase(t, server, name)
+	t.Run("postgres", func(t *testing.T) { t.Parallel(); test(t, storetest.Postgres(t)) })
 }
 
 // call makes a request by hand and returns the answer as it came. The usual
@@ -343,17 +310,6 @@ func (p *plane) workStopped(t testing.TB, env api.EnvironmentID) {
 		return
 	}
 	t.Error("there is no work item")
-}
-
-// withDatabase replaces the database in a PostgreSQL URL.
-func withDatabase(t testing.TB, server, name string) string {
-	t.Helper()
-	u, err := url.Parse(server)
-	if err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {
-		t.Fatal("BAILEY_TEST_POSTGRES must be a postgres:// URL")
-	}
-	u.Path = "/" + name
-	return u.String()
 }
 
 // testLogger writes to the test's output.

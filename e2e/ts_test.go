@@ -58,7 +58,7 @@ func node(t *testing.T, program string, env ...string) *process {
 
 func TestTypeScript(t *testing.T) {
 	t.Parallel()
-	p := startPlane(t, planeConfig{scripts: []scripted.Script{talk}, model: scripted.Options{EventDelay: 2 * time.Millisecond}})
+	p := startPlane(t, planeConfig{scripts: []scripted.Script{talk}, model: scripted.Options{EventDelay: 10 * time.Millisecond}})
 	c := node(t, "client.mjs", "PLANE_URL="+p.url, "PLANE_KEY="+p.admin, "PROMPT=let us talk", "ANSWER="+talk.Turns[0].Text)
 	c.waitFor(regexp.MustCompile("all as expected"))
 }
