@@ -191,7 +191,10 @@ type SettingError struct {
 	Name    string // as in [Setting]; may be a key of the file that is none
 	Source  string // where it was set; "" if that does not matter
 	Problem string
+	Err     error // what is behind the problem; may be nil
 }
+
+func (e *SettingError) Unwrap() error { return e.Err }
 
 func (e *SettingError) Error() string {
 	if e.Source == "" {

@@ -55,6 +55,9 @@ func Load(in Inputs) (*Config, Sources, error) {
 			}
 		}
 		if text, ok := in.Flags[s.Name]; ok {
+			if s.Name == "db" && hasPassword(text) {
+				return nil, nil, &SettingError{Name: s.Name, Source: "flag --db", Problem: fmt.Sprintf("a password on the command line can be read by every user of the host: set %s in the environment, or name a file with ?passfile=PATH", s.Env)}
+			}
 			if err := l.set(s, text, "flag --"+s.Name); err != nil {
 				return nil, nil, err
 			}
@@ -77,7 +80,7 @@ type loader struct {
 
 func (l *loader) set(s Setting, text, source string) error {
 	if err := s.Set(text); err != nil {
-		return &SettingError{s.Name, source, err.Error()}
+		return &SettingError{Name: s.Name, Source: source, Problem: err.Error()}
 	}
 	l.sources[s.Name] = source
 	return nil
@@ -109,24 +112,24 @@ const configFileMax = 1 << 20
 func (l *loader) file(path string) error {
 	data, err := readSmall(path, configFileMax)
 	if err != nil {
-		return &SettingError{"config", path, err.Error()}
+		return &SettingError{Name: "config", Source: path, Problem: err.Error(), Err: err}
 	}
 	pairs, err := parseFile(data)
 	if err != nil {
-		return &SettingError{"config", path, err.Error()}
+		return &SettingError{Name: "config", Source: path, Problem: err.Error(), Err: err}
 	}
 	for _, p := range pairs {
 		source := fmt.Sprintf("%s:%d", path, p.line)
 		s, ok := l.settings[p.key]
 		switch {
 		case !ok:
-			return &SettingError{p.key, source, "there is no such setting; `bailey config example` lists them all"}
+			return &SettingError{Name: p.key, Source: source, Problem: "there is no such setting; `bailey config example` lists them all"}
 		case s.Secret:
-			return &SettingError{p.key, source, fmt.Sprintf("a secret is not written into this file: use %s-file, or %s in the environment", s.Name, s.Env)}
+			return &SettingError{Name: p.key, Source: source, Problem: fmt.Sprintf("a secret is not written into this file: use %s-file, or %s in the environment", s.Name, s.Env)}
 		case p.mapping && s.Type() != typeMap:
-			return &SettingError{p.key, source, "must be a single value"}
+			return &SettingError{Name: p.key, Source: source, Problem: "must be a single value"}
 		case p.key == "db" && hasPassword(p.text):
-			return &SettingError{p.key, source, fmt.Sprintf("a password is not written into this file: set %s in the environment, or name a file with ?passfile=PATH", s.Env)}
+			return &SettingError{Name: p.key, Source: source, Problem: fmt.Sprintf("a password is not written into this file: set %s in the environment, or name a file with ?passfile=PATH", s.Env)}
 		}
 		if err := l.set(s, p.text, source); err != nil {
 			return err

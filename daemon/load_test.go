@@ -171,6 +171,14 @@ func TestPrices(t *testing.T) {
 	}
 }
 
+func TestDatabasePasswordIsNotAFlag(t *testing.T) {
+	t.Parallel()
+	_, _, err := Load(Inputs{Env: env(), Flags: map[string]string{"db": "postgres://bailey:hunter2@db/bailey"}})
+	if _, ok := errors.AsType[*SettingError](err); !ok || strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("error = %v", err)
+	}
+}
+
 func TestMissingFileSaysWhich(t *testing.T) {
 	t.Parallel()
 	_, _, err := Load(Inputs{Env: env(), File: "/nonexistent/bailey.yaml"})
