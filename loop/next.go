@@ -76,6 +76,9 @@ func (s *State) Next() Step {
 		return s.giveUp(api.ErrorModelRequest, fmt.Sprintf("The model paused %d times in a row without an answer. Send a new message to try again.", s.pauses))
 	}
 
+	if confirmations := s.queuedOf(isConfirmation); len(confirmations) > 0 {
+		return write(take(confirmations)...)
+	}
 	if drafts := s.refuseCalls(); len(drafts) > 0 {
 		return write(drafts...)
 	}
@@ -240,6 +243,7 @@ func (s *State) open() bool {
 	return s.status == api.StatusRunning || s.status == api.StatusRescheduling || len(s.calls) > 0 || s.owed
 }
 
-func isInterrupt(b api.EventBody) bool { return b.EventType() == api.EvUserInterrupt }
-func isMessage(b api.EventBody) bool   { return b.EventType() == api.EvUserMessage }
-func isInput(b api.EventBody) bool     { return isMessage(b) || b.EventType() == api.EvSystemMessage }
+func isInterrupt(b api.EventBody) bool    { return b.EventType() == api.EvUserInterrupt }
+func isConfirmation(b api.EventBody) bool { return b.EventType() == api.EvUserToolConfirmation }
+func isMessage(b api.EventBody) bool      { return b.EventType() == api.EvUserMessage }
+func isInput(b api.EventBody) bool        { return isMessage(b) || b.EventType() == api.EvSystemMessage }
