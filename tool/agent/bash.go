@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"strings"
 	"time"
 
@@ -16,24 +17,31 @@ import (
 // of every other failed command.
 const timedOut = "[timed out]\nsession restarted after timeout"
 
-// reserve is kept of a call's time for the shell to be killed and replaced.
-const reserve = 100 * time.Millisecond
-
 // bash runs a command in the official tool's shell. The tool's own timer is set to
 // the call's, as it returns what the command had printed, which the end of the
-// context does not. What it leaves running of a command that it cut short is
-// killed.
+// context does not. So the context that the tool sees outlives the deadline a
+// little, and ends with the call only where that is cancelled. What it leaves running
+// of a command that it cut short is killed.
 func bash(t anthropic.BetaTool, children *children) runner {
 	return func(ctx context.Context, call tool.Call) tool.Result {
 		if deadline, ok := ctx.Deadline(); ok {
-			call.Input = withTimeout(call.Input, time.Until(deadline)-reserve)
+			call.Input = withTimeout(call.Input, time.Until(deadline))
 		}
+		patient, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		defer cancel()
+		defer context.AfterFunc(ctx, func() {
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				time.AfterFunc(settle/2, cancel)
+			} else {
+				cancel()
+			}
+		})()
 		before := children.snapshot()
-		text, err := official(ctx, t, call)
+		text, err := official(patient, t, call)
 		if err == nil {
 			return textResult(text)
 		}
-		if ctx.Err() != nil {
+		if patient.Err() != nil {
 			children.killSince(before)
 			return cut(ctx, call)
 		}
