@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -311,22 +312,43 @@ func tinyDisk(t *testing.T, size string) (dir string) {
 	return dir
 }
 
-// fill leaves no room on a disk; release makes it again.
+// fill leaves no room in dir, and goes on taking what is freed there, until release
+// is called.
 func fill(t *testing.T, dir string) (release func()) {
 	t.Helper()
 	f, err := os.Create(filepath.Join(dir, "filler"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	for block := make([]byte, 4096); ; {
-		if _, err := f.Write(block); errors.Is(err, syscall.ENOSPC) {
-			break
-		} else if err != nil {
-			t.Fatal(err)
+	block := make([]byte, 4096)
+	top := func() error {
+		for {
+			if _, err := f.Write(block); err != nil {
+				return err
+			}
 		}
 	}
+	if err := top(); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	var filling sync.WaitGroup
+	filling.Go(func() {
+		tick := time.NewTicker(time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+				top()
+			}
+		}
+	})
 	return func() {
+		close(stop)
+		filling.Wait()
+		f.Close()
 		if err := os.Remove(f.Name()); err != nil {
 			t.Error(err)
 		}
