@@ -192,39 +192,21 @@ type AgentFilter struct {
 
 // ListAgents lists agents, the newest first.
 func (c *Control) ListAgents(ctx context.Context, p Principal, f AgentFilter, req api.PageRequest) (api.Page[*api.Agent], error) {
-	var page api.Page[*api.Agent]
-	if err := p.admin(); err != nil {
-		return page, err
-	}
-	win, err := window(req, api.Descending, api.ListPageDefault, api.ListPageMax)
-	if err != nil {
-		return page, err
-	}
-	err = c.db.Read(ctx, func(tx *store.Tx) error {
-		rows, err := tx.Agents(f.Created, f.IncludeArchived, win)
-		page = paged(rows, win, func(a *api.Agent) (int64, string) { return a.CreatedAt.UnixMicro(), string(a.ID) }, same)
-		return err
-	})
-	return page, err
+	return listNewest(ctx, c, p, req,
+		func(tx *store.Tx, win store.Window) ([]*api.Agent, error) {
+			return tx.Agents(f.Created, f.IncludeArchived, win)
+		},
+		func(a *api.Agent) (int64, string) { return a.CreatedAt.UnixMicro(), string(a.ID) }, same)
 }
 
 // ListAgentVersions lists the versions of an agent, the newest first.
 func (c *Control) ListAgentVersions(ctx context.Context, p Principal, id api.AgentID, req api.PageRequest) (api.Page[*api.Agent], error) {
-	var page api.Page[*api.Agent]
-	if err := p.admin(); err != nil {
-		return page, err
-	}
-	win, err := window(req, api.Descending, api.ListPageDefault, api.ListPageMax)
-	if err != nil {
-		return page, err
-	}
-	err = c.db.Read(ctx, func(tx *store.Tx) error {
-		if _, err := tx.Agent(id); err != nil {
-			return found(err, "agent", string(id))
-		}
-		rows, err := tx.AgentVersions(id, win)
-		page = paged(rows, win, func(a *api.Agent) (int64, string) { return a.Version, string(a.ID) }, same)
-		return err
-	})
-	return page, err
+	return listNewest(ctx, c, p, req,
+		func(tx *store.Tx, win store.Window) ([]*api.Agent, error) {
+			if _, err := tx.Agent(id); err != nil {
+				return nil, found(err, "agent", string(id))
+			}
+			return tx.AgentVersions(id, win)
+		},
+		func(a *api.Agent) (int64, string) { return a.Version, string(a.ID) }, same)
 }

@@ -150,18 +150,9 @@ func (c *Control) DeleteEnvironment(ctx context.Context, p Principal, id api.Env
 
 // ListEnvironments lists environments, the newest first.
 func (c *Control) ListEnvironments(ctx context.Context, p Principal, archived bool, req api.PageRequest) (api.Page[*api.Environment], error) {
-	var page api.Page[*api.Environment]
-	if err := p.admin(); err != nil {
-		return page, err
-	}
-	win, err := window(req, api.Descending, api.ListPageDefault, api.ListPageMax)
-	if err != nil {
-		return page, err
-	}
-	err = c.db.Read(ctx, func(tx *store.Tx) error {
-		rows, err := tx.Environments(archived, win)
-		page = paged(rows, win, func(e *api.Environment) (int64, string) { return e.CreatedAt.UnixMicro(), string(e.ID) }, same)
-		return err
-	})
-	return page, err
+	return listNewest(ctx, c, p, req,
+		func(tx *store.Tx, win store.Window) ([]*api.Environment, error) {
+			return tx.Environments(archived, win)
+		},
+		func(e *api.Environment) (int64, string) { return e.CreatedAt.UnixMicro(), string(e.ID) }, same)
 }

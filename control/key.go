@@ -166,27 +166,17 @@ func (c *Control) insertKey(tx *store.Tx, kind api.KeyKind, env api.EnvironmentI
 
 // ListKeys lists environment keys, or with env "" API keys, the newest first.
 func (c *Control) ListKeys(ctx context.Context, p Principal, env api.EnvironmentID, req api.PageRequest) (api.Page[*api.Key], error) {
-	var page api.Page[*api.Key]
-	if err := p.admin(); err != nil {
-		return page, err
-	}
-	win, err := window(req, api.Descending, api.ListPageDefault, api.ListPageMax)
-	if err != nil {
-		return page, err
-	}
-	err = c.db.Read(ctx, func(tx *store.Tx) error {
-		if env != "" {
-			if _, err := tx.Environment(env); err != nil {
-				return found(err, "environment", string(env))
+	return listNewest(ctx, c, p, req,
+		func(tx *store.Tx, win store.Window) ([]*store.Key, error) {
+			if env != "" {
+				if _, err := tx.Environment(env); err != nil {
+					return nil, found(err, "environment", string(env))
+				}
 			}
-		}
-		rows, err := tx.Keys(keyKind(env), env, win)
-		page = paged(rows, win,
-			func(k *store.Key) (int64, string) { return k.CreatedAt.UnixMicro(), string(k.ID) },
-			func(k *store.Key) *api.Key { return &k.Key })
-		return err
-	})
-	return page, err
+			return tx.Keys(keyKind(env), env, win)
+		},
+		func(k *store.Key) (int64, string) { return k.CreatedAt.UnixMicro(), string(k.ID) },
+		func(k *store.Key) *api.Key { return &k.Key })
 }
 
 // RevokeKey ends a key at once. Revoking a revoked key changes nothing. The last

@@ -1,6 +1,8 @@
 package control
 
 import (
+	"context"
+
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/store"
 )
@@ -49,6 +51,23 @@ func pagedUpTo[R, T any](rows []R, more bool, win store.Window, key func(R) (int
 		page.Data = append(page.Data, public(r))
 	}
 	return page
+}
+
+// listNewest is a page of a list that only API keys see, the newest first.
+func listNewest[R, T any](ctx context.Context, c *Control, p Principal, req api.PageRequest, read func(*store.Tx, store.Window) ([]R, error), key func(R) (int64, string), public func(R) T) (page api.Page[T], err error) {
+	if err := p.admin(); err != nil {
+		return page, err
+	}
+	win, err := window(req, api.Descending, api.ListPageDefault, api.ListPageMax)
+	if err != nil {
+		return page, err
+	}
+	err = c.db.Read(ctx, func(tx *store.Tx) error {
+		rows, err := read(tx, win)
+		page = paged(rows, win, key, public)
+		return err
+	})
+	return page, err
 }
 
 func same[T any](v T) T { return v }
