@@ -12,6 +12,6 @@
 //	BAILEY_TEST_POSTGRES  URL of a PostgreSQL server where databases may be made;
 //	                      the tests of the plane then run on both engines
 //	BAILEY_E2E_LONG       any value: more crash points, larger floods
-//	CI=true               a part that is missing (node, PostgreSQL, root) fails the
-//	                      test instead of skipping it
+//	CI=true               a part that is missing (node, PostgreSQL, a sandbox) fails
+//	                      the test instead of skipping it
 package e2e

@@ -21,6 +21,9 @@ var scratch string
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
+	if long() {
+		timeout = 15 * time.Minute
+	}
 	// The tests wait far more than they compute.
 	if err := flag.Set("test.parallel", "6"); err != nil {
 		panic(err) // a flag of package testing; the command line still overrules it
@@ -91,8 +94,8 @@ func missing(t testing.TB, format string, args ...any) {
 func long() bool { return os.Getenv("BAILEY_E2E_LONG") != "" }
 
 // timeout is a test's patience for anything that should take moments. It is far
-// longer than needed, for a busy machine.
-const timeout = 90 * time.Second
+// longer than needed, for a busy machine. The slow variants take longer by design.
+var timeout = 90 * time.Second
 
 // within is a context that ends with the test, and after the timeout.
 func within(t testing.TB) context.Context {
