@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"flag"
 	"fmt"
@@ -103,4 +104,19 @@ func within(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	t.Cleanup(cancel)
 	return ctx
+}
+
+func TestBothGenerationsOfTheSDKAreTestedAlike(t *testing.T) {
+	t.Parallel()
+	want, err := exec.Command("./sdkv1.sh").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile("sdkv1_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Error("sdkv1_test.go is not what sdkv1.sh makes of sdkv2_test.go: run go generate ./e2e")
+	}
 }

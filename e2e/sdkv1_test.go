@@ -1,4 +1,4 @@
-// Code generated from sdkv2_test.go by go generate; DO NOT EDIT.
+// Code generated from sdkv2_test.go by sdkv1.sh; DO NOT EDIT.
 
 package e2e
 
@@ -18,16 +18,15 @@ import (
 	"github.com/bailey-platform/bailey/model/scripted"
 )
 
-// The official Go SDK, unmodified. The tests of its other generation are generated
-// from this file: run go generate after a change.
+// The official Go SDK, unmodified. The tests of its other generation are made from
+// this file: run go generate after a change.
 //
 
 func clientV1(p *plane, credential option.RequestOption) anthropic.Client {
 	return anthropic.NewClient(option.WithBaseURL(p.url), credential, option.WithMaxRetries(0))
 }
 
-// toolsV1 is the official toolset under one policy, without the tools that the
-// plane itself would have to run.
+// toolsV1 is the official toolset, with every call allowed.
 func toolsV1() []anthropic.BetaAgentNewParamsToolUnion {
 	return []anthropic.BetaAgentNewParamsToolUnion{{
 		OfAgentToolset20260401: &anthropic.BetaManagedAgentsAgentToolset20260401Params{

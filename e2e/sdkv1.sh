@@ -1,0 +1,6 @@
+#!/bin/sh
+# Prints the tests of the official Go SDK's first generation: those of the second,
+# with the names of the first. `go generate` keeps them in sdkv1_test.go.
+echo '// Code generated from sdkv2_test.go by sdkv1.sh; DO NOT EDIT.'
+echo
+sed -e '/^\/\/go:generate/d' -e 's,anthropic-sdk-go/v2,anthropic-sdk-go,' -e 's/V2/V1/g' sdkv2_test.go
