@@ -13,8 +13,8 @@ BENCHSTAT   = go run golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
-demo: ## play one whole session offline, show it and check it
-	go run . demo
+demo: ## play one whole session offline, show it and check it (ARGS=--keep leaves it running)
+	go run . demo $(ARGS)
 
 # The version is the repository's own; the toolchain writes it into the binary. The
 # programs that boxes are made of are carried along, each by itself, as small ones

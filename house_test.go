@@ -75,7 +75,7 @@ var house = []row{
 		"a worker runs on the customer's side and sees the plane only through its public API"},
 
 	// Assembly.
-	{"daemon", uses("api", "control", "httpapi", "loop", "model", "store", "telemetry"),
+	{"daemon", uses("api", "control", "httpapi", "loop", "model", "model/scripted", "store", "telemetry"),
 		"daemon assembles the plane; a worker beside it is cli's to start"},
 	{"cli", uses("api", "audit", "client", "daemon", "model", "model/scripted", "sandbox", "sandbox/agentbin", "telemetry", "tool/agent", "worker"),
 		"cli is a person's hands: it starts the parts, and talks to the plane as any client does"},

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/url"
 	"slices"
 	"strings"
@@ -41,6 +40,7 @@ var exits = []exit{
 	{8, "the server is busy or failed; trying later may help", apiError(api.TypeOverloaded, api.TypeRateLimit, api.TypeTimeout, api.TypeAPI)},
 	{9, "a check failed (demo, doctor, audit verify)", is[*checkFailed]},
 	{10, "no usable sandbox on this host", is[*sandbox.Unavailable]},
+	{11, "the turn that was waited for was given up", is[*turnFailed]},
 	{1, "anything else", func(error) bool { return true }},
 }
 
@@ -64,11 +64,9 @@ func apiError(types ...api.ErrorType) func(error) bool {
 	}
 }
 
-func unreachable(err error) bool {
-	var op *net.OpError
-	var viaURL *url.Error
-	return errors.As(err, &op) || errors.As(err, &viaURL)
-}
+// unreachable is a request that did not arrive. A server's own listener and
+// database fail in other ways.
+func unreachable(err error) bool { return is[*url.Error](err) }
 
 // A badUsage is a command line that cannot be meant.
 type badUsage struct{ msg string }
@@ -82,6 +80,13 @@ func usagef(format string, args ...any) error { return &badUsage{fmt.Sprintf(for
 func usageError(cmd *cobra.Command, err error) error {
 	text, _, _ := strings.Cut(err.Error(), "\n")
 	return usagef("%s; see %s --help", text, cmd.CommandPath())
+}
+
+// A turnFailed is the end of a turn without an answer. The timeline has shown why.
+type turnFailed struct{ reason string }
+
+func (e *turnFailed) Error() string {
+	return fmt.Sprintf("the turn was given up (%s); the session's last error says why", e.reason)
 }
 
 // A checkFailed is a command that worked and found something wrong. What was

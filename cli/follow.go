@@ -61,7 +61,7 @@ func (p *Program) follow(ctx context.Context, cl *client.Client, r followRequest
 			t.frame(f)
 		}
 		if r.until != nil && r.until.reached(f) {
-			return nil
+			return r.until.failure()
 		}
 	}
 	return nil
@@ -105,6 +105,15 @@ type turnEnd struct {
 
 	past    bool // the mark has gone by
 	resting bool
+	reason  string // why it rests
+}
+
+// failure is not nil when the turn ended for want of an answer.
+func (e *turnEnd) failure() error {
+	if e.reason == api.StopRetriesExhausted {
+		return &turnFailed{e.reason}
+	}
+	return nil
 }
 
 // reached reports whether the session rests after f.
@@ -116,8 +125,10 @@ func (e *turnEnd) reached(f *client.Frame) bool {
 		e.resting = false
 	case api.EvSessionStatusIdle:
 		if ev, err := f.Event(); err == nil {
-			idle, ok := ev.Body.(*api.SessionStatusIdle)
-			e.resting = ok && idle.StopReason.Type != api.StopRequiresAction
+			if idle, ok := ev.Body.(*api.SessionStatusIdle); ok {
+				e.reason = idle.StopReason.Type
+				e.resting = e.reason != api.StopRequiresAction
+			}
 		}
 	}
 	if !e.past && e.mark != "" {

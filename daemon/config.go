@@ -42,7 +42,9 @@ type Config struct {
 	DB string `name:"db"`
 
 	// ModelProvider says whose endpoint serves the model: anthropic (also for
-	// every compatible endpoint at model-url), bedrock, vertex or foundry.
+	// every compatible endpoint at model-url), bedrock, vertex or foundry; or
+	// scripted, a fake model in the server itself that needs no key and no network,
+	// plays the session of the demo and answers nothing else.
 	ModelProvider string `name:"model-provider"`
 
 	// ModelURL is the address of the Messages API, without /v1/messages. Empty
@@ -160,9 +162,9 @@ func (c *Config) Check() error {
 		return err
 	}
 	switch c.ModelProvider {
-	case model.Anthropic, model.Bedrock, model.Vertex, model.Foundry:
+	case model.Anthropic, model.Bedrock, model.Vertex, model.Foundry, scriptedProvider:
 	default:
-		return badSetting("model-provider", "%q is not one of anthropic, bedrock, vertex, foundry", c.ModelProvider)
+		return badSetting("model-provider", "%q is not one of anthropic, bedrock, vertex, foundry, scripted", c.ModelProvider)
 	}
 	if _, err := c.prices(); err != nil {
 		return err

@@ -19,6 +19,8 @@ import (
 	"github.com/bailey-platform/bailey/control"
 	"github.com/bailey-platform/bailey/httpapi"
 	"github.com/bailey-platform/bailey/loop"
+	"github.com/bailey-platform/bailey/model"
+	"github.com/bailey-platform/bailey/model/scripted"
 	"github.com/bailey-platform/bailey/store"
 	"github.com/bailey-platform/bailey/telemetry"
 )
@@ -32,6 +34,7 @@ type Daemon struct {
 	locks    []*lock
 	control  *control.Control
 	loop     *loop.Engine
+	scripted *scripted.Listener // the fake model, if that was asked for
 	server   *http.Server
 	listener net.Listener
 	firstKey *api.Key // made by this start; nil if there was one already
@@ -74,13 +77,20 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err erro
 	if err := d.bootstrap(ctx); err != nil {
 		return nil, err
 	}
-	model, err := newModel(ctx, &cfg, log)
+	if cfg.ModelProvider == scriptedProvider {
+		if d.scripted, err = scripted.New(scripted.Options{}, scripted.Demo()).Listen("127.0.0.1:0"); err != nil {
+			return nil, fmt.Errorf("start the scripted model: %w", err)
+		}
+		cfg.ModelProvider, cfg.ModelURL = model.Anthropic, d.scripted.URL
+		log.Warn("the model is a script: it plays the demo's session and answers nothing else")
+	}
+	endpoint, err := newModel(ctx, &cfg, log)
 	if err != nil {
 		return nil, fmt.Errorf("set up the model: %w", err)
 	}
 	d.loop = loop.New(loop.Config{
 		Control:  d.control,
-		Model:    model,
+		Model:    endpoint,
 		Logger:   log.With("part", "loop"),
 		Metrics:  registry,
 		TurnsMax: cfg.MaxTurns,
@@ -88,7 +98,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err erro
 	})
 	face := httpapi.New(httpapi.Config{
 		Control:    d.control,
-		Model:      model,
+		Model:      endpoint,
 		Logger:     log.With("part", "http"),
 		Registerer: registry,
 		Metrics:    promhttp.HandlerFor(registry, promhttp.HandlerOpts{}),
@@ -186,6 +196,9 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 	parts.Go(func() error { return d.control.Run(ctx) })
 	parts.Go(func() error { return d.loop.Run(ctx) })
 	parts.Go(func() error { return d.serveHTTP(ctx) })
+	if d.scripted != nil {
+		parts.Go(func() error { return d.scripted.Run(ctx) })
+	}
 	defer context.AfterFunc(ctx, func() {
 		d.log.Info("stopping; what is under way may finish", "at_most", d.cfg.ShutdownGrace)
 	})()

@@ -20,6 +20,10 @@ const modelKeyMax = 64 << 10
 const noModelKey = "no model is set up on this server: give it a key (ANTHROPIC_API_KEY, BAILEY_MODEL_KEY or --model-key-file) " +
 	"or the URL of an endpoint that needs none (--model-url), and start it again"
 
+// scriptedProvider is a fake model within the server itself, for trying things out
+// without a key or a network.
+const scriptedProvider = "scripted"
+
 // newModel makes the client of the model endpoint. A missing key is no reason not
 // to start: agents, environments and old sessions can be used without one. New
 // turns then fail with a message that says what to set.

@@ -125,6 +125,22 @@ func (l Limits) Defaults() Limits {
 	return l
 }
 
+// MemoryMin is the least memory a box can have, in bytes: what an isolating backend
+// needs for itself and a shell.
+const MemoryMin = 64 << 20
+
+// Validate refuses limits that no box can have. A worker asks at its start.
+func (l Limits) Validate() error {
+	switch {
+	case l.MemoryBytes < 0 || l.CPUs < 0 || l.Processes < 0 || l.DiskBytes < 0 || l.Lifetime < 0:
+		return fmt.Errorf("a box limit is negative: memory %d bytes, %g CPUs, %d processes, disk %d bytes, lifetime %s",
+			l.MemoryBytes, l.CPUs, l.Processes, l.DiskBytes, l.Lifetime)
+	case l.MemoryBytes > 0 && l.MemoryBytes < MemoryMin:
+		return fmt.Errorf("a box needs at least %d MiB of memory, and %d bytes are given", MemoryMin>>20, l.MemoryBytes)
+	}
+	return nil
+}
+
 // Exit says how a box ended.
 type Exit struct {
 	Cause  Cause

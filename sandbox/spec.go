@@ -18,8 +18,8 @@ func (s Spec) Validate() error {
 	case len(s.Command) == 0 || !path.IsAbs(s.Command[0]):
 		return fmt.Errorf("box command %q: want an absolute path", s.Command)
 	}
-	if l := s.Limits; l.MemoryBytes < 0 || l.CPUs < 0 || l.Processes < 0 || l.DiskBytes < 0 || l.Lifetime < 0 {
-		return fmt.Errorf("a box limit is negative: %+v", l)
+	if err := s.Limits.Validate(); err != nil {
+		return err
 	}
 	if err := directory(s.WorkDir); err != nil {
 		return fmt.Errorf("work folder: %w", err)

@@ -177,6 +177,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
+	if err := c.Limits.Validate(); err != nil {
+		return c, err
+	}
 	return c, nil
 }
 

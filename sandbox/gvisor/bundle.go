@@ -144,18 +144,12 @@ func scratch(limits sandbox.Limits) int64 {
 var reserved = []string{"/bin", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr", "/tmp",
 	path.Dir(sandbox.AgentPath), sandbox.AgentPath}
 
-// memoryMin is what gVisor needs for itself and a shell, in bytes.
-const memoryMin = 64 << 20
-
 // validate checks what is asked for, and returns it with the defaults filled in.
 func validate(spec sandbox.Spec, root bool) (sandbox.Spec, error) {
 	if err := spec.Validate(); err != nil {
 		return spec, err
 	}
 	spec.Limits = spec.Limits.Defaults()
-	if spec.Limits.MemoryBytes < memoryMin {
-		return spec, fmt.Errorf("box memory of %d bytes: at least %d are needed", spec.Limits.MemoryBytes, memoryMin)
-	}
 	for target := range spec.ReadOnly {
 		if slices.Contains(reserved, target) {
 			return spec, fmt.Errorf("read-only directory: cannot appear as %q", target)

@@ -191,7 +191,7 @@ func lock(path string) (*os.File, error) {
 	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		file.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, errors.New("another worker uses it")
+			return nil, errors.New("another worker uses it; give this one a --data directory of its own")
 		}
 		return nil, err
 	}
