@@ -71,7 +71,7 @@ ANTHROPIC_ENVIRONMENT_KEY, ANTHROPIC_BASE_URL and ANTHROPIC_WORKER_ID.`,
 	f.StringVar(&w.baseURL, "base-url", "", "the server's `address` (ANTHROPIC_BASE_URL; default "+defaultURL+")")
 	f.StringVar(&w.workerID, "worker-id", "", "a `name` for this worker in statistics and the audit record (ANTHROPIC_WORKER_ID; default host and a random suffix)")
 	f.StringVar(&w.data, "data", "bailey-worker", "a `dir`ectory of this worker's own, for work folders, journals and the audit record")
-	f.IntVar(&w.maxSessions, "max-sessions", 4, "how many sessions to serve at a time")
+	f.IntVar(&w.maxSessions, "max-sessions", 16, "how many sessions to serve at a time; an idle one keeps its place for --max-idle")
 	f.StringVar(&w.sandbox, "sandbox", p.strongest(), "what makes the boxes: "+p.backendNames())
 	f.Var(&w.memory, "memory", "the most memory a box may use, such as 512MiB (default 2GiB)")
 	f.Float64Var(&w.cpus, "cpus", 0, "the most CPU a box may use, in cores (default 2)")

@@ -87,7 +87,8 @@ type Config struct {
 	DataDir string
 
 	// MaxSessions is how many sessions are served at a time; while there are as
-	// many, no work is asked for. Default 4.
+	// many, no work is asked for. A session keeps its place for MaxIdle after its turn.
+	// Default 16.
 	MaxSessions int
 
 	// Driver makes the boxes.
@@ -121,7 +122,7 @@ type Config struct {
 
 const (
 	defaultBaseURL      = "https://api.anthropic.com/"
-	defaultMaxSessions  = 4
+	defaultMaxSessions  = 16
 	defaultToolTimeout  = 120 * time.Second
 	maxToolTimeout      = 24 * time.Hour
 	defaultMaxIdle      = 60 * time.Second
