@@ -461,14 +461,19 @@ func TestConversationTooLong(t *testing.T) {
 
 func TestPreviews(t *testing.T) {
 	t.Parallel()
-	p := newPlane(t, scripted.Script{Turns: []scripted.Turn{{Thinking: "hm", Text: "A text in several pieces, to be shown one by one."}}})
+	// The answer stops in the middle until some of it was shown: previews of what is
+	// finished already are not.
+	p := newPlane(t, scripted.Script{Turns: []scripted.Turn{{
+		Thinking: "hm", Text: strings.Repeat("A text in several pieces, to be shown one by one. ", 100),
+		Faults: []scripted.Fault{{Kind: scripted.FaultStall, After: 3000}},
+	}}})
 	id := p.session(nil)
 	f := must(p.control.Follow(p.ctx, p.admin, id, "", control.FollowOptions{Previews: []api.EventType{api.EvAgentMessage, api.EvAgentThinking}}))(t)
 	defer f.Close()
 	p.run(p.engine())
 	p.send(id, userMessage("hello"))
 	ids, text, started := map[string]string{}, "", 0
-	for text == "" || ids["agent.message"] == "" {
+	for ids["agent.message"] == "" {
 		for _, frame := range must(f.Next(p.ctx))(t) {
 			var e struct {
 				Type, ID string
@@ -488,6 +493,10 @@ func TestPreviews(t *testing.T) {
 					t.Errorf("a delta of %s", e.EventID)
 				}
 				text += e.Delta.Content.Text
+				if err := p.server.WaitStalled(p.ctx, 1); err != nil {
+					t.Fatal(err)
+				}
+				p.server.Release()
 			case "agent.message", "agent.thinking":
 				ids[e.Type] = e.ID
 			}
