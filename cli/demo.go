@@ -383,7 +383,7 @@ func (d *demo) leave(ctx context.Context) error {
 	defer tick.Stop()
 	late := time.After(10 * time.Second)
 	for {
-		d.seen.after = tracesOf(d.dir).without(d.seen.before)
+		d.seen.after = tracesOf(d.dir).without(d.seen.before).left(d.seen.alive)
 		if d.seen.after.empty() {
 			return nil
 		}

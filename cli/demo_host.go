@@ -19,8 +19,9 @@ type traces struct {
 type process struct{ command, environ string }
 
 // tracesOf finds the processes that descend from this one or name dir on their
-// command line, the mounts beneath dir, and the control groups named after Bailey.
-// What cannot be read is left out: a process may end while it is looked at.
+// command line, the mounts beneath dir, and the control groups of Bailey's that hold
+// one of those processes, with the ones above them. Other boxes on this host are none
+// of ours. What cannot be read is left out: a process may end while it is looked at.
 func tracesOf(dir string) traces {
 	t := traces{map[int]process{}, map[string]bool{}, map[string]bool{}}
 	parents, commands := map[int]int{}, map[int]string{}
@@ -50,11 +51,31 @@ func tracesOf(dir string) traces {
 		}
 	}
 	_ = filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.IsDir() && strings.Contains(path, "/bailey-") {
-			t.cgroups[path] = true
+		if err != nil || !d.IsDir() || !strings.Contains(path, "/bailey-") {
+			return nil
+		}
+		pids, _ := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+		for pid := range strings.FieldsSeq(string(pids)) {
+			if n, err := strconv.Atoi(pid); err == nil && t.processes[n] != (process{}) {
+				for ; strings.Contains(path, "/bailey-"); path = filepath.Dir(path) {
+					t.cgroups[path] = true
+				}
+				break
+			}
 		}
 		return nil
 	})
+	return t
+}
+
+// left returns t with the control groups of u that are still there: an empty one
+// cannot be told from anybody else's.
+func (t traces) left(u traces) traces {
+	for path := range u.cgroups {
+		if _, err := os.Stat(path); err == nil {
+			t.cgroups[path] = true
+		}
+	}
 	return t
 }
 
