@@ -120,6 +120,7 @@ func TestDecodeStrict(t *testing.T) {
 		``:                              "empty",
 		`{`:                             "middle of a value",
 		`{"name":"a"} x`:                "more than one",
+		strings.Repeat("[", 300):        "nested more than 200 levels",
 		`{"nmae":"a"}`:                  "nmae: extra inputs",
 		`{"name":7}`:                    "name: wrong type: got a JSON number",
 		`[]`:                            "must be a JSON object, not a JSON array",

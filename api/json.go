@@ -12,6 +12,9 @@ import (
 // DecodeStrict reads exactly one JSON value into v. Unknown fields, trailing
 // bytes and wrong types are an [Error] that names the field.
 func DecodeStrict(data []byte, v any) error {
+	if tooDeep(data) {
+		return Invalid("the body is nested more than %d levels deep", depthMax)
+	}
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {
@@ -21,6 +24,30 @@ func DecodeStrict(data []byte, v any) error {
 		return Invalid("the body holds more than one JSON value")
 	}
 	return nil
+}
+
+// depthMax bounds the nesting of what clients send: what is kept is nested a little
+// deeper, and every reader has a limit of its own.
+const depthMax = 200
+
+func tooDeep(data []byte) bool {
+	depth, quoted := 0, false
+	for i := 0; i < len(data); i++ {
+		switch c := data[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '{' || c == '[':
+			if depth++; depth > depthMax {
+				return true
+			}
+		case c == '}' || c == ']':
+			depth--
+		}
+	}
+	return false
 }
 
 func decodeError(err error) error {

@@ -1,6 +1,7 @@
 package loop
 
 import (
+	"bytes"
 	"encoding/json"
 	"path"
 	"strings"
@@ -19,6 +20,32 @@ func evaluate(policy, name string, input json.RawMessage) (api.Permission, *api.
 	}
 	// always_ask, and anything this version has not heard of.
 	return api.PermissionAsk, &api.Evaluation{Type: api.AlwaysAsk}
+}
+
+// ambiguous reports whether an input names a field twice, or in another case than
+// every reader would take for the same: readers disagree on which of them counts.
+func ambiguous(input json.RawMessage) bool {
+	dec := json.NewDecoder(bytes.NewReader(input))
+	if open, err := dec.Token(); err != nil || open != json.Delim('{') {
+		return false // not an object; the tool refuses it
+	}
+	seen := map[string]bool{}
+	for dec.More() {
+		key, err := dec.Token()
+		if err != nil {
+			return true
+		}
+		name := strings.ToLower(key.(string))
+		if seen[name] {
+			return true
+		}
+		seen[name] = true
+		var value json.RawMessage
+		if dec.Decode(&value) != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // The verdicts of the auto policy.

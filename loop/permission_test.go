@@ -178,3 +178,23 @@ func FuzzAutoPolicyBash(f *testing.F) {
 		isForkBomb(command)
 	})
 }
+
+// A call was approved as one thing and ran as another.
+func TestAmbiguousInputIsDenied(t *testing.T) {
+	t.Parallel()
+	for input, want := range map[string]bool{
+		`{"command":"cat /etc/shadow","COMMAND":"ls"}`:             true,
+		`{"file_path":"first","file_path":"second","content":"z"}`: true,
+		`{"command":"ls","timeout_ms":5}`:                          false,
+		`{"command":{"a":1,"A":2}}`:                                false,
+		`{}`:                                                       false,
+		`[]`:                                                       false,
+	} {
+		if got := ambiguous(json.RawMessage(input)); got != want {
+			t.Errorf("%s: %v", input, got)
+		}
+	}
+	if _, plain := parseShell("echo x\rtouch /workspace/pwned", 0); plain {
+		t.Error("a carriage return ends a line of the shell, and the script passed as plain")
+	}
+}

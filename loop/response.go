@@ -76,6 +76,10 @@ func callDraft(offers []offer, name string, input json.RawMessage, ref string) a
 		return api.Draft{Body: &api.AgentCustomToolUse{Name: name, Input: input}, Private: private}
 	}
 	permission, evaluation := evaluate(o.policy, name, input)
+	if ambiguous(input) {
+		// Judged and shown as one thing, it could run as another.
+		permission, evaluation = api.PermissionDeny, &api.Evaluation{Type: api.Auto, Verdict: &verdictDeny}
+	}
 	return api.Draft{
 		Body:    &api.AgentToolUse{Name: name, Input: input, EvaluatedPermission: permission, Evaluation: evaluation},
 		Private: private,

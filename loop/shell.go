@@ -60,8 +60,11 @@ func (p *shellParser) run() {
 		c := p.src[p.at]
 		p.at++
 		switch c {
-		case ' ', '\t', '\r':
+		case ' ', '\t':
 			p.endWord()
+		case '\r': // the end of a line to a terminal, and the shell has one
+			p.endCommand(false)
+			p.plain = false
 		case '\n':
 			p.endCommand(false)
 			p.hereDocuments()

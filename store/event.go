@@ -3,6 +3,7 @@ package store
 import (
 	"database/sql"
 	"encoding/json"
+	"slices"
 	"strings"
 
 	"github.com/bailey-platform/bailey/api"
@@ -90,9 +91,21 @@ func ref(body api.EventBody) sql.NullString {
 // numbering them from s.LastSeq, which it moves on. Taking an event that is not
 // queued is ErrNotFound.
 func (tx *Tx) Append(s *Session, drafts []api.Draft) ([]api.Entry, error) {
-	if len(drafts) == 0 {
-		return nil, nil
+	var all []api.Entry
+	for part := range slices.Chunk(drafts, appendMax) {
+		entries, err := tx.appendPart(s, part)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, entries...)
 	}
+	return all, nil
+}
+
+// appendMax bounds the events of one statement: the engines bound its arguments.
+const appendMax = 500
+
+func (tx *Tx) appendPart(s *Session, drafts []api.Draft) ([]api.Entry, error) {
 	entries := make([]api.Entry, len(drafts))
 	args := make([]any, 0, 9*len(drafts))
 	for i, d := range drafts {
