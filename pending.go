@@ -1,0 +1,23 @@
+//go:build pending
+
+package main
+
+import (
+	_ "github.com/coder/websocket"
+	_ "github.com/creack/pty"
+	_ "github.com/elastic/go-seccomp-bpf"
+	_ "github.com/google/go-containerregistry/pkg/v1/layout"
+	_ "github.com/google/go-containerregistry/pkg/v1/mutate"
+	_ "github.com/google/nftables"
+	_ "github.com/landlock-lsm/go-landlock/landlock"
+	_ "github.com/moby/moby/api/types/container"
+	_ "github.com/moby/moby/client"
+	_ "github.com/vishvananda/netlink"
+	_ "go.opentelemetry.io/otel/exporters/otlp/otlplog/otlploghttp"
+	_ "go.opentelemetry.io/otel/sdk/log"
+	_ "golang.org/x/net/dns/dnsmessage"
+	_ "golang.org/x/net/http2"
+	_ "golang.org/x/net/idna"
+	_ "tags.cncf.io/container-device-interface/pkg/cdi"
+	_ "tags.cncf.io/container-device-interface/pkg/parser"
+)
