@@ -217,7 +217,7 @@ func (d *demo) testSandbox(ctx context.Context) error {
 		name += " " + report.Version
 	}
 	d.say("sandbox", "%s, isolation: %s, a box starts in %s", name, report.Isolation, shortDuration(report.Start))
-	if report.Isolation == noIsolation {
+	if report.Isolation == sandbox.NoIsolation {
 		d.printf("  %s\n", d.style.red("There is no isolation: the scripted agent runs as an ordinary process of yours."))
 	}
 	return nil

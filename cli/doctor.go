@@ -176,7 +176,7 @@ func checkBackend(ctx context.Context, b Backend) finding {
 		f.Status, f.Detail = findingFailed, err.Error()
 		return f
 	}
-	if r.Isolation == noIsolation {
+	if r.Isolation == sandbox.NoIsolation {
 		f.Status, f.Detail = findingNote, "works, and isolates nothing; a worker uses it only with --sandbox "+b.Name
 		return f
 	}

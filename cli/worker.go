@@ -253,16 +253,13 @@ func logReport(log *slog.Logger, r sandbox.Report) {
 	log.Info("the sandbox passed its self-test", "backend", r.Backend, "version", r.Version, "isolation", r.Isolation,
 		"start", r.Start.Round(time.Millisecond), "root", r.Root)
 	level := slog.LevelInfo
-	if r.Isolation == noIsolation {
+	if r.Isolation == sandbox.NoIsolation {
 		level = slog.LevelWarn
 	}
 	for _, note := range r.Notes {
 		log.Log(context.Background(), level, "sandbox: "+note)
 	}
 }
-
-// noIsolation is what a backend without a boundary reports.
-const noIsolation = "none"
 
 // serveHealth answers probes until ctx ends.
 func serveHealth(ctx context.Context, l net.Listener, ready func() error, registry *prometheus.Registry) error {

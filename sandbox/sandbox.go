@@ -1,18 +1,28 @@
 // Package sandbox is the seam between the worker and whatever isolates a
 // session's tools. A backend does one job: run this command in a box, with
-// these limits and no network, and hand over its standard streams. What is said
-// over those streams (package tool) and who asks for it (package worker) is not
-// its business, and no key, token or policy of the control plane ever reaches
-// a backend.
+// these limits, and hand over its standard streams and the only ways out of its
+// network. What is said over those streams (package tool), what may pass through
+// those ways (package netjail) and who asks for it (package worker) is not its
+// business, and no key, token or policy of the control plane ever reaches a
+// backend.
+//
+// What several backends need is in packages beside them: sandbox/rootfs for what
+// a box sees as its root, sandbox/cgroup for its limits, sandbox/netns for its
+// network, sandbox/cdi for its devices.
 //
 // Start reading at [Driver]. Every backend passes the contract suite in
-// sandbox/sandboxtest.
+// sandbox/sandboxtest. What only some can do is a small interface of its own
+// ([Freezer], [Checkpointer], [Restorer]), and [Report] says who has it.
 package sandbox
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"net"
+	"slices"
 	"strings"
 	"time"
 )
@@ -27,6 +37,11 @@ type Driver interface {
 	// sees it answer. A backend that cannot be used returns an [*Unavailable]
 	// naming the cause and the remedy; it never falls back to something weaker.
 	Check(ctx context.Context) (Report, error)
+
+	// Prepare makes an image ready, so that Start need not: see [Spec.Image]. It may
+	// take minutes for a large one, and nothing for one that is ready. Start does it
+	// itself if it was not done.
+	Prepare(ctx context.Context, image string) error
 
 	// Start starts Spec.Command in a new box and returns once the command runs.
 	// ctx bounds the start only; a running box is ended by Stop. On error nothing
@@ -54,6 +69,53 @@ type Box interface {
 	Stats() (Stats, error)
 }
 
+// A Freezer is a box whose processes can be stopped where they are, and set going
+// again. Frozen, it takes no CPU time and keeps its memory. Stop works on a frozen
+// box. Both are idempotent and safe for concurrent use.
+type Freezer interface {
+	Freeze(ctx context.Context) error
+	Thaw(ctx context.Context) error
+}
+
+// A Checkpointer is a box whose whole state, memory and processes included, can be
+// written to a directory, which must exist and be empty. The box runs on.
+// Connections are not part of the state, the work folder's content neither.
+type Checkpointer interface {
+	Checkpoint(ctx context.Context, dir string) error
+}
+
+// A Restorer is a driver that starts boxes from a checkpoint, as many as wanted of
+// one. The Spec must be that of the box which was checkpointed, but for ID, WorkDir
+// and Network. The new box continues where the old one was, with streams of its own.
+type Restorer interface {
+	Restore(ctx context.Context, spec Spec, dir string) (Box, error)
+}
+
+// A Network takes over the ways out of a box. Start calls Attach once, before the
+// command runs; if it fails, so does Start.
+//
+// The backend closes the exits when the box has ended, and only then. A network that
+// can serve them no more has to see to it that the box is stopped: what leaves a box
+// through exits that nobody serves is refused, but the box does not end by itself.
+type Network interface {
+	Attach(Exits) error
+}
+
+// Exits are the only ways out of a box's network.
+//
+// Whatever the box connects to by TCP, at any address and port but its own loopback,
+// arrives at TCP; the address it meant is the connection's SO_ORIGINAL_DST (IPv4) or
+// IP6T_SO_ORIGINAL_DST. Whatever it sends to UDP port 53 of any address arrives at
+// DNS, and answers seem to come from there. Nothing else leaves: no other UDP, no
+// ICMP, no raw packets.
+type Exits struct {
+	TCP *net.TCPListener
+	DNS *net.UDPConn
+}
+
+// Close closes both.
+func (e Exits) Close() error { return errors.Join(e.TCP.Close(), e.DNS.Close()) }
+
 // A Spec says what to run and within which bounds. A zero limit means the
 // backend's default; there is no way to ask for "unlimited".
 type Spec struct {
@@ -73,8 +135,27 @@ type Spec struct {
 	// exist, it outlives the box, and no other live box may use it.
 	WorkDir string
 
+	// Image is what the box sees as its root, with what it writes there kept apart
+	// and thrown away: "" for the host's own programs and nothing else of the host;
+	// else the absolute path of a directory, of a tar archive (which may be
+	// compressed) or of an OCI image layout. Backends with a daemon also take the
+	// name of an image that the daemon has. It needs /bin/bash for the tools.
+	Image string
+
 	// ReadOnly maps paths inside the box to host directories, mounted read-only.
 	ReadOnly map[string]string
+
+	// Files maps paths inside the box to host files, mounted read-only in place of
+	// what the image has there.
+	Files map[string]string
+
+	// Network takes the ways out of the box's network. Nil means that there are
+	// none: the box has its own loopback and nothing else.
+	Network Network
+
+	// Devices names devices of the host that the box gets, by their Container Device
+	// Interface names ("nvidia.com/gpu=all"). Without any it sees none.
+	Devices []string
 
 	// Env is the whole environment inside the box ("KEY=value"); nothing is
 	// inherited from the worker. It must hold no secret.
@@ -95,6 +176,11 @@ const (
 	// HomePath is a writable directory that goes with the box, for HOME.
 	HomePath = "/home/agent"
 )
+
+// User is the user and group, by number, that a box's command runs as. A worker that
+// is root gives its work folders to this owner on the host; it is of a range that no
+// system hands out. A backend that gives each box users of its own maps them.
+const User = 61000
 
 // Limits bound a box as a whole. Enforcement is reported by [Report.Limits].
 type Limits struct {
@@ -156,6 +242,7 @@ const (
 	CauseStopped Cause = "stopped"       // Stop was called
 	CauseMemory  Cause = "out_of_memory" // the memory limit was hit
 	CauseTime    Cause = "lifetime"      // Limits.Lifetime passed
+	CauseDisk    Cause = "disk_full"     // a limit on disk space was hit and the box could not go on
 	CauseCrashed Cause = "crashed"       // the backend itself failed
 )
 
@@ -171,11 +258,76 @@ type Stats struct {
 type Report struct {
 	Backend   string        // Driver.Name
 	Version   string        // of the engine
-	Isolation string        // "user-space kernel", "none", …
+	Isolation Isolation     // what is between a box and the host
 	Root      bool          // running with root's privileges on the host
 	Start     time.Duration // how long the self-test's box took to answer
 	Limits    map[string]Enforcement
-	Notes     []string // what an operator should know, a sentence each
+
+	// What boxes can do here.
+	Network    bool // Spec.Network is served: everything of the box passes through it
+	Freeze     bool // boxes are [Freezer]
+	Checkpoint bool // boxes are [Checkpointer] and the driver is a [Restorer]
+	GPU        bool // Spec.Devices may name a GPU of this host
+
+	Notes []string // what an operator should know, a sentence each
+}
+
+// Isolation says what is between a box and the host.
+type Isolation string
+
+// The kinds of isolation, the strongest first.
+const (
+	OwnKernel    Isolation = "user-space kernel" // the box's system calls are served by a kernel of its own
+	SharedKernel Isolation = "namespaces"        // the host's kernel serves the box, in namespaces and behind a filter
+	Restricted   Isolation = "restricted"        // a process of the host with fewer rights; weak
+	NoIsolation  Isolation = "none"
+)
+
+// isolations are in ascending order of strength.
+var isolations = []Isolation{NoIsolation, Restricted, SharedKernel, OwnKernel}
+
+// AtLeast reports whether i is as strong as want or stronger. What is not one of the
+// kinds is weaker than any.
+func (i Isolation) AtLeast(want Isolation) bool {
+	return slices.Index(isolations, i) >= slices.Index(isolations, want)
+}
+
+// Requirements are what an environment asks of a backend. The zero value asks for
+// nothing.
+type Requirements struct {
+	Isolation  Isolation // at least this
+	Limits     []string  // these limits must be hard
+	Network    bool
+	Freeze     bool
+	Checkpoint bool
+	GPU        bool
+}
+
+// Missing returns what r lacks of what is required, a phrase each; none if it has all.
+func (r Report) Missing(want Requirements) []string {
+	var missing []string
+	if want.Isolation != "" && !r.Isolation.AtLeast(want.Isolation) {
+		missing = append(missing, fmt.Sprintf("isolation of at least %q (it has %q)", want.Isolation, r.Isolation))
+	}
+	for _, limit := range want.Limits {
+		if held := r.Limits[limit]; held != Hard {
+			missing = append(missing, fmt.Sprintf("a hard limit on %s (it is %q)", limit, cmp.Or(held, NotHeld)))
+		}
+	}
+	for _, ability := range []struct {
+		name      string
+		want, has bool
+	}{
+		{"network rules", want.Network, r.Network},
+		{"freezing", want.Freeze, r.Freeze},
+		{"checkpoints", want.Checkpoint, r.Checkpoint},
+		{"a GPU", want.GPU, r.GPU},
+	} {
+		if ability.want && !ability.has {
+			missing = append(missing, ability.name)
+		}
+	}
+	return missing
 }
 
 // Enforcement says how well a limit holds on this host.

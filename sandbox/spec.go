@@ -41,6 +41,18 @@ func (s Spec) Validate() error {
 			return fmt.Errorf("read-only directory: cannot appear as %q", target)
 		}
 	}
+	for target, source := range s.Files {
+		info, err := os.Stat(source)
+		if err != nil {
+			return fmt.Errorf("mounted file: %w", err)
+		}
+		if !filepath.IsAbs(source) || !info.Mode().IsRegular() {
+			return fmt.Errorf("mounted file %q: want the absolute path of a file", source)
+		}
+		if !path.IsAbs(target) || path.Clean(target) != target || target == "/" || target == AgentPath {
+			return fmt.Errorf("mounted file: cannot appear as %q", target)
+		}
+	}
 	for _, v := range s.Env {
 		if i := strings.Index(v, "="); i < 1 || strings.ContainsRune(v, 0) {
 			return fmt.Errorf("box environment: %.20q is not KEY=value", v)

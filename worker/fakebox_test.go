@@ -30,8 +30,10 @@ type fakeDriver struct {
 func (d *fakeDriver) Name() string { return "fake" }
 
 func (d *fakeDriver) Check(context.Context) (sandbox.Report, error) {
-	return sandbox.Report{Backend: "fake", Version: "1", Isolation: "none"}, d.startErr
+	return sandbox.Report{Backend: "fake", Version: "1", Isolation: sandbox.NoIsolation}, d.startErr
 }
+
+func (d *fakeDriver) Prepare(context.Context, string) error { return nil }
 
 func (d *fakeDriver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Box, error) {
 	d.mu.Lock()

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/sandbox/cgroup"
 )
 
 // A box is one running box.
@@ -25,9 +26,9 @@ type box struct {
 	host      *host
 	spec      sandbox.Spec
 	log       *slog.Logger
-	dir       string // the box's own on the host
-	container string // its name for gVisor
-	group     *group // nil without control groups
+	dir       string        // the box's own on the host
+	container string        // its name for gVisor
+	group     *cgroup.Group // nil without control groups
 	stdio     *sandbox.Stdio
 	starter   *os.Process // the gVisor process that is our child
 
@@ -70,7 +71,7 @@ func (b *box) Stats() (sandbox.Stats, error) {
 	default:
 	}
 	if b.group != nil {
-		return b.group.stats(), nil
+		return b.group.Stats(), nil
 	}
 	return sandbox.Stats{MemoryBytes: b.memory(), CPUTime: b.cpuTime()}, nil
 }
@@ -140,7 +141,7 @@ func (b *box) explain(status *os.ProcessState) sandbox.Exit {
 	if cause != "" {
 		return sandbox.Exit{Cause: cause, Detail: detail}
 	}
-	if b.group != nil && b.group.killed() {
+	if b.group != nil && b.group.Killed() {
 		return sandbox.Exit{Cause: sandbox.CauseMemory, Detail: outOfMemory(b.spec.Limits)}
 	}
 	complaint, _ := os.ReadFile(filepath.Join(b.dir, logFile))
@@ -177,7 +178,7 @@ func outOfMemory(limits sandbox.Limits) string {
 func (b *box) tearDown() error {
 	var errs []error
 	if b.group != nil {
-		errs = append(errs, b.host.cgroups.remove(b.group))
+		errs = append(errs, b.host.cgroups.Remove(b.group))
 	}
 	errs = append(errs, os.RemoveAll(b.dir))
 	b.driver.claims.Give(b.spec.ID)

@@ -2,6 +2,7 @@ package gvisor
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -11,28 +12,27 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/sandbox/rootfs"
 )
 
 const (
-	hostname = "box"
-
 	filesMax = 8192     // descriptors a process in a box may have open
 	shmMax   = 64 << 20 // bytes of shared memory in a box
 )
 
 // bundle is a box's description for gVisor, in the terms of the OCI runtime
-// specification. rootfs is its root and seen, unless nil, what of the host is mounted
+// specification. dir is its root and seen, unless nil, what of the host is mounted
 // there.
-func bundle(rootfs string, seen *hostRoot, spec sandbox.Spec, root bool) specs.Spec {
+func bundle(dir string, seen *rootfs.Host, spec sandbox.Spec, root bool) specs.Spec {
 	processes := uint64(spec.Limits.Processes)
 	b := specs.Spec{
 		Version:  "1.0.2",
-		Hostname: hostname,
-		Root:     &specs.Root{Path: rootfs},
+		Hostname: rootfs.Hostname,
+		Root:     &specs.Root{Path: dir},
 
 		Annotations: map[string]string{},
 		Process: &specs.Process{
-			User: specs.User{UID: boxUser, GID: boxUser},
+			User: specs.User{UID: sandbox.User, GID: sandbox.User},
 			Args: spec.Command,
 			Env:  spec.Env,
 			Cwd:  sandbox.WorkPath,
@@ -71,8 +71,8 @@ func bundle(rootfs string, seen *hostRoot, spec sandbox.Spec, root bool) specs.S
 		b.Mounts = append(b.Mounts, bind(source, target, mode))
 	}
 	if seen != nil {
-		for _, m := range seen.mounts {
-			b.Mounts = append(b.Mounts, bind(m.source, m.target, "ro"))
+		for _, m := range seen.Mounts {
+			b.Mounts = append(b.Mounts, bind(m.Source, m.Target, "ro"))
 		}
 	}
 	if spec.Agent != "" {
@@ -91,8 +91,8 @@ func bundle(rootfs string, seen *hostRoot, spec sandbox.Spec, root bool) specs.S
 	if !root {
 		// An ordinary user may map one user into a namespace of its own: itself.
 		b.Linux.Namespaces = append(b.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
-		b.Linux.UIDMappings = []specs.LinuxIDMapping{{ContainerID: boxUser, HostID: uint32(os.Geteuid()), Size: 1}}
-		b.Linux.GIDMappings = []specs.LinuxIDMapping{{ContainerID: boxUser, HostID: uint32(os.Getegid()), Size: 1}}
+		b.Linux.UIDMappings = []specs.LinuxIDMapping{{ContainerID: sandbox.User, HostID: uint32(os.Geteuid()), Size: 1}}
+		b.Linux.GIDMappings = []specs.LinuxIDMapping{{ContainerID: sandbox.User, HostID: uint32(os.Getegid()), Size: 1}}
 	}
 	return b
 }
@@ -148,6 +148,10 @@ var reserved = []string{"/bin", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sbi
 func validate(spec sandbox.Spec, root bool) (sandbox.Spec, error) {
 	if err := spec.Validate(); err != nil {
 		return spec, err
+	}
+	switch {
+	case spec.Image != "", len(spec.Files) > 0, spec.Network != nil, len(spec.Devices) > 0:
+		return spec, errors.New("images, mounted files, networks and devices are not there yet")
 	}
 	spec.Limits = spec.Limits.Defaults()
 	for target := range spec.ReadOnly {

@@ -22,7 +22,7 @@ func (d *Driver) Check(ctx context.Context) (sandbox.Report, error) {
 	report := sandbox.Report{
 		Backend:   Name,
 		Version:   d.version(),
-		Isolation: "user-space kernel",
+		Isolation: sandbox.OwnKernel,
 		Root:      d.root,
 		Limits: map[string]sandbox.Enforcement{
 			"memory":      sandbox.BestEffort,

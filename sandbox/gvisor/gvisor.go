@@ -31,6 +31,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/sandbox/cgroup"
+	"github.com/bailey-platform/bailey/sandbox/rootfs"
 )
 
 // Name is the backend's name.
@@ -39,11 +41,6 @@ const Name = "gvisor"
 const (
 	runtimeName = "runsc"
 	self        = "/proc/self/exe"
-
-	// boxUser is the user and group that a box's command runs as. As root it is
-	// also the owner, on the host, of what the box writes; it is of a range that
-	// no system hands out.
-	boxUser = 61000
 )
 
 // Options say how boxes are made.
@@ -80,11 +77,11 @@ type Driver struct {
 
 // host is what a driver sets up once.
 type host struct {
-	dir     string    // Options.Root, absolute
-	lock    *os.File  // held on dir while we live
-	tag     string    // tells this driver's boxes from another's on this host
-	seen    *hostRoot // nil if boxes have an image for a root
-	cgroups *cgroups  // nil where we may make none
+	dir     string         // Options.Root, absolute
+	lock    *os.File       // held on dir while we live
+	tag     string         // tells this driver's boxes from another's on this host
+	seen    *rootfs.Host   // nil if boxes have an image for a root
+	cgroups *cgroup.Groups // nil where we may make none
 }
 
 // New returns a driver. It does nothing yet, so that a worker without boxes leaves
@@ -103,6 +100,15 @@ func New(options Options) *Driver {
 
 // Name implements [sandbox.Driver].
 func (d *Driver) Name() string { return Name }
+
+// Prepare implements [sandbox.Driver].
+func (d *Driver) Prepare(_ context.Context, image string) error {
+	if image != "" {
+		return fmt.Errorf("image %q: this backend takes none yet", image)
+	}
+	_, err := d.prepare()
+	return err
+}
 
 // prepare sets up what all boxes share.
 func (d *Driver) prepare() (*host, error) {
@@ -130,10 +136,10 @@ func (d *Driver) prepare() (*host, error) {
 		if err != nil {
 			return nil, err
 		}
-		if !mapped(string(ids), boxUser) {
+		if !mapped(string(ids), sandbox.User) {
 			return nil, &sandbox.Unavailable{
 				Backend: Name,
-				Cause:   fmt.Sprintf("we are root of a user namespace that has no user %d, which boxes run as", boxUser),
+				Cause:   fmt.Sprintf("we are root of a user namespace that has no user %d, which boxes run as", sandbox.User),
 				Remedy:  []string{"run as an ordinary user", "give the namespace 65536 user and group ids"},
 			}
 		}
@@ -151,12 +157,12 @@ func (d *Driver) prepare() (*host, error) {
 	}
 	h := &host{dir: dir, lock: held, tag: tagOf(dir)}
 	if d.options.Rootfs == "" {
-		if h.seen, err = seeHost(filepath.Join(dir, "rootfs"), "/"); err != nil {
+		if h.seen, err = rootfs.SeeHost(filepath.Join(dir, "rootfs"), "/"); err != nil {
 			held.Close()
 			return nil, fmt.Errorf("find what boxes see of the host: %w", err)
 		}
 	}
-	if h.cgroups, err = findCgroups("bailey-" + h.tag); err != nil {
+	if h.cgroups, err = cgroup.Find("bailey-" + h.tag); err != nil {
 		d.log.Info("no control groups for boxes; their limits are watched instead", "reason", err)
 	}
 	d.host = h
@@ -245,7 +251,7 @@ func (d *Driver) Sweep(ctx context.Context) error {
 	}
 	var errs []error
 	if h.cgroups != nil {
-		errs = append(errs, h.cgroups.sweep(live))
+		errs = append(errs, h.cgroups.Sweep(live))
 	}
 	checks, err := filepath.Glob(filepath.Join(h.dir, "check-*"))
 	errs = append(errs, err)

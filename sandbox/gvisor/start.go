@@ -81,7 +81,7 @@ func (b *box) setUp() error {
 	root := b.driver.options.Rootfs
 	if b.host.seen != nil {
 		root = filepath.Join(b.dir, "root")
-		if err := b.host.seen.makeRoot(root, b.driver.root); err != nil {
+		if err := b.host.seen.MakeRoot(root, b.driver.root); err != nil {
 			return err
 		}
 	}
@@ -96,7 +96,7 @@ func (b *box) setUp() error {
 	if b.host.cgroups == nil {
 		return nil
 	}
-	group, err := b.host.cgroups.make(b.spec.ID, b.spec.Limits)
+	group, err := b.host.cgroups.Make(b.spec.ID, b.spec.Limits)
 	if err != nil {
 		return fmt.Errorf("control group: %w", err)
 	}
@@ -117,7 +117,7 @@ func give(dir string) error {
 		if info.Sys().(*syscall.Stat_t).Uid != 0 && name != dir {
 			return nil
 		}
-		return os.Lchown(name, boxUser, boxUser)
+		return os.Lchown(name, sandbox.User, sandbox.User)
 	})
 }
 
@@ -165,7 +165,7 @@ func (b *box) run(launched chan<- error) {
 // stays with the box.
 func (b *box) launch(cmd *exec.Cmd) error {
 	if b.group != nil {
-		dir, err := b.group.open()
+		dir, err := b.group.Open()
 		if err != nil {
 			return err
 		}
@@ -176,11 +176,11 @@ func (b *box) launch(cmd *exec.Cmd) error {
 		}
 		// A group with our thread in it could not be removed.
 		defer func() {
-			if err := b.group.leave(); err != nil {
+			if err := b.group.Leave(); err != nil {
 				b.log.Error("the thread that waits for a box counts as part of it", "error", err)
 			}
 		}()
-		if err := b.group.enter(); err != nil {
+		if err := b.group.Enter(); err != nil {
 			return fmt.Errorf("enter the control group: %w", err)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/sandbox/cgroup"
 )
 
 // How often a box's memory is looked at. With a control group it is the kernel that
@@ -27,7 +28,7 @@ func (b *box) watch() {
 	over := func() bool { return b.memory() > b.spec.Limits.MemoryBytes }
 	if b.group != nil {
 		// The kernel picks what to kill, and what is left of the box may hang.
-		interval, over = watchGroup, b.group.killed
+		interval, over = watchGroup, b.group.Killed
 	}
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
@@ -58,7 +59,7 @@ func (b *box) memory() int64 {
 	}
 	var total int64
 	for _, p := range b.parts {
-		total += counter(fmt.Sprintf("/proc/%d", p.pid), "status", "RssAnon:") // kB
+		total += cgroup.Counter(fmt.Sprintf("/proc/%d", p.pid), "status", "RssAnon:") // kB
 	}
 	total <<= 10
 	if b.memfd == "" {

@@ -60,7 +60,7 @@ func (d *Driver) Check(ctx context.Context) (sandbox.Report, error) {
 	return sandbox.Report{
 		Backend:   Name,
 		Version:   "none",
-		Isolation: "none",
+		Isolation: sandbox.NoIsolation,
 		Root:      os.Geteuid() == 0,
 		Start:     time.Since(begun),
 		Limits: map[string]sandbox.Enforcement{
@@ -81,9 +81,29 @@ func (d *Driver) Check(ctx context.Context) (sandbox.Report, error) {
 	}, nil
 }
 
+// Prepare implements [sandbox.Driver].
+func (d *Driver) Prepare(_ context.Context, image string) error {
+	return refuse(sandbox.Spec{Image: image})
+}
+
+// refuse says what of a spec cannot be had without isolation, rather than leave it out.
+func refuse(spec sandbox.Spec) error {
+	switch {
+	case spec.Image != "":
+		return errors.New("the backend none runs on the host's own root and takes no image")
+	case len(spec.Files) > 0:
+		return errors.New("the backend none can mount no files")
+	case spec.Network != nil:
+		return errors.New("the backend none can hold no network rules")
+	case len(spec.Devices) > 0:
+		return errors.New("the backend none can offer no devices: its boxes see the host's")
+	}
+	return nil
+}
+
 // Start implements [sandbox.Driver].
 func (d *Driver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Box, error) {
-	if err := spec.Validate(); err != nil {
+	if err := errors.Join(spec.Validate(), refuse(spec)); err != nil {
 		return nil, err
 	}
 	if err := ctx.Err(); err != nil {

@@ -84,7 +84,7 @@ type suite struct {
 }
 
 // isolated reports whether boxes are more than a process on the host.
-func (s suite) isolated() bool { return s.report.Isolation != "none" }
+func (s suite) isolated() bool { return s.report.Isolation != sandbox.NoIsolation }
 
 func (s suite) needIsolation(t *testing.T) {
 	t.Helper()

@@ -1,4 +1,8 @@
-package gvisor
+// Package rootfs makes what a box sees as its root: of the host's own programs, or of
+// an image.
+//
+// It must not know what a box is made of. Start reading at [SeeHost].
+package rootfs
 
 import (
 	"errors"
@@ -35,17 +39,21 @@ const (
 	copyFilesMax = 20_000  // files copied
 )
 
-// A hostRoot is what boxes see of the host.
-type hostRoot struct {
-	mounts []hostMount       // read-only, into every box
-	links  map[string]string // at the top of every box, and where they lead
+// Hostname is every box's.
+const Hostname = "box"
+
+// A Host is what boxes see of the host.
+type Host struct {
+	Mounts []Mount           // read-only, into every box
+	Links  map[string]string // at the top of every box, and where they lead
 }
 
-type hostMount struct{ source, target string }
+// A Mount is a directory of the host that a box sees.
+type Mount struct{ Source, Target string }
 
-// seeHost finds what boxes see of the host, whose root is at from, and puts what has
+// SeeHost finds what boxes see of the host, whose root is at from, and puts what has
 // to be copied or made up for them into dir.
-func seeHost(dir, from string) (*hostRoot, error) {
+func SeeHost(dir, from string) (*Host, error) {
 	if err := os.RemoveAll(dir); err != nil {
 		return nil, err
 	}
@@ -54,10 +62,10 @@ func seeHost(dir, from string) (*hostRoot, error) {
 		return nil, err
 	}
 	for name, content := range map[string]string{
-		"passwd":        fmt.Sprintf("root:x:0:0:root:/:/bin/bash\nagent:x:%d:%[1]d:agent:%s:/bin/bash\nnobody:x:65534:65534:nobody:/:/bin/false\n", boxUser, sandbox.HomePath),
-		"group":         fmt.Sprintf("root:x:0:\nagent:x:%d:\nnogroup:x:65534:\n", boxUser),
-		"hosts":         "127.0.0.1 localhost " + hostname + "\n::1 localhost\n",
-		"hostname":      hostname + "\n",
+		"passwd":        fmt.Sprintf("root:x:0:0:root:/:/bin/bash\nagent:x:%d:%[1]d:agent:%s:/bin/bash\nnobody:x:65534:65534:nobody:/:/bin/false\n", sandbox.User, sandbox.HomePath),
+		"group":         fmt.Sprintf("root:x:0:\nagent:x:%d:\nnogroup:x:65534:\n", sandbox.User),
+		"hosts":         "127.0.0.1 localhost " + Hostname + "\n::1 localhost\n",
+		"hostname":      Hostname + "\n",
 		"nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\nservices: files\nprotocols: files\n",
 	} {
 		if err := os.WriteFile(filepath.Join(etc, name), []byte(content), 0o644); err != nil {
@@ -80,7 +88,7 @@ func seeHost(dir, from string) (*hostRoot, error) {
 		return nil, err
 	}
 
-	h := &hostRoot{mounts: []hostMount{{etc, "/etc"}}, links: make(map[string]string)}
+	h := &Host{Mounts: []Mount{{etc, "/etc"}}, Links: make(map[string]string)}
 	for _, name := range hostDirs {
 		source := filepath.Join(from, name)
 		info, err := os.Lstat(source)
@@ -89,9 +97,9 @@ func seeHost(dir, from string) (*hostRoot, error) {
 		case err != nil:
 			return nil, err
 		case info.IsDir():
-			h.mounts = append(h.mounts, hostMount{source, "/" + name})
+			h.Mounts = append(h.Mounts, Mount{source, "/" + name})
 		case info.Mode()&fs.ModeSymlink != 0:
-			if h.links[name], err = os.Readlink(source); err != nil {
+			if h.Links[name], err = os.Readlink(source); err != nil {
 				return nil, err
 			}
 		}
@@ -99,10 +107,10 @@ func seeHost(dir, from string) (*hostRoot, error) {
 	return h, nil
 }
 
-// makeRoot makes in dir what a box has for a root, beneath its mounts. Each has one
+// MakeRoot makes in dir what a box has for a root, beneath its mounts. Each has one
 // of its own, as gVisor makes in it the directories that are mounted over. root says
 // that the box's user is another than ours.
-func (h *hostRoot) makeRoot(dir string, root bool) error {
+func (h *Host) MakeRoot(dir string, root bool) error {
 	for _, d := range []struct {
 		name string
 		mode fs.FileMode
@@ -125,7 +133,7 @@ func (h *hostRoot) makeRoot(dir string, root bool) error {
 	if err := os.WriteFile(filepath.Join(dir, "tmp/.keep"), nil, 0o644); err != nil {
 		return err
 	}
-	for name, target := range h.links {
+	for name, target := range h.Links {
 		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
 			return err
 		}
@@ -133,7 +141,7 @@ func (h *hostRoot) makeRoot(dir string, root bool) error {
 	if !root {
 		return nil
 	}
-	return os.Chown(filepath.Join(dir, sandbox.HomePath), boxUser, boxUser)
+	return os.Chown(filepath.Join(dir, sandbox.HomePath), sandbox.User, sandbox.User)
 }
 
 // readable lets everybody read what is in dir, whatever our umask is.

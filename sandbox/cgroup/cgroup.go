@@ -1,4 +1,8 @@
-package gvisor
+// Package cgroup puts boxes into control groups of their own, on hosts with version 1
+// and version 2 of them alike, and reads there what a box uses.
+//
+// It must not know what a box is made of. Start reading at [Find].
+package cgroup
 
 import (
 	"bufio"
@@ -20,9 +24,9 @@ import (
 	"github.com/bailey-platform/bailey/sandbox"
 )
 
-// cgroups are the control groups under which boxes get one each. gVisor would make
-// its own, but in every hierarchy there is, which costs more than its whole start.
-type cgroups struct {
+// Groups are the control groups of all boxes of one driver: each box gets one under
+// them. It is safe for concurrent use.
+type Groups struct {
 	// dirs are the directories that hold the boxes' groups: one for each controller
 	// in version 1 (keys "memory", "cpu", "cpuacct"), one for all in version 2 (key
 	// unified).
@@ -38,9 +42,9 @@ const unified = "unified"
 // period is the length in microseconds over which a box's CPU time is measured out.
 const period = 100_000
 
-// findCgroups makes the groups, with the name given, that the boxes' will be in. It
+// Find makes the groups, with the name given, that the boxes' will be in. It
 // fails where the host does not let us.
-func findCgroups(name string) (*cgroups, error) {
+func Find(name string) (*Groups, error) {
 	mounts, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
@@ -54,7 +58,7 @@ func findCgroups(name string) (*cgroups, error) {
 	if err != nil {
 		return nil, err
 	}
-	return makeCgroups(hierarchies, ownGroup(string(own)), name)
+	return newGroups(hierarchies, ownGroup(string(own)), name)
 }
 
 // parseMounts finds the hierarchies in /proc/self/mountinfo (proc_pid_mountinfo(5)).
@@ -92,9 +96,9 @@ func ownGroup(self string) string {
 	return "/"
 }
 
-func makeCgroups(hierarchies map[string]string, own, name string) (*cgroups, error) {
+func newGroups(hierarchies map[string]string, own, name string) (*Groups, error) {
 	if hierarchies["memory"] != "" && hierarchies["cpu"] != "" {
-		c := &cgroups{dirs: make(map[string]string)}
+		c := &Groups{dirs: make(map[string]string)}
 		for _, controller := range []string{"memory", "cpu", "cpuacct"} {
 			if hierarchies[controller] == "" {
 				continue
@@ -116,12 +120,12 @@ func makeCgroups(hierarchies map[string]string, own, name string) (*cgroups, err
 		}
 		parent = root
 	}
-	c := &cgroups{dirs: map[string]string{unified: filepath.Join(parent, name)}}
+	c := &Groups{dirs: map[string]string{unified: filepath.Join(parent, name)}}
 	return c.tried()
 }
 
 // tried returns c if we may make groups there.
-func (c *cgroups) tried() (*cgroups, error) {
+func (c *Groups) tried() (*Groups, error) {
 	if err := c.setUp(); err != nil {
 		return nil, err
 	}
@@ -130,7 +134,7 @@ func (c *cgroups) tried() (*cgroups, error) {
 }
 
 // setUp makes the directories that hold the boxes' groups.
-func (c *cgroups) setUp() error {
+func (c *Groups) setUp() error {
 	for controller, dir := range c.dirs {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
@@ -145,7 +149,7 @@ func (c *cgroups) setUp() error {
 }
 
 // tidy removes those directories if they hold none.
-func (c *cgroups) tidy() {
+func (c *Groups) tidy() {
 	for _, dir := range c.dirs {
 		_ = os.Remove(dir)
 	}
@@ -195,17 +199,17 @@ func write(dir, file, value string) error {
 	return os.WriteFile(filepath.Join(dir, file), []byte(value), 0o644)
 }
 
-// A group is one box's control group.
-type group struct{ dirs map[string]string }
+// A Group is one box's control group.
+type Group struct{ dirs map[string]string }
 
-// make makes the group of the box with this id, with its limits.
-func (c *cgroups) make(id string, limits sandbox.Limits) (*group, error) {
+// Make makes the group of the box with this id, with its limits.
+func (c *Groups) Make(id string, limits sandbox.Limits) (*Group, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.setUp(); err != nil {
 		return nil, err
 	}
-	g := &group{dirs: make(map[string]string)}
+	g := &Group{dirs: make(map[string]string)}
 	for controller, parent := range c.dirs {
 		dir := filepath.Join(parent, id)
 		// Two controllers may share a hierarchy, and so the directory.
@@ -220,7 +224,7 @@ func (c *cgroups) make(id string, limits sandbox.Limits) (*group, error) {
 	return g, nil
 }
 
-func (g *group) limit(limits sandbox.Limits) error {
+func (g *Group) limit(limits sandbox.Limits) error {
 	memory := strconv.FormatInt(limits.MemoryBytes, 10)
 	quota := strconv.FormatInt(max(1000, int64(limits.CPUs*period)), 10)
 	if dir, ok := g.dirs[unified]; ok {
@@ -247,18 +251,18 @@ func (g *group) limit(limits sandbox.Limits) error {
 	)
 }
 
-// enter puts the calling thread into the group, so that what it starts is born
+// Enter puts the calling thread into the group, so that what it starts is born
 // there. A thread cannot be moved alone in version 2, where the kernel is told the
-// group when it starts the process, see open.
-func (g *group) enter() error { return g.move(func(dir string) string { return dir }) }
+// group when it starts the process, see [Group.Open].
+func (g *Group) Enter() error { return g.move(func(dir string) string { return dir }) }
 
-// leave takes the thread out again, to the top of the hierarchy, which limits nothing.
+// Leave takes the thread out again, to the top of the hierarchy, which limits nothing.
 // (Where it was may have no name that we can see.)
-func (g *group) leave() error {
+func (g *Group) Leave() error {
 	return g.move(func(dir string) string { return filepath.Dir(filepath.Dir(dir)) })
 }
 
-func (g *group) move(to func(string) string) error {
+func (g *Group) move(to func(string) string) error {
 	tid := strconv.Itoa(unix.Gettid())
 	for controller, dir := range g.dirs {
 		if controller == unified {
@@ -271,9 +275,9 @@ func (g *group) move(to func(string) string) error {
 	return nil
 }
 
-// open returns the directory for the kernel to start a process in, or nil in
+// Open returns the directory for the kernel to start a process in, or nil in
 // version 1.
-func (g *group) open() (*os.File, error) {
+func (g *Group) Open() (*os.File, error) {
 	dir, ok := g.dirs[unified]
 	if !ok {
 		return nil, nil
@@ -281,31 +285,32 @@ func (g *group) open() (*os.File, error) {
 	return os.Open(dir)
 }
 
-// killed reports whether the kernel has killed something in the group for want of
+// Killed reports whether the kernel has killed something in the group for want of
 // memory.
-func (g *group) killed() bool {
+func (g *Group) Killed() bool {
 	if dir, ok := g.dirs[unified]; ok {
-		return counter(dir, "memory.events", "oom_kill ") > 0
+		return Counter(dir, "memory.events", "oom_kill ") > 0
 	}
-	return counter(g.dirs["memory"], "memory.oom_control", "oom_kill ") > 0
+	return Counter(g.dirs["memory"], "memory.oom_control", "oom_kill ") > 0
 }
 
-func (g *group) stats() sandbox.Stats {
+// Stats reports what the box uses.
+func (g *Group) Stats() sandbox.Stats {
 	if dir, ok := g.dirs[unified]; ok {
 		return sandbox.Stats{
-			MemoryBytes: counter(dir, "memory.current", ""),
-			CPUTime:     time.Duration(counter(dir, "cpu.stat", "usage_usec ")) * time.Microsecond,
+			MemoryBytes: Counter(dir, "memory.current", ""),
+			CPUTime:     time.Duration(Counter(dir, "cpu.stat", "usage_usec ")) * time.Microsecond,
 		}
 	}
 	return sandbox.Stats{
-		MemoryBytes: counter(g.dirs["memory"], "memory.usage_in_bytes", ""),
-		CPUTime:     time.Duration(counter(g.dirs["cpuacct"], "cpuacct.usage", "")),
+		MemoryBytes: Counter(g.dirs["memory"], "memory.usage_in_bytes", ""),
+		CPUTime:     time.Duration(Counter(g.dirs["cpuacct"], "cpuacct.usage", "")),
 	}
 }
 
-// counter reads a number from a file of lines "key number", or one that holds nothing
+// Counter reads a number from a file of lines "key number", or one that holds nothing
 // else if there is no key. What cannot be read is 0.
-func counter(dir, file, key string) int64 {
+func Counter(dir, file, key string) int64 {
 	data, err := os.ReadFile(filepath.Join(dir, file))
 	if err != nil {
 		return 0
@@ -321,9 +326,9 @@ func counter(dir, file, key string) int64 {
 	return 0
 }
 
-// remove removes a box's group. Its processes are gone, though the kernel may take
+// Remove removes a box's group. Its processes are gone, though the kernel may take
 // a moment more to see it.
-func (c *cgroups) remove(g *group) error {
+func (c *Groups) Remove(g *Group) error {
 	err := g.remove()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -331,7 +336,7 @@ func (c *cgroups) remove(g *group) error {
 	return err
 }
 
-func (g *group) remove() error {
+func (g *Group) remove() error {
 	var errs []error
 	for _, dir := range g.dirs {
 		errs = append(errs, removeGroup(dir))
@@ -351,8 +356,8 @@ func removeGroup(dir string) error {
 	}
 }
 
-// sweep removes the groups of boxes that are not live.
-func (c *cgroups) sweep(live func(id string) bool) error {
+// Sweep removes the groups of boxes that are not live.
+func (c *Groups) Sweep(live func(id string) bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	defer c.tidy()
