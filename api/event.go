@@ -185,6 +185,22 @@ func (*ThreadStatusTerminated) EventType() EventType  { return EvThreadStatusTer
 func (*SpanModelRequestStart) EventType() EventType   { return EvSpanModelRequestStart }
 func (*SpanModelRequestEnd) EventType() EventType     { return EvSpanModelRequestEnd }
 
+// Answers returns the id of the tool call that an event is about, because it is the
+// result or the confirmation of it; "" for every other event.
+func Answers(body EventBody) EventID {
+	switch b := body.(type) {
+	case *UserToolResult:
+		return b.ToolUseID
+	case *UserCustomToolResult:
+		return b.CustomToolUseID
+	case *UserToolConfirmation:
+		return b.ToolUseID
+	case *AgentToolResult:
+		return b.ToolUseID
+	}
+	return ""
+}
+
 // newBody returns an empty body of a type, or nil for a type that this server does
 // not know.
 func newBody(t EventType) EventBody {

@@ -2,7 +2,7 @@ package control
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -210,10 +210,14 @@ func openCalls(tx *store.Tx, s *store.Session) (o open, err error) {
 	if s.Stop == nil || s.Stop.Type != api.StopRequiresAction {
 		return o, nil
 	}
+	calls, err := readCalls(tx, s, s.Stop.EventIDs)
+	if err != nil {
+		return o, err
+	}
 	for _, id := range s.Stop.EventIDs {
-		call, err := readCall(tx, s, id)
-		if err != nil {
-			return o, err
+		call := calls[id]
+		if call == nil {
+			return o, fmt.Errorf("session %s waits for %s, which is not in its log", s.ID, id)
 		}
 		if call.result != nil {
 			continue
@@ -243,21 +247,41 @@ type call struct {
 	verdict string // of confirm: "", "allow" or "deny"
 }
 
-func readCall(tx *store.Tx, s *store.Session, id api.EventID) (call, error) {
-	use, err := tx.Event(s.ID, id)
+// readCalls reads the calls with these ids, as far as there are any, however many
+// there are with two queries.
+func readCalls(tx *store.Tx, s *store.Session, ids []api.EventID) (map[api.EventID]*call, error) {
+	uses, err := tx.EventsByID(s.ID, ids)
 	if err != nil {
-		return call{}, err
+		return nil, err
 	}
-	c := call{use: use}
-	answers, err := tx.Answers(s.ID, id)
+	answers, err := tx.Answers(s.ID, ids)
+	if err != nil {
+		return nil, err
+	}
+	calls := map[api.EventID]*call{}
+	for _, e := range uses {
+		calls[e.Event.ID] = &call{use: e}
+	}
 	for _, e := range answers {
-		if b, ok := e.Event.Body.(*api.UserToolConfirmation); ok {
+		c := calls[api.Answers(e.Event.Body)]
+		switch b, confirms := e.Event.Body.(*api.UserToolConfirmation); {
+		case c == nil:
+		case confirms:
 			c.confirm, c.verdict = &e, b.Result
-		} else if c.result == nil {
+		case c.result == nil:
 			c.result = &e
 		}
 	}
-	return c, err
+	return calls, nil
+}
+
+// readCall is readCalls for one; its use has no body if there is no such event.
+func readCall(tx *store.Tx, s *store.Session, id api.EventID) (call, error) {
+	calls, err := readCalls(tx, s, []api.EventID{id})
+	if err != nil || calls[id] == nil {
+		return call{}, err
+	}
+	return *calls[id], nil
 }
 
 func (in *intake) queue(body api.EventBody) (*api.Event, error) {
@@ -296,7 +320,7 @@ func noSuchCall(field string, id api.EventID) error {
 
 func (in *intake) confirm(b *api.UserToolConfirmation) (*api.Event, error) {
 	call, err := readCall(in.tx, in.s, b.ToolUseID)
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
+	if err != nil {
 		return nil, err
 	}
 	use, ok := call.use.Event.Body.(*api.AgentToolUse)
@@ -323,7 +347,7 @@ func (in *intake) confirm(b *api.UserToolConfirmation) (*api.Event, error) {
 func (in *intake) answer(id api.EventID, body api.EventBody) (*api.Event, error) {
 	field := "tool_use_id"
 	call, err := readCall(in.tx, in.s, id)
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
+	if err != nil {
 		return nil, err
 	}
 	var permission api.Permission

@@ -3,11 +3,17 @@ package model
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
+	"net/http"
 	"strings"
 )
 
-// maxMessageBytes bounds the content of one message put together.
-const maxMessageBytes = 32 << 20
+// The bounds of what one message may hold.
+const (
+	maxMessageBytes = 32 << 20          // of content, put together
+	maxDepth        = 200               // of JSON in JSON; what is kept of it is nested a little deeper
+	maxTokens       = 1_000_000_000_000 // of one count: more is a mistake, and would spoil every sum
+)
 
 // A message puts the events of one stream together. Its methods return *Error
 // of kind Garbage for a stream that breaks the order the Messages API
@@ -94,6 +100,9 @@ var knownEvents = map[string]bool{
 // apply takes one event and reports whether it was the last one. It returns an
 // *errorEvent for an error the endpoint sends inside the stream.
 func (m *message) apply(data []byte, onDelta func(Delta)) (done bool, err error) {
+	if depthOf(data) > maxDepth {
+		return false, &Error{Kind: Garbage, Status: http.StatusOK, Message: fmt.Sprintf("an event of the reply is nested more than %d levels deep", maxDepth)}
+	}
 	var ev event
 	if err := json.Unmarshal(data, &ev); err != nil {
 		if _, ok := err.(*json.UnmarshalTypeError); ok && ev.Type != "" && !knownEvents[ev.Type] {
@@ -118,8 +127,7 @@ func (m *message) apply(data []byte, onDelta func(Delta)) (done bool, err error)
 			m.response.StopReason = ev.Delta.StopReason
 			m.response.StopDetails = ev.Delta.StopDetails
 		}
-		m.count(&ev.Usage)
-		return false, nil
+		return false, m.count(&ev.Usage)
 	case "message_stop":
 		return true, m.finish()
 	case "error":
@@ -143,8 +151,7 @@ func (m *message) start(ev *event) error {
 	}
 	m.started = true
 	m.response.ID, m.response.Model = ev.Message.ID, ev.Message.Model
-	m.count(&ev.Message.Usage)
-	return nil
+	return m.count(&ev.Message.Usage)
 }
 
 func (m *message) blockStart(ev *event, onDelta func(Delta)) error {
@@ -275,11 +282,17 @@ func (m *message) grow(n int) error {
 	return nil
 }
 
-// count takes over the counts an event mentions: each is a total so far.
-func (m *message) count(u *wireUsage) {
+// count takes over the counts an event mentions: each is a total so far. A count
+// that cannot be is refused: what a session has cost follows from it.
+func (m *message) count(u *wireUsage) error {
 	usage := &m.response.Usage
+	var wrong error
 	set := func(to, from *int64) {
-		if from != nil && *from >= 0 {
+		switch {
+		case from == nil:
+		case *from < 0 || *from > maxTokens:
+			wrong = &Error{Kind: Garbage, Status: http.StatusOK, Message: fmt.Sprintf("the reply counts %d tokens, which cannot be", *from)}
+		default:
 			*to = *from
 		}
 	}
@@ -290,13 +303,16 @@ func (m *message) count(u *wireUsage) {
 		set(&usage.CacheCreation5m, &u.CacheCreation.Ephemeral5m)
 		set(&usage.CacheCreation1h, &u.CacheCreation.Ephemeral1h)
 	}
+	var all int64
+	set(&all, u.CacheCreationInputTokens)
 	// The sum without its parts can only have changed by the default, 5 minutes.
-	if all := u.CacheCreationInputTokens; all != nil && *all >= usage.CacheCreation1h {
-		usage.CacheCreation5m = *all - usage.CacheCreation1h
+	if u.CacheCreationInputTokens != nil && all >= usage.CacheCreation1h {
+		usage.CacheCreation5m = all - usage.CacheCreation1h
 	}
 	if u.Speed != "" {
 		m.response.Speed = u.Speed
 	}
+	return wrong
 }
 
 // finish checks the whole and builds Response.Content.
@@ -316,14 +332,56 @@ func (m *message) finish() error {
 		if raw == nil {
 			// Cut off on purpose, which only happens to the last block of a message
 			// that was stopped early.
-			if i < len(m.blocks)-1 || m.response.StopReason == "tool_use" || m.response.StopReason == "end_turn" {
-				return garbage("the input of the tool call in content block %d is not a JSON object", i)
+			if i == len(m.blocks)-1 && m.response.StopReason != "tool_use" && m.response.StopReason != "end_turn" {
+				break
 			}
-			break
+			if raw, err = m.spoilt(i); err != nil {
+				return err
+			}
 		}
 		m.response.Content = append(m.response.Content, raw)
 	}
 	return nil
+}
+
+// The name under which the input of a call appears that is not an object, and how
+// much of it, in bytes. It is the form the Messages API's documentation recommends
+// for sending such a call back.
+const (
+	spoiltName = "INVALID_JSON"
+	spoiltMax  = 4000
+)
+
+// spoilt returns a call whose input is not an object with one in its place, and
+// notes what was wrong. What runs at the endpoint should not have got this far.
+func (m *message) spoilt(index int) (json.RawMessage, error) {
+	b := &m.blocks[index]
+	input := b.input.String()
+	if input == "" {
+		var head struct {
+			Input json.RawMessage `json:"input"`
+		}
+		_ = json.Unmarshal(b.raw, &head) // it has been read before
+		input = string(head.Input)
+	}
+	if b.kind != "tool_use" {
+		return nil, garbage("the input of the %s in content block %d is not a JSON object", b.kind, index)
+	}
+	problem := "it is not a JSON object"
+	switch {
+	case !json.Valid([]byte(input)):
+		problem = "it is not valid JSON"
+	case depthOf([]byte(input)) > maxDepth:
+		problem = fmt.Sprintf("it is nested more than %d levels deep", maxDepth)
+	}
+	if len(input) > spoiltMax {
+		input = strings.ToValidUTF8(input[:spoiltMax], "") + "…"
+	}
+	if m.response.Spoilt == nil {
+		m.response.Spoilt = map[int]string{}
+	}
+	m.response.Spoilt[len(m.response.Content)] = problem
+	return withFields(b.raw, map[string]json.RawMessage{"input": fmt.Appendf(nil, `{%q:%s}`, spoiltName, quote(input))})
 }
 
 // isCall reports whether the block is a call of a tool, wherever that runs.
@@ -398,8 +456,30 @@ func withFields(object json.RawMessage, fields map[string]json.RawMessage) (json
 	return bytes.TrimSuffix(buf.Bytes(), []byte("\n")), nil
 }
 
+// isObject reports whether raw is an object that can be kept, and read again as a
+// part of something else.
 func isObject(raw json.RawMessage) bool {
-	return json.Valid(raw) && bytes.HasPrefix(bytes.TrimSpace(raw), []byte("{"))
+	return depthOf(raw) <= maxDepth && json.Valid(raw) && bytes.HasPrefix(bytes.TrimSpace(raw), []byte("{"))
+}
+
+// depthOf is how deep JSON is nested, of which it need not be a sound piece.
+func depthOf(data []byte) (deepest int) {
+	depth, quoted := 0, false
+	for i := 0; i < len(data); i++ {
+		switch c := data[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '{' || c == '[':
+			depth++
+			deepest = max(deepest, depth)
+		case c == '}' || c == ']':
+			depth--
+		}
+	}
+	return deepest
 }
 
 // quote returns s as a JSON string without HTML escapes.

@@ -31,6 +31,11 @@ type Response struct {
 	// run nor sent back.
 	Content []json.RawMessage
 
+	// Spoilt says, by the place in Content, what is wrong with the input that the
+	// model wrote for a call: it is no JSON object, or one that is nested too deep.
+	// Such a call must not be run; its input in Content quotes what there was.
+	Spoilt map[int]string
+
 	// StopReason is "end_turn", "tool_use", "max_tokens", "refusal", … as in the
 	// Messages API; never empty.
 	StopReason string

@@ -232,24 +232,11 @@ func TestScriptedFaults(t *testing.T) {
 			fault: scripted.Fault{Kind: scripted.FaultStall},
 			want:  model.Error{Kind: model.Interrupted, Retryable: true},
 		},
-		{
-			name: "tool input that is no JSON",
-			turn: scripted.Turn{Calls: []scripted.Call{{Name: "bash", Raw: `{"command": "ls`}}},
-			want: model.Error{Kind: model.Garbage, Status: 200, Retryable: true},
-		},
-		{
-			name: "tool input that is no object",
-			turn: scripted.Turn{Calls: []scripted.Call{{Name: "bash", Raw: `[1]`}}},
-			want: model.Error{Kind: model.Garbage, Status: 200, Retryable: true},
-		},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			turn := test.turn
-			if len(turn.Calls) == 0 {
-				turn.Text = strings.Repeat("words and ", 20)
-			}
+			turn := scripted.Turn{Text: strings.Repeat("words and ", 20)}
 			if test.fault.Kind != "" {
 				turn.Faults = []scripted.Fault{test.fault}
 			}
@@ -342,7 +329,7 @@ func TestStreamsThatBreakTheOrder(t *testing.T) {
 		{"event that is a list", []string{start, `[]`}, "not sound JSON"},
 		{"event cut short", []string{start, `{"type":"content_block_start"`}, "not sound JSON"},
 		{"event of wrong types", []string{start, `{"type":"content_block_stop","index":"0"}`}, "not sound JSON"},
-		{"broken input, called anyway", []string{start, tool0, half0, stop0, endTurn, stop}, "not a JSON object"},
+		{"broken input, called at the endpoint", []string{start, strings.Replace(tool0, "tool_use", "server_tool_use", 1), half0, stop0, endTurn, stop}, "not a JSON object"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -351,6 +338,64 @@ func TestStreamsThatBreakTheOrder(t *testing.T) {
 			e := modelError(t, err)
 			if e.Kind != model.Garbage || !e.Retryable || e.RequestID != "req_1" || !strings.Contains(e.Message, test.message) {
 				t.Errorf("got %+v, want garbage: …%s…", e, test.message)
+			}
+		})
+	}
+}
+
+// A call whose input was no object used to be asked of the model again, and again,
+// until the session gave up.
+func TestInputThatIsNoObjectIsACallThatCannotRun(t *testing.T) {
+	t.Parallel()
+	deep := strings.Repeat("[", 300) + strings.Repeat("]", 300)
+	for _, test := range []struct{ name, input, problem string }{
+		{"cut short", `{"command": "ls`, "it is not valid JSON"},
+		{"a list", `[1]`, "it is not a JSON object"},
+		{"a text", `"ls"`, "it is not a JSON object"},
+		{"null", `null`, "it is not a JSON object"},
+		{"two objects", `{}{}`, "it is not valid JSON"},
+		{"deep", `{"a":` + deep + `}`, "it is nested more than 200 levels deep"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			server := scripted.New(scripted.Options{}, scripted.Script{Turns: []scripted.Turn{{
+				Text: "Now.", Calls: []scripted.Call{{Name: "read", Raw: `{}`}, {Name: "bash", Raw: test.input}},
+			}}})
+			res, err := newClient(t, server).Stream(t.Context(), hello(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(map[int]string{2: test.problem}, res.Spoilt); diff != "" {
+				t.Errorf("spoilt (-want +got):\n%s", diff)
+			}
+			var call struct {
+				Name  string            `json:"name"`
+				Input map[string]string `json:"input"`
+			}
+			if err := json.Unmarshal(res.Content[2], &call); err != nil || call.Name != "bash" || call.Input["INVALID_JSON"] != test.input {
+				t.Errorf("%v: %s", err, res.Content[2])
+			}
+		})
+	}
+}
+
+func TestRepliesThatNoRetryCanMend(t *testing.T) {
+	t.Parallel()
+	usage := func(counts string) string {
+		return strings.Replace(endTurn, `"output_tokens":5`, counts, 1)
+	}
+	for _, test := range []struct{ name, event, message string }{
+		{"negative tokens", usage(`"output_tokens":-1`), "counts -1 tokens"},
+		{"more tokens than can be", usage(`"input_tokens":1000000000001`), "counts 1000000000001 tokens"},
+		{"negative cache", usage(`"cache_creation":{"ephemeral_1h_input_tokens":-5}`), "counts -5 tokens"},
+		{"a huge sum of cache", usage(`"cache_creation_input_tokens":9223372036854775807`), "counts 9223372036854775807 tokens"},
+		{"nested too deep", `{"type":"content_block_delta","index":0,"delta":{"type":"x","a":` + strings.Repeat("[", 300) + strings.Repeat("]", 300) + `}}`, "nested more than"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			_, err := newClient(t, sse(start, text0, word0, test.event, stop0, endTurn, stop)).Stream(t.Context(), hello(), nil)
+			if e := modelError(t, err); e.Kind != model.Garbage || e.Retryable || !strings.Contains(e.Message, test.message) {
+				t.Errorf("got %+v, want final garbage: …%s…", e, test.message)
 			}
 		})
 	}

@@ -3,6 +3,8 @@ package store
 import (
 	"database/sql"
 	"encoding/json"
+	"fmt"
+	"math/bits"
 	"slices"
 	"strings"
 
@@ -38,13 +40,25 @@ func scanSized(row scanner) (api.Entry, int, error) {
 		return e, 0, err
 	}
 	var err error
-	e.Event.Body, err = api.DecodeBody(typ, body)
+	if e.Event.Body, err = api.DecodeBody(typ, body); err != nil {
+		e.Event.Body = unreadable(typ)
+	}
 	e.Event.ProcessedAt = fromOptMicros(processed)
 	e.Queued = queue == queueWaits
 	if private.Valid {
 		e.Private = json.RawMessage(private.String)
 	}
-	return e, len(body), err
+	return e, len(body), nil
+}
+
+// unreadable stands for an event whose row cannot be decoded. One such row must not
+// take the rest of its session's log away from everybody.
+func unreadable(typ api.EventType) *api.SessionError {
+	return &api.SessionError{Error: api.TurnError{
+		Type:        api.ErrorUnknown,
+		Message:     fmt.Sprintf("This event, of type %s, is kept in a form that the server cannot read. The others of the session are not affected.", typ),
+		RetryStatus: api.RetryStatus{Type: api.RetryExhausted},
+	}}
 }
 
 // pageBytes bounds the bodies of a page of events, but for its first event.
@@ -73,17 +87,7 @@ func (tx *Tx) entriesUpTo(query string, args ...any) (out []api.Entry, more bool
 
 // ref is the tool call that an event answers, if it answers one.
 func ref(body api.EventBody) sql.NullString {
-	var id api.EventID
-	switch b := body.(type) {
-	case *api.UserToolResult:
-		id = b.ToolUseID
-	case *api.UserCustomToolResult:
-		id = b.CustomToolUseID
-	case *api.UserToolConfirmation:
-		id = b.ToolUseID
-	case *api.AgentToolResult:
-		id = b.ToolUseID
-	}
+	id := api.Answers(body)
 	return sql.NullString{String: string(id), Valid: id != ""}
 }
 
@@ -157,14 +161,37 @@ func (tx *Tx) Feed(id api.SessionID, after int64, limit int) (entries []api.Entr
 	return entries, more || len(entries) == limit, err
 }
 
-// Event finds an event by id: the processed one if there is one, else the queued.
-func (tx *Tx) Event(session api.SessionID, id api.EventID) (api.Entry, error) {
-	return one(tx, scanEntry, "SELECT "+eventColumns+" FROM events WHERE session_id = ? AND id = ? ORDER BY queue LIMIT 1", session, id)
+// EventsByID reads those of a session's events that have one of the ids, in the
+// order of the log. A client's event that was taken appears once, as taken.
+func (tx *Tx) EventsByID(session api.SessionID, ids []api.EventID) ([]api.Entry, error) {
+	return tx.eventsAmong("id", session, ids, " AND queue <> 2")
 }
 
-// Answers reads the events that refer to one of a session's tool calls, in order.
-func (tx *Tx) Answers(session api.SessionID, call api.EventID) ([]api.Entry, error) {
-	return collect(tx, scanEntry, "SELECT "+eventColumns+" FROM events WHERE session_id = ? AND ref = ? ORDER BY seq", session, string(call))
+// Answers reads the events that refer to one of a session's tool calls, in the order
+// of the log.
+func (tx *Tx) Answers(session api.SessionID, calls []api.EventID) ([]api.Entry, error) {
+	return tx.eventsAmong("ref", session, calls, "")
+}
+
+// eventsAmong reads the events whose column has one of the values.
+func (tx *Tx) eventsAmong(column string, session api.SessionID, values []api.EventID, also string) ([]api.Entry, error) {
+	var all []api.Entry
+	for part := range slices.Chunk(values, appendMax) {
+		// As few different queries as there are powers of two: each is compiled, and
+		// kept. A value that is given twice changes nothing.
+		marks := 1 << bits.Len(uint(len(part)-1))
+		args := []any{session}
+		for i := range marks {
+			args = append(args, string(part[min(i, len(part)-1)]))
+		}
+		entries, err := collect(tx, scanEntry, "SELECT "+eventColumns+" FROM events WHERE session_id = ? AND "+column+
+			" IN (?"+strings.Repeat(", ?", marks-1)+")"+also+" ORDER BY seq", args...)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, entries...)
+	}
+	return all, nil
 }
 
 // queuedLast sorts events that still wait behind all that happened.

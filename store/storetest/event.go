@@ -106,13 +106,13 @@ var eventTests = []test{
 			}
 			r.same("feed", public, r.feed(id, 0, 100))
 			r.same("feed, a part", public[1:3], r.feed(id, 1, 2))
-			r.same("one event", appended[3], read(r, func(tx *store.Tx) (api.Entry, error) { return tx.Event(id, "sevt_4") }))
+			r.same("one event", appended[3:4], read(r, func(tx *store.Tx) ([]api.Entry, error) { return tx.EventsByID(id, []api.EventID{"sevt_4"}) }))
 			if n := r.getSession(id).LastSeq; n != 5 {
 				r.t.Errorf("last sequence number %d, want 5", n)
 			}
 		}
-		if _, err := tryRead(r, func(tx *store.Tx) (api.Entry, error) { return tx.Event("sesn_1", "sevt_9") }); !errors.Is(err, store.ErrNotFound) {
-			r.t.Errorf("an unknown event: %v", err)
+		for _, ids := range [][]api.EventID{nil, {"sevt_9"}, {"sevt_9", ""}} {
+			r.same("unknown events", []api.Entry(nil), read(r, func(tx *store.Tx) ([]api.Entry, error) { return tx.EventsByID("sesn_1", ids) }))
 		}
 		r.same("appending nothing", []api.Entry(nil), r.append("sesn_1"))
 	}},
@@ -127,7 +127,13 @@ var eventTests = []test{
 			return read(r, func(tx *store.Tx) (int64, error) { return tx.Queued("sesn_1") })
 		}
 		event := func(id api.EventID) api.Entry {
-			return read(r, func(tx *store.Tx) (api.Entry, error) { return tx.Event("sesn_1", id) })
+			found := read(r, func(tx *store.Tx) ([]api.Entry, error) {
+				return tx.EventsByID("sesn_1", []api.EventID{id, "sevt_unknown"})
+			})
+			if len(found) != 1 {
+				r.t.Fatalf("%s was found %d times", id, len(found))
+			}
+			return found[0]
 		}
 		if n := queued(); n != 2 {
 			r.t.Errorf("%d queued, want 2", n)
@@ -210,11 +216,37 @@ var eventTests = []test{
 			api.Draft{ID: "sevt_4", Body: &api.UserCustomToolResult{CustomToolUseID: "call_3"}},
 			api.Draft{ID: "sevt_5", Body: &api.AgentToolResult{ToolUseID: "call_4"}},
 			api.Draft{ID: "sevt_6", Body: says("call_1")})
-		for call, want := range map[api.EventID][]string{
-			"call_1": {"1 sevt_1", "3 sevt_3"}, "call_2": {"2 sevt_2"}, "call_3": {"4 sevt_4"}, "call_4": {"5 sevt_5"}, "call_5": nil, "": nil,
+		for _, tc := range []struct {
+			calls []api.EventID
+			want  []string
+		}{
+			{[]api.EventID{"call_1"}, []string{"1 sevt_1", "3 sevt_3"}},
+			{[]api.EventID{"call_2"}, []string{"2 sevt_2"}},
+			{[]api.EventID{"call_3"}, []string{"4 sevt_4"}},
+			{[]api.EventID{"call_4"}, []string{"5 sevt_5"}},
+			{[]api.EventID{"call_4", "call_1", "call_9"}, []string{"1 sevt_1", "3 sevt_3", "5 sevt_5"}},
+			{[]api.EventID{"call_5"}, nil},
+			{[]api.EventID{""}, nil},
+			{nil, nil},
 		} {
-			got := read(r, func(tx *store.Tx) ([]api.Entry, error) { return tx.Answers("sesn_1", call) })
-			r.same(string(call), want, places(got))
+			got := read(r, func(tx *store.Tx) ([]api.Entry, error) { return tx.Answers("sesn_1", tc.calls) })
+			r.same(fmt.Sprint(tc.calls), tc.want, places(got))
+		}
+	}},
+
+	{"AThousandAnswersAreFoundAtOnce", func(r *rig) {
+		r.session("sesn_1")
+		var drafts []api.Draft
+		var calls []api.EventID
+		for i := range 1200 {
+			call := api.EventID(fmt.Sprint("call_", i))
+			calls = append(calls, call)
+			drafts = append(drafts, api.Draft{ID: eventID(i), Body: &api.UserToolResult{ToolUseID: call}})
+		}
+		r.append("sesn_1", drafts...)
+		got := read(r, func(tx *store.Tx) ([]api.Entry, error) { return tx.Answers("sesn_1", calls) })
+		if len(got) != len(calls) || got[0].Seq != 1 || got[1199].Seq != 1200 {
+			r.t.Errorf("%d answers", len(got))
 		}
 	}},
 
