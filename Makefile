@@ -21,8 +21,9 @@ demo: ## play one whole session offline, show it and check it (ARGS=--keep leave
 # start sooner: gVisor in half the time.
 build: ## bin/bailey, static and complete
 	go build -ldflags '-s -w' -o sandbox/agentbin/boxagent ./tool/agent/boxagent
+	go build -ldflags '-s -w' -o sandbox/agentbin/boxlauncher ./sandbox/launcher/boxlauncher
 	go build -ldflags '-s -w' -o sandbox/agentbin/runsc gvisor.dev/gvisor/runsc
-	go build -ldflags '-s -w' -tags 'slim embedagent embedengine' -o bin/bailey .
+	go build -ldflags '-s -w' -tags 'slim embedagent embedlauncher embedengine' -o bin/bailey .
 
 test: lint ## everything CI runs: lint, then all tests with the race detector, on PostgreSQL too
 	CGO_ENABLED=1 .ci/with-postgres go test -race -shuffle=on -timeout 20m ./...
@@ -50,4 +51,4 @@ bench: ## all benchmarks, COUNT=6 times, BENCH=. of them; figures and a summary 
 	$(BENCHSTAT) bench/out/latest.txt | tee bench/out/summary.txt
 
 clean: ## remove what the other targets made
-	rm -rf bin bench/out sandbox/agentbin/boxagent sandbox/agentbin/runsc
+	rm -rf bin bench/out sandbox/agentbin/boxagent sandbox/agentbin/boxlauncher sandbox/agentbin/runsc

@@ -61,6 +61,8 @@ var house = []row{
 		"cdi says what a device's name means; it knows no backend"},
 	{"sandbox/launcher", uses("sandbox/netns", "sandbox/ns"),
 		"the small executable that boxes are started by"},
+	{"sandbox/launcher/boxlauncher", uses("sandbox/launcher"),
+		"the small executable is the launcher alone"},
 	{"sandbox/gvisor", uses("sandbox", "sandbox/cdi", "sandbox/cgroup", "sandbox/netns", "sandbox/rootfs"),
 		"a backend makes boxes; what runs in them is not its business"},
 	{"sandbox/none", uses("sandbox"),
@@ -89,7 +91,7 @@ var house = []row{
 		"daemon assembles the plane; a worker beside it is cli's to start"},
 	{"cli", uses("api", "audit", "client", "daemon", "model", "model/scripted", "sandbox", "sandbox/agentbin", "telemetry", "tool/agent", "worker"),
 		"cli is a person's hands: it starts the parts, and talks to the plane as any client does"},
-	{"", uses("cli", "sandbox", "sandbox/agentbin", "sandbox/gvisor", "sandbox/none"),
+	{"", uses("cli", "sandbox", "sandbox/agentbin", "sandbox/gvisor", "sandbox/launcher", "sandbox/none"),
 		"main names the sandboxes of this build and calls cli"},
 
 	// Nothing but tests.

@@ -9,11 +9,13 @@ import (
 	"github.com/bailey-platform/bailey/sandbox"
 	"github.com/bailey-platform/bailey/sandbox/agentbin"
 	"github.com/bailey-platform/bailey/sandbox/gvisor"
+	"github.com/bailey-platform/bailey/sandbox/launcher"
 	"github.com/bailey-platform/bailey/sandbox/none"
 )
 
 func main() {
 	// First: a box's parts are this executable, started under another name.
+	launcher.RunIf()
 	gvisor.RunIfRuntime()
 	rerunStatic()
 

@@ -2,10 +2,10 @@
 // them within itself, each a program of its own that does nothing else: every box
 // starts them afresh, gVisor several times over, and starting the whole of bailey
 // each time takes longer. A plain `go build` or `go run` carries nothing and stands
-// in for both, called in the same way.
+// in for all of them, called in the same way.
 //
-// The build tags embedagent and embedengine put them in, each after the Makefile has
-// built it into this directory.
+// The build tags embedagent, embedlauncher and embedengine put them in, each after the
+// Makefile has built it into this directory.
 //
 // Start reading at [Path].
 package agentbin
@@ -50,6 +50,20 @@ func Engine(dir string) (string, error) {
 	path, err := extract(dir, "runsc", engine)
 	if err != nil {
 		return "", fmt.Errorf("write gVisor: %w", err)
+	}
+	return path, nil
+}
+
+// Launcher returns the path of an executable that starts the parts of boxes (package
+// sandbox/launcher) and does nothing else, written to dir as [Path] does, or "" if none
+// is carried along and that is our own executable's task.
+func Launcher(dir string) (string, error) {
+	if launcher == "" {
+		return "", nil
+	}
+	path, err := extract(dir, "boxlauncher", launcher)
+	if err != nil {
+		return "", fmt.Errorf("write the boxes' launcher: %w", err)
 	}
 	return path, nil
 }

@@ -25,6 +25,17 @@ func TestPath(t *testing.T) {
 	}
 }
 
+func TestLauncher(t *testing.T) {
+	t.Parallel()
+	path, err := Launcher(filepath.Join(t.TempDir(), "bin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if (path == "") != (launcher == "") {
+		t.Errorf("%q, with a launcher of %d bytes carried along", path, len(launcher))
+	}
+}
+
 func TestEngine(t *testing.T) {
 	t.Parallel()
 	path, err := Engine(filepath.Join(t.TempDir(), "bin"))

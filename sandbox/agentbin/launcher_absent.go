@@ -1,0 +1,5 @@
+//go:build !embedlauncher
+
+package agentbin
+
+const launcher = ""
