@@ -315,3 +315,41 @@ func FuzzDecodeCursor(f *testing.F) {
 		}
 	})
 }
+
+func TestSoundText(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		`"plain \u00e9"`:               `"plain \u00e9"`,
+		`"\ud83d\ude00"`:               `"\ud83d\ude00"`,
+		`"\uD83D\uDE00 \ud83d"`:        `"\uD83D\uDE00 \ufffd"`,
+		`"\ud83d"`:                     `"\ufffd"`,
+		`"\ude00\ud83d"`:               `"\ufffd\ufffd"`,
+		`"\ud83d\ud83d\ude00"`:         `"\ufffd\ud83d\ude00"`,
+		`"\\ud83d"`:                    `"\\ud83d"`, // a backslash, and then letters
+		`"\\\ud83d"`:                   `"\\\ufffd"`,
+		`{"a\udc00":["\udbff\u0041"]}`: `{"a\ufffd":["\ufffd\u0041"]}`,
+		`"\ud8`:                        `"\ud8`, // cut short
+		`"\ud83x"`:                     `"\ud83x"`,
+	} {
+		if got := string(SoundText([]byte(in))); got != want {
+			t.Errorf("SoundText(%s) = %s, want %s", in, got, want)
+		}
+	}
+}
+
+func FuzzSoundText(f *testing.F) {
+	f.Add([]byte(`{"a":"\ud83d\ude00\ud83d"}`))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		out := SoundText(in)
+		var before, after any
+		if json.Unmarshal(in, &before) != nil {
+			return
+		}
+		if err := json.Unmarshal(out, &after); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(before, after); diff != "" {
+			t.Errorf("the meaning changed (-before +after):\n%s", diff)
+		}
+	})
+}

@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf16"
 )
 
 // DecodeStrict reads exactly one JSON value into v. Unknown fields, trailing
@@ -15,6 +18,7 @@ func DecodeStrict(data []byte, v any) error {
 	if tooDeep(data) {
 		return Invalid("the body is nested more than %d levels deep", depthMax)
 	}
+	data = SoundText(data)
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {
@@ -48,6 +52,48 @@ func tooDeep(data []byte) bool {
 		}
 	}
 	return false
+}
+
+// SoundText returns JSON in which every escaped half of a surrogate pair that stands
+// alone is replaced by U+FFFD, as decoding it would. Parts of what comes from outside
+// are kept and passed on as the JSON they came in, and not every reader of that is as
+// forgiving as ours: a model's endpoint refuses the whole conversation.
+func SoundText(data []byte) []byte {
+	if !bytes.Contains(data, []byte(`\ud`)) && !bytes.Contains(data, []byte(`\uD`)) {
+		return data
+	}
+	var out []byte
+	kept := 0 // of data, in out
+	for i := 0; i < len(data); i++ {
+		if data[i] != '\\' {
+			continue
+		}
+		unit, ok := escapedUnit(data[i:])
+		if !ok || !utf16.IsSurrogate(unit) {
+			i++ // past what is escaped
+			continue
+		}
+		if low, ok := escapedUnit(data[i+6:]); ok && utf16.DecodeRune(unit, low) != unicode.ReplacementChar {
+			i += 11
+			continue
+		}
+		out = append(append(out, data[kept:i]...), `\ufffd`...)
+		kept = i + 6
+		i += 5
+	}
+	if out == nil {
+		return data
+	}
+	return append(out, data[kept:]...)
+}
+
+// escapedUnit reads \uXXXX at the beginning of data.
+func escapedUnit(data []byte) (rune, bool) {
+	if len(data) < 6 || data[0] != '\\' || data[1] != 'u' {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(string(data[2:6]), 16, 16)
+	return rune(n), err == nil
 }
 
 func decodeError(err error) error {

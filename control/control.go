@@ -134,6 +134,13 @@ func (c *Control) write(ctx context.Context, fn func(*store.Tx) error) error {
 	return err
 }
 
+// Full reports whether an error of this package means that the database's disk is
+// full, which somebody may mend.
+func (c *Control) Full(err error) bool {
+	e := api.AsError(err)
+	return e != nil && e.Status == http.StatusInsufficientStorage
+}
+
 // newID makes an identifier. Its randomness cannot run out: a failure of the
 // source is a failure of the system.
 func newID[T ~string](c *Control, prefix string) T {

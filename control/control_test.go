@@ -297,6 +297,40 @@ func TestToolResults(t *testing.T) {
 	must1[[]*api.Event](t)(w.send(worker, s.ID, result(ask)))
 }
 
+// Three thousand open calls cost two queries each, at every answer to one of them.
+// Logs of earlier versions may hold that many.
+func TestThousandsOfOpenCallsAreLookedUpAtOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, Config{})
+	s, worker := w.session()
+	perms := make([]api.Permission, 1500)
+	for i := range perms {
+		perms[i] = api.PermissionAllow
+	}
+	perms[7], perms[1400] = api.PermissionAsk, api.PermissionAsk
+	ids := w.calls(s, perms...)
+	must1[[]*api.Event](t)(w.send(w.admin, s.ID,
+		fmt.Sprintf(`{"type":"user.tool_confirmation","tool_use_id":%q,"result":"deny"}`, ids[7]),
+		fmt.Sprintf(`{"type":"user.tool_result","tool_use_id":%q}`, ids[1499])))
+	_, err := w.send(w.admin, s.ID, `{"type":"user.message","content":[{"type":"text","text":"x"}]}`)
+	wantError(t, err, 400, "the session waits for "+string(ids[0])+", "+string(ids[1]))
+	err = w.db.Read(w.ctx, func(tx *store.Tx) error {
+		row, err := tx.Session(s.ID)
+		if err != nil {
+			return err
+		}
+		o, err := openCalls(tx, row)
+		if len(o.all) != 1498 || len(o.denied) != 1 || len(o.runnable) != 1497 || o.denied[0] != ids[7] || o.all[1497] != ids[1498] {
+			t.Errorf("%d open, %d denied, %d runnable", len(o.all), len(o.denied), len(o.runnable))
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	must1[[]*api.Event](t)(w.send(worker, s.ID, fmt.Sprintf(`{"type":"user.tool_result","tool_use_id":%q}`, ids[0])))
+}
+
 // take drives an item through poll, ack and first heartbeat.
 func (w *world) take(p Principal) (*api.Work, *api.Heartbeat) {
 	w.t.Helper()

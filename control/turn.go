@@ -130,9 +130,15 @@ func (t *Turn) claim(ctx context.Context, owner string, decide func(View) (Batch
 		seenEpoch = s.TurnEpoch
 		return t.read(tx, s)
 	})
+	if errors.Is(err, store.ErrNotFound) {
+		return false, nil // deleted
+	}
 	if err == nil {
 		err = t.c.write(ctx, func(tx *store.Tx) error {
 			s, err := tx.LockSession(t.id)
+			if errors.Is(err, store.ErrNotFound) {
+				return nil
+			}
 			if err != nil {
 				return err
 			}
@@ -152,10 +158,7 @@ func (t *Turn) claim(ctx context.Context, owner string, decide func(View) (Batch
 			return err
 		})
 	}
-	if errors.Is(err, store.ErrNotFound) {
-		return false, nil // deleted
-	}
-	return held, err
+	return held && err == nil, err
 }
 
 // Commit computes a batch from the log as it is now and writes it. After ErrFenced,

@@ -8,13 +8,14 @@ import (
 	"github.com/bailey-platform/bailey/control"
 )
 
-// abandon ends a turn that the rules of this package could not carry on, for a
-// mistake in them. It uses none of them.
+// abandon ends a turn that cannot be carried on, for a mistake in the rules of this
+// package or for a write that the database does not take. It uses none of those
+// rules, and writes as little as it can.
 func (t *turn) abandon(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.e.cfg.TurnTTL)
 	defer cancel()
 	decide := func(v control.View) (control.Batch, error) {
-		return control.Batch{Append: abandoned(v), Release: true}, nil
+		return control.Batch{Append: abandoned(v, t.unpaid), Tokens: t.unpaid, Model: v.Session.Agent.Model.ID, Release: true}, nil
 	}
 	if t.held != nil {
 		return t.held.Commit(ctx, decide)
@@ -23,8 +24,8 @@ func (t *turn) abandon(ctx context.Context) error {
 	return err
 }
 
-// abandoned closes whatever is open in a log.
-func abandoned(v control.View) []api.Draft {
+// abandoned closes whatever is open in a log. used is what the open request took.
+func abandoned(v control.View, used api.Tokens) []api.Draft {
 	var span api.EventID
 	var queue, calls []api.EventID
 	for _, e := range v.Entries {
@@ -57,9 +58,9 @@ func abandoned(v control.View) []api.Draft {
 
 	var drafts []api.Draft
 	if span != "" {
-		drafts = append(drafts, api.Draft{Body: &api.SpanModelRequestEnd{ModelRequestStartID: span, IsError: true}})
+		drafts = append(drafts, api.Draft{Body: &api.SpanModelRequestEnd{ModelRequestStartID: span, IsError: true, ModelUsage: used.Span()}})
 	}
-	drafts = append(drafts, errorDraft(api.ErrorUnknown, "The turn failed for a mistake in the server; its log says which. Send a new message to try again.", api.RetryExhausted))
+	drafts = append(drafts, errorDraft(api.ErrorUnknown, "The turn could not be carried on; the server's log says why. Send a new message to try again.", api.RetryExhausted))
 	drafts = append(drafts, failCalls(calls, textInterrupted)...)
 	drafts = append(drafts, take(queue)...)
 	reason := api.StopReason{Type: api.StopRetriesExhausted}

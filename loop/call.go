@@ -13,7 +13,8 @@ type call struct {
 	ref        string // the model's own id of it
 	name       string
 	permission api.Permission
-	judged     bool // the permission came from a policy, not from the tool being unknown
+	judged     bool   // the permission came from a policy, not from the tool being unknown
+	spoilt     string // what is wrong with its input, if that is why it is denied
 
 	rejected bool // a client refused it, and perhaps said why
 	reason   string
@@ -24,6 +25,7 @@ type call struct {
 // callNote is the private part of a tool use event.
 type callNote struct {
 	ToolUseID string `json:"tool_use_id"`
+	Spoilt    string `json:"spoilt,omitempty"`
 }
 
 func (s *State) called(c call, private []byte) error {
@@ -31,7 +33,7 @@ func (s *State) called(c call, private []byte) error {
 	if err := readNote(private, &note); err != nil {
 		return err
 	}
-	c.ref = note.ToolUseID
+	c.ref, c.spoilt = note.ToolUseID, note.Spoilt
 	s.calls = append(s.calls, c)
 	return nil
 }
@@ -109,6 +111,7 @@ const (
 	textInterrupted = "Tool execution was interrupted before completion. Please retry."
 	textDenied      = "Permission to use %s has been denied."
 	textUnknown     = "There is no tool named %s in this session."
+	textSpoilt      = "This call of %s was not run, because of its input: %s. Call the tool again with a JSON object that fits its schema."
 	textRejected    = "The user rejected this call of %s; it was not run."
 	textReason      = " The user said: "
 )

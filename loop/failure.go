@@ -83,5 +83,8 @@ func explain(e *model.Error) string {
 	if e.Retryable {
 		return fmt.Sprintf("The request to the model failed (%s).", what)
 	}
+	if e.Kind == model.Garbage {
+		return fmt.Sprintf("The model endpoint's reply cannot be used (%s). Its operator has to look into it; then send a new message.", what)
+	}
 	return fmt.Sprintf("The model endpoint refused the request (%s). Trying again will not help: check the agent's model and tools, and what was sent.", what)
 }

@@ -25,7 +25,7 @@ const (
 	systemInput          // instructions given during the conversation
 	response             // what the model said
 	results              // of the calls of the response before it
-	nudge                // our request to go on after a response that was cut off
+	nudge                // what we have to say of the response before it
 	summary              // what stands for everything before it
 )
 
@@ -54,10 +54,8 @@ func (s *State) messages() []model.Message {
 		switch it.kind {
 		case results:
 			answers = append(answers, it.blocks...)
-		case userInput, summary:
+		case userInput, summary, nudge:
 			input = append(input, it.blocks...)
-		case nudge:
-			input = append(input, api.TextBlock(textGoOn))
 		case systemInput:
 			system = append(system, it.blocks...)
 		case response:
@@ -74,8 +72,15 @@ func (s *State) messages() []model.Message {
 	return out
 }
 
+// nudgeWith is an item of our own words.
+func nudgeWith(text string) item {
+	return item{kind: nudge, blocks: []json.RawMessage{api.TextBlock(text)}}
+}
+
 const textGoOn = "Your response was cut off at the output limit; what came of it is above. " +
 	"Go on from exactly where it stopped, without repeating anything. If you were about to call a tool with a large input, use several smaller calls."
+
+const textTooMany = "Your response made %d calls more than the %d that one response may make. Those beyond were not run; make them again in later responses, if they are still needed."
 
 // Texts that stand for what has none.
 const (
@@ -109,7 +114,7 @@ func resultBlock(ref string, content api.Content, isError bool) json.RawMessage 
 			text := textOf(raw)
 			blocks = append(blocks, api.TextBlock(cut(text, resultCharsMax*len(text)/total)))
 		default:
-			blocks = append(blocks, raw)
+			blocks = append(blocks, api.SoundText(raw))
 		}
 	}
 	if len(blocks) == 0 {
@@ -156,7 +161,7 @@ func nonBlank(content api.Content) []json.RawMessage {
 	kept := make([]json.RawMessage, 0, len(content))
 	for _, raw := range content {
 		if !isBlank(raw) {
-			kept = append(kept, raw)
+			kept = append(kept, api.SoundText(raw)) // as a log of an earlier version may need it
 		}
 	}
 	if len(kept) == 0 {

@@ -178,7 +178,7 @@ func TestAbandoned(t *testing.T) {
 		api.Draft{ID: "u2", Body: &api.UserMessage{}, Queued: true},
 	)
 	v := control.View{Session: testSession(), ThreadID: "sthr_1", Entries: log.entries}
-	log.append(abandoned(v)...)
+	log.append(abandoned(v, api.Tokens{Input: 7})...)
 	log.check(t)
 	s := State{}
 	for _, e := range log.entries {
@@ -196,7 +196,7 @@ func TestAbandoned(t *testing.T) {
 		}
 	}
 	v.Session.Status = api.StatusTerminated
-	if drafts := abandoned(v); len(drafts) > 0 {
+	if drafts := abandoned(v, api.Tokens{}); len(drafts) > 0 {
 		t.Error("a terminated session was written to")
 	}
 }

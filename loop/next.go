@@ -184,6 +184,8 @@ func (s *State) refuseCalls() []api.Draft {
 			continue
 		}
 		switch {
+		case c.spoilt != "":
+			drafts = append(drafts, failedCall(c.id, fmt.Sprintf(textSpoilt, c.name, c.spoilt)))
 		case c.permission == api.PermissionDeny && !c.judged:
 			drafts = append(drafts, failedCall(c.id, fmt.Sprintf(textUnknown, c.name)))
 		case c.permission == api.PermissionDeny:

@@ -14,6 +14,10 @@ type spanNote struct {
 	Stop    string            `json:"stop,omitempty"`
 	Refusal *api.StopDetails  `json:"refusal,omitempty"`
 
+	// LeftOut is how many calls of the response were too many to be run. They are not in
+	// Content.
+	LeftOut int `json:"left_out,omitempty"`
+
 	// Compaction marks a request for a summary instead of the next response.
 	Compaction bool `json:"compaction,omitempty"`
 

@@ -2,6 +2,7 @@ package loop
 
 import (
 	"encoding/json"
+	"fmt"
 	"strings"
 
 	"github.com/bailey-platform/bailey/api"
@@ -14,13 +15,20 @@ type previewed struct {
 	thinking, message api.EventID
 }
 
+// callsMax bounds the calls of one response. Each of them is an event, is waited for
+// and is looked up whenever one of them is answered.
+const callsMax = 256
+
 // respond returns the events of a response to the open request.
 func (s *State) respond(res *model.Response, shown previewed) []api.Draft {
 	offers := offers(&s.session.Agent)
 	var thought bool
 	var text api.Content
 	var calls []api.Draft
-	for _, raw := range res.Content {
+	var content []json.RawMessage // what is to be sent back
+	leftOut := 0
+	for i, raw := range res.Content {
+		raw = api.SoundText(raw)
 		var b struct {
 			Type  string          `json:"type"`
 			Text  string          `json:"text"`
@@ -37,14 +45,19 @@ func (s *State) respond(res *model.Response, shown previewed) []api.Draft {
 				text = append(text, api.TextBlock(b.Text))
 			}
 		case "tool_use":
-			calls = append(calls, callDraft(offers, b.Name, b.Input, b.ID))
+			if len(calls) == callsMax {
+				leftOut++
+				continue
+			}
+			calls = append(calls, callDraft(offers, b.Name, b.Input, callNote{b.ID, res.Spoilt[i]}))
 		}
+		content = append(content, raw)
 	}
 
-	note := spanNote{Content: replayable(res.Content), Stop: res.StopReason}
+	note := spanNote{Content: replayable(content), Stop: res.StopReason, LeftOut: leftOut}
 	if res.StopReason == stopRefusal {
 		// What came before a refusal is shown, but neither run nor sent back.
-		calls, note.Content, note.Refusal = nil, nil, refusalDetails(res.StopDetails)
+		calls, note.Content, note.LeftOut, note.Refusal = nil, nil, 0, refusalDetails(res.StopDetails)
 	}
 	var drafts []api.Draft
 	if thought {
@@ -54,7 +67,12 @@ func (s *State) respond(res *model.Response, shown previewed) []api.Draft {
 		drafts = append(drafts, api.Draft{ID: shown.message, Body: &api.AgentMessage{Content: text}})
 	}
 	drafts = append(drafts, calls...)
-	return append(drafts, s.endOK(res, note))
+	drafts = append(drafts, s.endOK(res, note))
+	if note.LeftOut > 0 {
+		drafts = append(drafts, errorDraft(api.ErrorModelRequest, fmt.Sprintf(
+			"The model made %d tool calls in one response, and at most %d are run. It was told so, and goes on.", len(calls)+note.LeftOut, callsMax), api.RetryRetrying))
+	}
+	return drafts
 }
 
 // endOK is the end of the open request with a response.
@@ -65,12 +83,13 @@ func (s *State) endOK(res *model.Response, note spanNote) api.Draft {
 	}
 }
 
-func callDraft(offers []offer, name string, input json.RawMessage, ref string) api.Draft {
-	private := writeNote(callNote{ToolUseID: ref})
+func callDraft(offers []offer, name string, input json.RawMessage, note callNote) api.Draft {
+	private := writeNote(note)
 	o := findOffer(offers, name)
 	switch {
-	case o == nil:
-		// The model invented it, or the tool was switched off meanwhile.
+	case o == nil || note.Spoilt != "":
+		// The model invented it, or the tool was switched off meanwhile; or nobody could
+		// run it with this input.
 		return api.Draft{Body: &api.AgentToolUse{Name: name, Input: input, EvaluatedPermission: api.PermissionDeny}, Private: private}
 	case o.custom:
 		return api.Draft{Body: &api.AgentCustomToolUse{Name: name, Input: input}, Private: private}

@@ -196,13 +196,16 @@ func (s *State) endRequest(used api.SpanUsage, private []byte) error {
 	if len(note.Content) > 0 {
 		s.push(item{kind: response, blocks: note.Content})
 	}
+	if note.LeftOut > 0 {
+		s.push(nudgeWith(fmt.Sprintf(textTooMany, note.LeftOut, callsMax)))
+	}
 	truncated, pauses := s.truncated+1, s.pauses+1
 	s.owed, s.truncated, s.pauses = false, 0, 0
 	switch {
 	case len(s.calls) > 0:
 		// Their results are the next thing to be said.
 	case note.Stop == stopMaxTokens || note.Stop == stopContextFull:
-		s.push(item{kind: nudge})
+		s.push(nudgeWith(textGoOn))
 		s.owed, s.truncated = true, truncated
 		s.tooLong = note.Stop == stopContextFull
 	case note.Stop == stopPause:

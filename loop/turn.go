@@ -28,7 +28,9 @@ type turn struct {
 	now  *State // base, and what the newest write added to it
 	then Action // what comes after that write
 
-	broken error // why decide could not make sense of the session
+	broken error // why the turn cannot be carried on
+
+	unpaid api.Tokens // used by a request whose outcome is not written yet
 }
 
 // An outcome is what came of the model request whose start is span.
@@ -51,7 +53,7 @@ func (e *Engine) run(ctx context.Context, id api.SessionID) {
 	case err == nil, errors.Is(err, control.ErrFenced):
 		return
 	case t.broken != nil:
-		t.log.Error("a turn failed for a mistake in this server; ending it", "error", t.broken)
+		t.log.Error("a turn cannot be carried on; ending it", "error", t.broken)
 		if err = t.abandon(ctx); err == nil {
 			return
 		}
@@ -72,11 +74,13 @@ func (t *turn) guarded(ctx context.Context) (err error) {
 }
 
 func (t *turn) play(ctx context.Context) error {
-	held, err := t.e.cfg.Control.ClaimTurn(ctx, t.id, t.e.cfg.Owner, t.decide(outcome{}))
-	if err != nil || held == nil {
+	err := t.insist(ctx, func(ctx context.Context) (err error) {
+		t.held, err = t.e.cfg.Control.ClaimTurn(ctx, t.id, t.e.cfg.Owner, t.decide(outcome{}))
+		return err
+	})
+	if err != nil || t.held == nil {
 		return err
 	}
-	t.held = held
 	t.e.metrics.turns.Inc()
 	defer t.e.metrics.turns.Dec()
 	for t.then != Rest {
@@ -99,10 +103,34 @@ func (t *turn) commit(ctx context.Context, o outcome) error {
 	// A cut-off turn still has to say how its request ended.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.e.cfg.TurnTTL)
 	defer cancel()
-	for wait := 50 * time.Millisecond; ; wait *= 2 {
-		err := t.held.Commit(ctx, t.decide(o))
+	t.unpaid = o.used
+	err := t.insist(ctx, func(ctx context.Context) error { return t.held.Commit(ctx, t.decide(o)) })
+	if err == nil {
+		t.unpaid = api.Tokens{}
+	}
+	return err
+}
+
+// sameFailuresMax is how often a write may fail, while the database answers
+// otherwise, before it is held to be at fault itself.
+const sameFailuresMax = 6
+
+// insist repeats a write until it succeeds or is known not to. A database that is
+// away, or full, is waited for until ctx ends. A write that fails again and again
+// while the database is well would do so for ever: the turn is then broken.
+func (t *turn) insist(ctx context.Context, write func(context.Context) error) error {
+	failures := 0
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		err := write(ctx)
 		if err == nil || errors.Is(err, control.ErrFenced) || t.broken != nil || ctx.Err() != nil {
 			return err
+		}
+		if failures++; t.e.cfg.Control.Full(err) || t.e.cfg.Control.Ready(ctx) != nil {
+			failures = 0
+		}
+		if failures == sameFailuresMax {
+			t.broken = fmt.Errorf("a write failed %d times: %w", failures, err)
+			return t.broken
 		}
 		t.log.Warn("writing to a session failed; trying again", "error", err)
 		if !sleep(ctx, wait) {

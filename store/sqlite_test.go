@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"os"
@@ -45,6 +46,63 @@ func TestSQLiteFilesAreTheirOwnersAlone(t *testing.T) {
 		if err != nil || info.Mode().Perm() != 0o600 {
 			t.Errorf("%s: mode %v, error %v", filepath.Base(path+suffix), info.Mode(), err)
 		}
+	}
+}
+
+// A row nested deeper than a reader goes made every list of its session an error.
+func TestARowThatCannotBeReadDoesNotSpoilItsSessionsLists(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "bailey.db")
+	db := open(t, path)
+	ctx := context.Background()
+	err := db.Write(ctx, func(tx *store.Tx) error {
+		if err := tx.PutEnvironment(&api.Environment{ID: "env_1", CreatedAt: tx.Now}); err != nil {
+			return err
+		}
+		s := &store.Session{Session: api.Session{ID: "sesn_1", EnvironmentID: "env_1", CreatedAt: tx.Now, UpdatedAt: tx.Now}}
+		if err := tx.InsertSession(s); err != nil {
+			return err
+		}
+		_, err := tx.Append(s, []api.Draft{
+			{ID: "sevt_1", Body: &api.AgentMessage{}}, {ID: "sevt_2", Body: &api.AgentToolUse{Name: "bash", Input: []byte(`{}`)}}, {ID: "sevt_3", Body: &api.AgentMessage{}},
+		})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := sql.Open("sqlite", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	deep := `{"name":"bash","input":` + strings.Repeat(`{"a":`, 20_000) + `1` + strings.Repeat(`}`, 20_001)
+	if _, err := raw.Exec("UPDATE events SET body = ? WHERE id = 'sevt_2'", deep); err != nil {
+		t.Fatal(err)
+	}
+	err = db.Read(ctx, func(tx *store.Tx) error {
+		list, _, err := tx.Events("sesn_1", api.EventFilter{}, store.Window{Limit: 10, Order: api.Ascending})
+		if err != nil {
+			return err
+		}
+		feed, _, err := tx.Feed("sesn_1", 0, 10)
+		if err != nil {
+			return err
+		}
+		log, err := tx.Entries("sesn_1", 0)
+		for name, entries := range map[string][]api.Entry{"list": list, "feed": feed, "entries": log} {
+			if len(entries) != 3 {
+				t.Errorf("%s: %d events", name, len(entries))
+				continue
+			}
+			if e, ok := entries[1].Event.Body.(*api.SessionError); !ok || entries[1].Event.ID != "sevt_2" || !strings.Contains(e.Error.Message, "agent.tool_use") {
+				t.Errorf("%s: the unreadable event is %+v", name, entries[1].Event)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
 
