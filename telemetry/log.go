@@ -32,19 +32,19 @@ func NewLogger(w io.Writer, o LogOptions) (*slog.Logger, error) {
 	if o.Level == nil {
 		o.Level = slog.LevelInfo
 	}
-	w = redacting{w}
+	text := redacting{w, Redact}
 	switch o.Format {
 	case FormatJSON:
 	case FormatText:
-		return slog.New(newHuman(w, o)), nil
+		return slog.New(newHuman(text, o)), nil
 	case FormatAuto, "":
 		if o.Terminal {
-			return slog.New(newHuman(w, o)), nil
+			return slog.New(newHuman(text, o)), nil
 		}
 	default:
 		return nil, fmt.Errorf("log format %q is not one of auto, text, json", o.Format)
 	}
-	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: o.Level, ReplaceAttr: durationText})), nil
+	return slog.New(slog.NewJSONHandler(redacting{w, redactJSON}, &slog.HandlerOptions{Level: o.Level, ReplaceAttr: durationText})), nil
 }
 
 // durationText writes a duration as 1.5s rather than as a number of nanoseconds.
