@@ -73,7 +73,7 @@ func printLine(w io.Writer, data json.RawMessage) error {
 		return fmt.Errorf("an event from the server: %w", err)
 	}
 	line.WriteByte('\n')
-	_, err := w.Write(line.Bytes())
+	_, err := w.Write(cleanJSON(line.Bytes()))
 	return err
 }
 

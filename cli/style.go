@@ -1,10 +1,14 @@
 package cli
 
 import (
+	"bytes"
+	"fmt"
 	"io"
 	"os"
 	"strings"
 	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"golang.org/x/term"
 )
@@ -51,19 +55,51 @@ func widthOf(w io.Writer) int {
 }
 
 // clean makes foreign text safe to print: what a model, a tool or another user
-// wrote must not be able to move the cursor, rename the window or colour a lie.
-// Line feeds stay; tabs become four blanks.
+// wrote must not be able to move the cursor, rename the window, colour a lie or show
+// words in another order than they have. Line feeds stay; tabs become four blanks.
 func clean(text string) string {
 	text = strings.ReplaceAll(text, "\t", "    ")
 	return strings.Map(func(r rune) rune {
-		switch {
-		case r == '\n':
-			return r
-		case unicode.IsControl(r), r >= 0x202a && r <= 0x202e, r >= 0x2066 && r <= 0x2069: // and direction overrides
+		if r != '\n' && steers(r) {
 			return unicode.ReplacementChar
 		}
 		return r
 	}, text)
+}
+
+// steers reports whether a character does something to a terminal, or to the text
+// around it, instead of being shown: controls, also those above ASCII, and invisible
+// ones such as direction marks. The two joiners that scripts and emoji need are fine.
+func steers(r rune) bool {
+	const joiner, nonJoiner = '\u200d', '\u200c'
+	switch {
+	case r < ' ':
+		return true
+	case r < unicode.MaxASCII || r == joiner || r == nonJoiner:
+		return false
+	}
+	return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp)
+}
+
+// cleanJSON makes JSON safe to print without changing what it says: what [clean]
+// replaces is escaped, which can only be within a string.
+func cleanJSON(data []byte) []byte {
+	if bytes.IndexFunc(data, func(r rune) bool { return r > '~' }) < 0 {
+		return data
+	}
+	out := make([]byte, 0, len(data)+16)
+	for _, r := range string(data) {
+		switch {
+		case r == '\n' || r == '\t' || !steers(r):
+			out = utf8.AppendRune(out, r)
+		case r > 0xffff:
+			high, low := utf16.EncodeRune(r)
+			out = fmt.Appendf(out, `\u%04x\u%04x`, high, low)
+		default:
+			out = fmt.Appendf(out, `\u%04x`, r)
+		}
+	}
+	return out
 }
 
 // oneLine is clean text on one line of at most width characters.

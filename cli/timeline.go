@@ -93,7 +93,7 @@ func (t *timeline) event(e *api.Event) {
 	case *api.UserInterrupt:
 		t.line(at, t.style.yellow, "user", "interrupt")
 	case *api.UserToolConfirmation:
-		what := t.calls[b.ToolUseID].name
+		what := oneLine(t.calls[b.ToolUseID].name, 60)
 		if b.Result == "allow" {
 			t.line(at, t.style.green, "user", "allow "+what)
 		} else {
@@ -148,13 +148,14 @@ func denial(message *string) string {
 }
 
 func retryText(e api.TurnError) string {
+	kind := oneLine(e.Type, 60)
 	switch e.RetryStatus.Type {
 	case api.RetryRetrying:
-		return e.Type + "; will be tried again"
+		return kind + "; will be tried again"
 	case api.RetryExhausted:
-		return e.Type + "; not tried again, the session takes a new message"
+		return kind + "; not tried again, the session takes a new message"
 	}
-	return e.Type + "; the session has ended"
+	return kind + "; the session has ended"
 }
 
 // otherBlocks names the blocks of a message that are not text.
