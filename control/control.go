@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/bailey-platform/bailey/api"
@@ -169,6 +170,12 @@ type Principal struct {
 	EnvironmentID api.EnvironmentID // of environment keys and session tokens
 	SessionID     api.SessionID     // of session tokens
 	WorkID        api.WorkID        // of session tokens
+	Parent        api.KeyID         // of session tokens: the key they were given out for
+}
+
+// keys are the credentials that have to stay good for the principal to be one.
+func (p Principal) keys() []api.KeyID {
+	return slices.DeleteFunc([]api.KeyID{p.KeyID, p.Parent}, func(id api.KeyID) bool { return id == "" })
 }
 
 // admin refuses everybody but the holder of an API key.

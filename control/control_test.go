@@ -770,6 +770,36 @@ func TestRevokedKeyEndsItsTokens(t *testing.T) {
 	wantError(t, err, 401, "")
 }
 
+// A stream that was open when its key was revoked went on for up to a minute, and one
+// opened with a session token for as long as that lived.
+func TestRevokedKeysStreamsEndAtOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, Config{})
+	s, p := w.session()
+	key := must1[*api.Key](t)(w.CreateKey(w.ctx, w.admin, p.EnvironmentID, api.KeyCreate{Name: "k"}))
+	holder := must1[Principal](t)(w.Authenticate(w.ctx, key.Secret))
+	item := w.poll(holder)
+	raw := must1[[]byte](t)(base64.RawURLEncoding.DecodeString(*item.Secret))
+	var secret api.WorkSecret
+	if err := json.Unmarshal(raw, &secret); err != nil {
+		t.Fatal(err)
+	}
+	token := must1[Principal](t)(w.Authenticate(w.ctx, secret.SessionsToken))
+	ended := make(chan error)
+	for _, who := range []Principal{holder, token} {
+		f := must1[*Follower](t)(w.Follow(w.ctx, who, s.ID, "", FollowOptions{}))
+		go func() {
+			defer f.Close()
+			_, err := f.Next(w.ctx)
+			ended <- err
+		}()
+	}
+	must1[*api.Key](t)(w.RevokeKey(w.ctx, w.admin, p.EnvironmentID, key.ID))
+	for range 2 {
+		wantError(t, <-ended, 401, "")
+	}
+}
+
 func TestLastAPIKeyCannotBeRevoked(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, Config{})

@@ -36,10 +36,11 @@ type Frame struct {
 type Follower struct {
 	c       *Control
 	id      api.SessionID
-	key     api.KeyID // whose view it is
+	keys    []api.KeyID // whose view it is
 	want    []api.EventType
 	changed *signal // the log may have grown
 	shown   *signal // pending may have
+	revoked *signal // one of the keys may be good no more
 	cancel  []func()
 
 	// Owned by the goroutine that calls Next.
@@ -80,8 +81,11 @@ const (
 // registered before it returns, so that a list made afterwards misses nothing.
 func (c *Control) Follow(ctx context.Context, p Principal, id api.SessionID, thread api.ThreadID, opt FollowOptions) (*Follower, error) {
 	f := &Follower{
-		c: c, id: id, key: p.KeyID, want: opt.Previews, changed: newSignal(), shown: newSignal(),
+		c: c, id: id, keys: p.keys(), want: opt.Previews, changed: newSignal(), shown: newSignal(), revoked: newSignal(),
 		more: true, checked: time.Now(),
+	}
+	for _, key := range f.keys {
+		f.cancel = append(f.cancel, c.hub.subscribe(topicKey(key), f.revoked))
 	}
 	f.cancel = append(f.cancel, c.hub.subscribe(topicSession(id), f.changed))
 	if len(opt.Previews) > 0 {
@@ -140,6 +144,8 @@ func (f *Follower) Next(ctx context.Context) ([]Frame, error) {
 			return nil, api.Overloaded(time.Second, "the server is stopping; connect again")
 		}
 		select {
+		case <-f.revoked.C:
+			f.doubt()
 		case <-f.changed.C:
 			f.more = true
 		default: // previews that keep coming must not hold the events back
@@ -166,12 +172,17 @@ func (f *Follower) Next(ctx context.Context) ([]Frame, error) {
 		case <-f.shown.C:
 		case <-f.changed.C:
 			f.more = true
+		case <-f.revoked.C:
+			f.doubt()
 		case <-poll.C:
 			poll.Reset(followPoll)
 			f.more = true
 		}
 	}
 }
+
+// doubt makes the next look at the log one at the keys as well.
+func (f *Follower) doubt() { f.checked, f.more = time.Time{}, true }
 
 // Cursor is the ID of the newest frame delivered, or of where the view began: what
 // to resume after.
@@ -180,8 +191,10 @@ func (f *Follower) Cursor() string { return strconv.FormatInt(f.cursor, 10) }
 func (f *Follower) feed(ctx context.Context) (frames []Frame, err error) {
 	err = f.c.db.Read(ctx, func(tx *store.Tx) error {
 		if time.Since(f.checked) >= followPoll {
-			if err := validKey(tx, f.key); err != nil {
-				return err
+			for _, key := range f.keys {
+				if err := validKey(tx, key); err != nil {
+					return err
+				}
 			}
 			f.checked = time.Now()
 		}

@@ -74,7 +74,7 @@ func (c *Control) Authenticate(ctx context.Context, secret string) (Principal, e
 			c.cfg.Logger.Warn("could not note the use of a key", "key_id", key.ID, "error", err)
 		}
 	}
-	return Principal{key.Type, key.ID, key.EnvironmentID, key.SessionID, key.WorkID}, nil
+	return Principal{key.Type, key.ID, key.EnvironmentID, key.SessionID, key.WorkID, key.Parent}, nil
 }
 
 // valid refuses a key that has been revoked or has expired. "" is a principal that
@@ -179,7 +179,8 @@ func (c *Control) ListKeys(ctx context.Context, p Principal, env api.Environment
 		func(k *store.Key) *api.Key { return &k.Key })
 }
 
-// RevokeKey ends a key at once. Revoking a revoked key changes nothing. The last
+// RevokeKey ends a key at once, with the tokens given out for it and the streams
+// opened with either. Revoking a revoked key changes nothing. The last
 // API key that works cannot be revoked: nobody could get in any more.
 func (c *Control) RevokeKey(ctx context.Context, p Principal, env api.EnvironmentID, id api.KeyID) (*api.Key, error) {
 	if err := p.admin(); err != nil {
@@ -209,6 +210,7 @@ func (c *Control) RevokeKey(ctx context.Context, p Principal, env api.Environmen
 			}
 		}
 		k.RevokedAt = &tx.Now
+		tx.Notify(topicKey(id))
 		return tx.RevokeKey(id)
 	})
 	return out, err

@@ -99,6 +99,22 @@ type Config struct {
 	// behind a proxy that ends TLS.
 	InsecureHTTP bool `name:"insecure-http"`
 
+	// Metrics says who may read /metrics: key (whoever has an API key, as
+	// Authorization: Bearer), open (everybody who reaches the API), off; or a host:port
+	// of its own, where it is open and nothing else is served.
+	Metrics string `name:"metrics"`
+
+	// MaxStreams is how many event streams may be open at the same time. One more is
+	// turned away, to come back later.
+	MaxStreams int `name:"max-streams"`
+
+	// WritesPerMinute is how many requests that change something one API key may make
+	// a minute. 0 means no bound. Keys of workers are not counted.
+	WritesPerMinute int `name:"writes-per-minute"`
+
+	// ReadsPerMinute is the same for requests that only read.
+	ReadsPerMinute int `name:"reads-per-minute"`
+
 	// MaxTurns is how many turns of sessions run at the same time. More wait in
 	// the database, in order.
 	MaxTurns int `name:"max-turns"`
@@ -143,6 +159,8 @@ func Defaults() Config {
 		Data:          "bailey-data",
 		ModelProvider: model.Anthropic,
 		ModelThinking: "auto",
+		Metrics:       metricsForKeys,
+		MaxStreams:    10_000,
 		MaxTurns:      256,
 		ShutdownGrace: 25 * time.Second,
 		LogLevel:      "info",
@@ -171,6 +189,18 @@ func (c *Config) Check() error {
 	}
 	if c.ModelMaxOutput < 0 {
 		return badSetting("model-max-output", "must not be negative")
+	}
+	if err := c.checkMetrics(); err != nil {
+		return err
+	}
+	if c.MaxStreams < 1 {
+		return badSetting("max-streams", "must be at least 1")
+	}
+	if c.WritesPerMinute < 0 {
+		return badSetting("writes-per-minute", "must not be negative")
+	}
+	if c.ReadsPerMinute < 0 {
+		return badSetting("reads-per-minute", "must not be negative")
 	}
 	if c.MaxTurns < 1 {
 		return badSetting("max-turns", "must be at least 1")
@@ -218,6 +248,24 @@ func (c *Config) checkListen() error {
 	}
 	return badSetting("listen", "%s can be reached from other machines, and API keys would travel in the clear: "+
 		"give tls-cert and tls-key, or insecure-http if a proxy in front ends TLS", c.Listen)
+}
+
+// The values of Metrics that are no address.
+const (
+	metricsForKeys = "key"
+	metricsOpen    = "open"
+	metricsOff     = "off"
+)
+
+func (c *Config) checkMetrics() error {
+	switch c.Metrics {
+	case metricsForKeys, metricsOpen, metricsOff:
+		return nil
+	}
+	if _, _, err := net.SplitHostPort(c.Metrics); err != nil {
+		return badSetting("metrics", "%q is not key, open, off, or host:port such as 127.0.0.1:9484", c.Metrics)
+	}
+	return nil
 }
 
 // loopback reports whether host can only mean this machine. A name other than

@@ -37,7 +37,8 @@ type Daemon struct {
 	scripted *scripted.Listener // the fake model, if that was asked for
 	server   *http.Server
 	listener net.Listener
-	firstKey *api.Key // made by this start; nil if there was one already
+	metrics  *metricsServer // nil unless they have an address of their own
+	firstKey *api.Key       // made by this start; nil if there was one already
 }
 
 // New builds a server from cfg: it takes the data directory, opens the database
@@ -56,9 +57,10 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err erro
 			err = errors.Join(err, d.Close())
 		}
 	}()
-	if err := os.MkdirAll(cfg.Data, 0o700); err != nil {
-		return nil, fmt.Errorf("make the data directory: %w", err)
+	if d.cfg.Data, err = openData(cfg.Data); err != nil {
+		return nil, err
 	}
+	cfg.Data = d.cfg.Data
 	if d.locks, err = cfg.locks(); err != nil {
 		return nil, err
 	}
@@ -96,13 +98,27 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err erro
 		TurnsMax: cfg.MaxTurns,
 		Grace:    cfg.grace(),
 	})
-	face := httpapi.New(httpapi.Config{
+	faceConfig := httpapi.Config{
 		Control:    d.control,
 		Model:      endpoint,
 		Logger:     log.With("part", "http"),
 		Registerer: registry,
-		Metrics:    promhttp.HandlerFor(registry, promhttp.HandlerOpts{}),
-	})
+
+		StreamsMax:      cfg.MaxStreams,
+		WritesPerMinute: cfg.WritesPerMinute,
+		ReadsPerMinute:  cfg.ReadsPerMinute,
+	}
+	metrics := promhttp.HandlerFor(registry, promhttp.HandlerOpts{})
+	switch cfg.Metrics {
+	case metricsOff:
+	case metricsForKeys, metricsOpen:
+		faceConfig.Metrics, faceConfig.OpenMetrics = metrics, cfg.Metrics == metricsOpen
+	default:
+		if err := d.listenMetrics(metrics); err != nil {
+			return nil, err
+		}
+	}
+	face := httpapi.New(faceConfig)
 	d.server = &http.Server{
 		Handler:           face,
 		ReadHeaderTimeout: httpapi.ReadHeaderTimeout,
@@ -196,6 +212,9 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 	parts.Go(func() error { return d.control.Run(ctx) })
 	parts.Go(func() error { return d.loop.Run(ctx) })
 	parts.Go(func() error { return d.serveHTTP(ctx) })
+	if d.metrics != nil {
+		parts.Go(func() error { return d.metrics.run(ctx) })
+	}
 	if d.scripted != nil {
 		parts.Go(func() error { return d.scripted.Run(ctx) })
 	}
@@ -240,6 +259,9 @@ func (d *Daemon) Close() error {
 		if err := d.listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err)
 		}
+	}
+	if d.metrics != nil {
+		d.metrics.listener.Close() // closed already after a run
 	}
 	if d.control != nil {
 		errs = append(errs, d.control.Close())

@@ -59,6 +59,70 @@ func start(t *testing.T, cfg Config) (d *Daemon, stop func() error) {
 	return d, stop
 }
 
+func get(t *testing.T, url, key string) (status int, body string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if key != "" {
+		req.Header.Set("Authorization", "Bearer "+key)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	var data bytes.Buffer
+	if _, err := data.ReadFrom(res.Body); err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, data.String()
+}
+
+func TestMetricsAtAnAddressOfTheirOwn(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig(t)
+	cfg.Metrics = "127.0.0.1:0"
+	d, _ := start(t, cfg)
+	if status, body := get(t, "http://"+d.metrics.listener.Addr().String()+"/metrics", ""); status != http.StatusOK || !strings.Contains(body, "bailey_build_info") {
+		t.Errorf("HTTP %d: %s", status, body)
+	}
+	if status, _ := get(t, d.URL()+"/metrics", d.FirstKey()); status != http.StatusNotFound {
+		t.Errorf("at the API's address too: HTTP %d", status)
+	}
+}
+
+// A link to the data directory that was turned elsewhere split a server's files; one
+// to nothing ended in "file exists".
+func TestTheDataDirectoryMayBeALink(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	real, link := filepath.Join(dir, "real"), filepath.Join(dir, "link")
+	if err := os.Symlink(real, link); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openData(link); err == nil || !strings.Contains(err.Error(), "which is no directory") {
+		t.Errorf("a link to nothing: %v", err)
+	}
+	if err := os.Mkdir(real, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	want, err := filepath.EvalSymlinks(real)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := openData(link); err != nil || got != want {
+		t.Errorf("got %s, %v, want %s", got, err, want)
+	}
+	if err := os.Chmod(real, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openData(link); err == nil || !strings.Contains(err.Error(), "by everybody") {
+		t.Errorf("a directory for everybody: %v", err)
+	}
+}
+
 func TestStartStop(t *testing.T) {
 	t.Parallel()
 	cfg := testConfig(t)
@@ -85,14 +149,11 @@ func TestStartStop(t *testing.T) {
 	if _, err := cl.CreateAgent(t.Context(), api.AgentCreate{Name: "a", Model: &api.ModelConfig{ID: "m"}}); err != nil {
 		t.Errorf("create an agent: %v", err)
 	}
-	res, err := http.Get(d.URL() + "/metrics")
-	if err != nil {
-		t.Fatal(err)
+	if status, _ := get(t, d.URL()+"/metrics", ""); status != http.StatusUnauthorized {
+		t.Errorf("metrics for everybody: HTTP %d", status)
 	}
-	defer res.Body.Close()
-	var metrics bytes.Buffer
-	if _, err := metrics.ReadFrom(res.Body); err != nil || !strings.Contains(metrics.String(), "bailey_build_info") {
-		t.Errorf("metrics: %v", err)
+	if _, metrics := get(t, d.URL()+"/metrics", d.FirstKey()); !strings.Contains(metrics, "bailey_build_info") {
+		t.Errorf("metrics: %s", metrics)
 	}
 
 	if err := stop(); err != nil {

@@ -14,6 +14,9 @@ func (s *Server) forward(_ context.Context, r *request) (any, error) {
 	if s.model == nil {
 		return nil, api.NotFound("this server has no model endpoint configured")
 	}
+	if err := r.room(); err != nil {
+		return nil, err
+	}
 	err := s.model.Forward(r.w, r.Request, r.URL.Path)
 	if e, ok := errors.AsType[*model.Error](err); ok {
 		if e.Begun {

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net/http"
@@ -13,15 +14,57 @@ import (
 const (
 	bodyMax     = 32 << 20 // bytes
 	bodyTimeout = 2 * time.Minute
+
+	// The bodies that are held at a time, in bytes. Small ones have a share of their
+	// own, so that a few large ones do not keep everybody else waiting.
+	bodySmall      = 256 << 10
+	bodiesSmallMax = 64 << 20
+	bodiesLargeMax = 512 << 20
+	bodiesWait     = 10 * time.Second // for others to be done with theirs
 )
 
 // A request is an authenticated request on a known route. Its path parameters are
 // well-formed identifiers.
 type request struct {
 	*http.Request
+	s   *Server
 	w   *response
 	who control.Principal
 	rec *record
+
+	give func() // gives the room of the body back; nil while none is taken
+}
+
+// room waits until there is room for the body, which is kept until release.
+func (r *request) room() error {
+	if r.give != nil || r.ContentLength == 0 {
+		return nil
+	}
+	size := r.ContentLength
+	if size < 0 || size > bodyMax {
+		size = bodyMax
+	}
+	bodies := r.s.largeBodies
+	if size <= bodySmall {
+		bodies = r.s.smallBodies
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), bodiesWait)
+	defer cancel()
+	if err := bodies.Acquire(ctx, size); err != nil {
+		if r.Context().Err() != nil {
+			return r.Context().Err()
+		}
+		return api.Overloaded(5*time.Second, "this server holds as many large requests as it can; try again shortly")
+	}
+	r.give = func() { bodies.Release(size) }
+	return nil
+}
+
+// release gives the body's room back. Its handler is done with it.
+func (r *request) release() {
+	if r.give != nil {
+		r.give()
+	}
 }
 
 func (r *request) query() *query { return parseQuery(r.URL.RawQuery) }
@@ -39,6 +82,9 @@ func (r *request) key() api.KeyID         { return api.KeyID(r.PathValue("key"))
 func (r *request) body() ([]byte, error) {
 	if enc := r.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
 		return nil, api.Invalid("content-encoding: compressed bodies are not accepted")
+	}
+	if err := r.room(); err != nil {
+		return nil, err
 	}
 	// A body that trickles in must not hold the connection for ever. Errors mean
 	// a connection without deadlines, as in tests.

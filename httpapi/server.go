@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/control"
@@ -43,6 +44,10 @@ type Config struct {
 	Registerer prometheus.Registerer // nil: no metrics
 	Metrics    http.Handler          // answers GET /metrics; nil: 404
 
+	// OpenMetrics lets everybody read the metrics. Otherwise an API key is needed, as
+	// Authorization: Bearer.
+	OpenMetrics bool
+
 	// StreamsMax bounds the open event streams; 0 means 10,000. One more is
 	// answered 529.
 	StreamsMax int
@@ -70,6 +75,8 @@ type Server struct {
 	metrics      *metrics
 	mux          *http.ServeMux
 	rates        *rates
+	smallBodies  *semaphore.Weighted // see [request.room]
+	largeBodies  *semaphore.Weighted
 	streamsMax   int64
 	pingEvery    time.Duration
 	writeTimeout time.Duration
@@ -105,6 +112,8 @@ func New(c Config) *Server {
 		metrics:      newMetrics(c.Registerer),
 		mux:          http.NewServeMux(),
 		rates:        newRates(c.WritesPerMinute, c.ReadsPerMinute),
+		smallBodies:  semaphore.NewWeighted(bodiesSmallMax),
+		largeBodies:  semaphore.NewWeighted(bodiesLargeMax),
 		streamsMax:   int64(c.StreamsMax),
 		pingEvery:    c.PingEvery,
 		writeTimeout: c.WriteTimeout,
@@ -125,8 +134,12 @@ func New(c Config) *Server {
 	s.mux.HandleFunc("/", s.unknownPath)
 	s.mux.HandleFunc("GET /healthz", s.healthz)
 	s.mux.HandleFunc("GET /readyz", s.readyz)
-	if c.Metrics != nil {
+	switch {
+	case c.Metrics == nil:
+	case c.OpenMetrics:
 		s.mux.Handle("GET /metrics", c.Metrics)
+	default:
+		s.mux.HandleFunc("GET /metrics", s.metricsForKeys(c.Metrics))
 	}
 	return s
 }
@@ -210,14 +223,8 @@ func (s *Server) serve(hw http.ResponseWriter, hr *http.Request, rt *route, err 
 // call does everything between the route and its handler.
 func (s *Server) call(w *response, hr *http.Request, rt *route, rec *record) (any, error) {
 	ctx := hr.Context()
-	cred, err := credential(hr.Header)
-	if err != nil {
-		return nil, err
-	}
-	if rec.who, err = s.control.Authenticate(ctx, cred.secret); err != nil {
-		return nil, err
-	}
-	if err := cred.checkKind(rec.who.Kind); err != nil {
+	var err error
+	if rec.who, err = s.authenticate(hr); err != nil {
 		return nil, err
 	}
 	w.Header().Set("Anthropic-Organization-Id", organizationID)
@@ -245,7 +252,38 @@ func (s *Server) call(w *response, hr *http.Request, rt *route, rec *record) (an
 		}
 		rec.ids = append(rec.ids, slog.String(name+"_id", id))
 	}
-	return rt.handle(s, ctx, &request{Request: hr, w: w, who: rec.who, rec: rec})
+	r := &request{Request: hr, s: s, w: w, who: rec.who, rec: rec}
+	defer r.release()
+	return rt.handle(s, ctx, r)
+}
+
+// authenticate finds out who asks.
+func (s *Server) authenticate(r *http.Request) (control.Principal, error) {
+	cred, err := credential(r.Header)
+	if err != nil {
+		return control.Principal{}, err
+	}
+	who, err := s.control.Authenticate(r.Context(), cred.secret)
+	if err != nil {
+		return who, err
+	}
+	return who, cred.checkKind(who.Kind)
+}
+
+// metricsForKeys lets only the holders of an API key see h.
+func (s *Server) metricsForKeys(h http.Handler) http.HandlerFunc {
+	rt := &route{op: "metrics"}
+	return func(w http.ResponseWriter, r *http.Request) {
+		who, err := s.authenticate(r)
+		if err == nil && who.Kind != api.KeyAPI {
+			err = api.Forbidden("the metrics need an API key")
+		}
+		if err != nil {
+			s.serve(w, r, rt, err)
+			return
+		}
+		h.ServeHTTP(w, r)
+	}
 }
 
 // healthz says that the process serves requests.

@@ -8,10 +8,12 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/control"
@@ -68,7 +70,7 @@ func (zeros) Read(p []byte) (int, error) {
 func TestHealth(t *testing.T) {
 	t.Parallel()
 	reg := prometheus.NewRegistry()
-	f := newFixture(t, Config{Registerer: reg, Metrics: promhttp.HandlerFor(reg, promhttp.HandlerOpts{})})
+	f := newFixture(t, Config{Registerer: reg, Metrics: promhttp.HandlerFor(reg, promhttp.HandlerOpts{}), OpenMetrics: true})
 	get := func(path string) (int, string) {
 		res, err := http.Get(f.url + path)
 		if err != nil {
@@ -96,6 +98,62 @@ func TestHealth(t *testing.T) {
 	if code, _ := get("/healthz"); code != 200 {
 		t.Errorf("healthz without a database: %d", code)
 	}
+}
+
+// What a server does, and for whom, could be read by everybody who reached it.
+func TestMetricsNeedAnAPIKey(t *testing.T) {
+	t.Parallel()
+	reg := prometheus.NewRegistry()
+	f := newFixture(t, Config{Registerer: reg, Metrics: promhttp.HandlerFor(reg, promhttp.HandlerOpts{})})
+	for key, want := range map[string]int{"": 401, "sk-ant-nonsense": 401, f.key: 200} {
+		req, err := http.NewRequestWithContext(t.Context(), "GET", f.url+"/metrics", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if key != "" {
+			req.Header.Set("Authorization", "Bearer "+key)
+		}
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if res.StatusCode != want {
+			t.Errorf("status %d, want %d", res.StatusCode, want)
+		}
+	}
+}
+
+// As many large bodies as somebody cared to send were held in memory.
+func TestLargeBodiesWaitForRoomAndSmallOnesDoNot(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &Server{smallBodies: semaphore.NewWeighted(bodiesSmallMax), largeBodies: semaphore.NewWeighted(bodiesLargeMax)}
+		post := func(size int64) *request {
+			hr := httptest.NewRequestWithContext(t.Context(), "POST", "/", nil)
+			hr.ContentLength = size
+			return &request{Request: hr, s: s}
+		}
+		var held []*request
+		for range bodiesLargeMax / bodyMax {
+			r := post(bodyMax)
+			held = append(held, r)
+			if err := r.room(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := post(1000).room(); err != nil {
+			t.Errorf("a small body: %v", err)
+		}
+		one := post(-1) // of unknown size
+		if e := api.AsError(one.room()); e == nil || e.Status != 529 || e.RetryAfter == 0 {
+			t.Errorf("one more: %v", e)
+		}
+		go held[0].release()
+		if err := one.room(); err != nil {
+			t.Errorf("when there is room again: %v", err)
+		}
+	})
 }
 
 func TestRates(t *testing.T) {
