@@ -175,15 +175,13 @@ func joinDirectly(pid int) (exits sandbox.Exits, err error) {
 		return sandbox.Exits{}, err
 	}
 	defer target.Close()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // for ever: the thread ends here
-		if err = unix.Setns(int(target.Fd()), unix.CLONE_NEWNET); err == nil {
-			exits, err = Jail()
+	err = apart(func() error {
+		if err := unix.Setns(int(target.Fd()), unix.CLONE_NEWNET); err != nil {
+			return err
 		}
-	}()
-	<-done
+		exits, err = Jail()
+		return err
+	})
 	return exits, err
 }
 
@@ -196,7 +194,7 @@ func openNetwork(pid int) (*os.File, error) {
 	theirs, err := file.Stat()
 	if err == nil {
 		var ours os.FileInfo
-		if ours, err = os.Stat("/proc/self/ns/net"); err == nil && os.SameFile(ours, theirs) {
+		if ours, err = os.Stat(ownNetwork); err == nil && os.SameFile(ours, theirs) {
 			err = errors.New("it is in our own network namespace")
 		}
 	}

@@ -73,26 +73,46 @@ func leave(v6 bool, hook hook) (sandbox.Exits, error) {
 //
 // The process needs CAP_SYS_ADMIN and CAP_NET_ADMIN. The caller closes both results.
 func Pair() (box *os.File, exits sandbox.Exits, err error) {
-	// On a thread that ends with its goroutine, as it is never unlocked: no other
-	// goroutine comes to run in another namespace than it thinks.
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread()
-		if err = unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			err = fmt.Errorf("make a network namespace: %w", err)
-			return
+	err = apart(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("make a network namespace: %w", err)
 		}
 		box, exits, err = pair()
-	}()
-	<-done
+		return err
+	})
 	return box, exits, err
 }
+
+// apart runs f on a thread of its own, which f may move to another network namespace.
+func apart(f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		home, err := os.Open(ownNetwork)
+		if err != nil {
+			done <- err
+			return
+		}
+		defer home.Close()
+		err = f()
+		// A thread that cannot go home again must not run anything else: it stays locked
+		// and ends here. To leave all of them so would not do, as the first one of the
+		// process would not end, and keep the namespace that it is in.
+		if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// ownNetwork is the network namespace of the calling thread.
+const ownNetwork = "/proc/thread-self/ns/net"
 
 // pair makes a second namespace for the exits, and connects to it the one that the
 // calling thread is in, and is in again when it returns.
 func pair() (box *os.File, exits sandbox.Exits, err error) {
-	box, err = os.Open("/proc/thread-self/ns/net")
+	box, err = os.Open(ownNetwork)
 	if err != nil {
 		return nil, sandbox.Exits{}, err
 	}

@@ -40,7 +40,7 @@ const (
 // Of what comes in by a cable nothing is for the loopback, so the conditions on that
 // go, and neighbours must be found:
 //
-//	    icmpv6 type nd-router-solicit..nd-redirect accept
+//	icmpv6 type nd-router-solicit..nd-redirect accept
 func redirect(at hook) error {
 	c, err := nftables.New()
 	if err != nil {
