@@ -30,27 +30,8 @@ const (
 // network rules and packages.
 type EnvironmentConfig struct {
 	Type       string
-	Networking *Networking
-	Packages   *Packages
-}
-
-// Networking is the network rule of a cloud environment.
-type Networking struct {
-	Type                 string   `json:"type"` // "unrestricted" or "limited"
-	AllowedHosts         []string `json:"allowed_hosts,omitempty"`
-	AllowMCPServers      bool     `json:"allow_mcp_servers,omitempty"`
-	AllowPackageManagers bool     `json:"allow_package_managers,omitempty"`
-}
-
-// Packages are installed into a cloud environment's boxes, per package manager.
-type Packages struct {
-	Type  string   `json:"type,omitempty"` // "packages"
-	Apt   []string `json:"apt"`
-	Cargo []string `json:"cargo"`
-	Gem   []string `json:"gem"`
-	Go    []string `json:"go"`
-	NPM   []string `json:"npm"`
-	Pip   []string `json:"pip"`
+	Networking *Networking // of cloud environments: never nil once resolved
+	Packages   *Packages   // likewise
 }
 
 type environmentConfigJSON struct {
@@ -74,32 +55,54 @@ func (c *EnvironmentConfig) Resolve() error {
 		if c.Networking != nil || c.Packages != nil {
 			return Invalid("config: a self_hosted environment takes no networking or packages; they are the worker's own configuration")
 		}
+		return nil
 	case EnvCloud:
-		if c.Networking == nil {
-			c.Networking = &Networking{Type: "unrestricted"}
-		}
-		if n := c.Networking; n.Type != "unrestricted" && n.Type != "limited" {
-			return Invalid("config.networking.type: must be \"unrestricted\" or \"limited\"")
-		}
-		if c.Packages == nil {
-			c.Packages = &Packages{}
-		}
-		p := c.Packages
-		p.Type = "packages"
-		any := false
-		for _, l := range []*[]string{&p.Apt, &p.Cargo, &p.Gem, &p.Go, &p.NPM, &p.Pip} {
-			if *l == nil {
-				*l = []string{}
-			}
-			any = any || len(*l) > 0
-		}
-		if any && c.Networking.Type == "limited" && !c.Networking.AllowPackageManagers {
-			return Invalid("config.packages: under limited networking packages need allow_package_managers: true")
-		}
 	default:
 		return Invalid("config.type: must be \"self_hosted\" or \"cloud\"")
 	}
+	if c.Networking == nil {
+		c.Networking = &Networking{Type: NetworkUnrestricted}
+	}
+	if err := c.Networking.resolve(); err != nil {
+		return at(err, "config.networking")
+	}
+	if c.Packages == nil {
+		c.Packages = &Packages{}
+	}
+	if err := c.Packages.resolve(); err != nil {
+		return at(err, "config.packages")
+	}
+	if !c.Packages.Empty() && c.Networking.Type == NetworkLimited && !c.Networking.AllowPackageManagers {
+		return Invalid("config.packages: under limited networking packages need allow_package_managers: true")
+	}
 	return nil
+}
+
+// An EnvironmentConfigUpdate changes a config: what is left out keeps its value, down
+// to the single fields of networking and packages; null is the default.
+type EnvironmentConfigUpdate struct {
+	Type       string                `json:"type"`
+	Networking Opt[NetworkingUpdate] `json:"networking,omitzero"`
+	Packages   Opt[PackagesUpdate]   `json:"packages,omitzero"`
+}
+
+// Apply returns c with the update. Neither is changed.
+func (u EnvironmentConfigUpdate) Apply(c EnvironmentConfig) (EnvironmentConfig, error) {
+	switch {
+	case u.Type != "" && u.Type != c.Type:
+		return c, Invalid("config.type: an environment cannot change its kind; create another one")
+	case c.Type != EnvCloud && (u.Networking.Set && !u.Networking.Null || u.Packages.Set && !u.Packages.Null):
+		return c, Invalid("config: a self_hosted environment takes no networking or packages; they are the worker's own configuration")
+	case c.Type != EnvCloud:
+		return c, nil
+	}
+	if n := u.Networking; n.Set {
+		c.Networking = n.Value.apply(c.Networking, n.Null)
+	}
+	if p := u.Packages; p.Set {
+		c.Packages = p.Value.apply(c.Packages, p.Null)
+	}
+	return c, nil
 }
 
 // An EnvironmentCreate is the body of POST /v1/environments. Without a config the
@@ -115,11 +118,11 @@ type EnvironmentCreate struct {
 // An EnvironmentUpdate is the body of POST /v1/environments/{id}. The kind of an
 // environment cannot change.
 type EnvironmentUpdate struct {
-	Name        Opt[string]            `json:"name,omitzero"`
-	Description Opt[string]            `json:"description,omitzero"`
-	Config      Opt[EnvironmentConfig] `json:"config,omitzero"`
-	Metadata    MetadataPatch          `json:"metadata,omitempty"`
-	Scope       Opt[string]            `json:"scope,omitzero"`
+	Name        Opt[string]                  `json:"name,omitzero"`
+	Description Opt[string]                  `json:"description,omitzero"`
+	Config      Opt[EnvironmentConfigUpdate] `json:"config,omitzero"`
+	Metadata    MetadataPatch                `json:"metadata,omitempty"`
+	Scope       Opt[string]                  `json:"scope,omitzero"`
 }
 
 const (
@@ -144,21 +147,6 @@ func (e *Environment) Check() error {
 		return err
 	}
 	return e.Metadata.Check()
-}
-
-// Merge applies the config of an update: fields left out keep their value.
-func (c EnvironmentConfig) Merge(in EnvironmentConfig) (EnvironmentConfig, error) {
-	if in.Type != "" && in.Type != c.Type {
-		return c, Invalid("config.type: an environment cannot change its kind; create another one")
-	}
-	out := c
-	if in.Networking != nil {
-		out.Networking = in.Networking
-	}
-	if in.Packages != nil {
-		out.Packages = in.Packages
-	}
-	return out, nil
 }
 
 // Deleted is the answer to a DELETE.

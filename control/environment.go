@@ -96,7 +96,7 @@ func applyEnvironmentUpdate(e api.Environment, in api.EnvironmentUpdate) (api.En
 	}
 	if in.Config.Set && !in.Config.Null {
 		var err error
-		if e.Config, err = e.Config.Merge(in.Config.Value); err != nil {
+		if e.Config, err = in.Config.Value.Apply(e.Config); err != nil {
 			return e, err
 		}
 	}
