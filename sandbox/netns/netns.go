@@ -160,7 +160,7 @@ func boxEnd() error {
 		return err
 	}
 	defer near.close()
-	if err := near.up("lo"); err != nil {
+	if err := near.loopbackUp(); err != nil {
 		return err
 	}
 	if err := near.plugIn(boxName, boxIPv4, boxIPv6); err != nil {

@@ -61,7 +61,7 @@ func fresh() error {
 // claimEveryAddress makes the namespace the place where every address leads that it
 // has no better route for, and reports whether there is IPv6.
 func (r *routes) claimEveryAddress() (v6 bool, err error) {
-	if err := r.up("lo"); err != nil {
+	if err := r.loopbackUp(); err != nil {
 		return false, err
 	}
 	// In the main table, so that what is on a cable comes first. The source is named
@@ -90,13 +90,9 @@ func noIPv6(err error) bool {
 	return errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.EADDRNOTAVAIL)
 }
 
-// up brings an interface up.
-func (r *routes) up(name string) error {
-	link, err := r.handle.LinkByName(name)
-	if err != nil {
-		return err
-	}
-	return r.handle.LinkSetUp(link)
+// loopbackUp brings the loopback interface up.
+func (r *routes) loopbackUp() error {
+	return r.handle.LinkSetUp(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: loopback}})
 }
 
 // cable connects this namespace and another by two interfaces.
