@@ -1,11 +1,7 @@
 package worker
 
 import (
-	"bytes"
 	"context"
-	"crypto/rand"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -16,91 +12,177 @@ import (
 	"github.com/bailey-platform/bailey/tool"
 )
 
-// box is a session's box: started when it is first needed, and replaced by a new
-// one after it was lost. The work folder outlives every one of them.
+// box is a session's box: started or taken from the pool when it is first needed,
+// frozen while nothing uses it, and replaced by a new one after it was lost. The work
+// folder outlives every one of them.
 type box struct {
-	driver  sandbox.Driver
-	spec    sandbox.Spec // all but ID
+	// Static.
+	of      *boxes
 	session string
-	log     *slog.Logger
-	metrics *metrics
 
-	// mu is held while a box is started, so that two calls never start two.
+	// mu is held while a box is started, thawed or frozen, so that two calls never
+	// start two.
 	mu      sync.Mutex
+	log     *slog.Logger
 	now     *running // nil before the first and after a loss
 	notice  string   // a loss the model has not been told of
 	stopped bool
+	users   int           // calls and shells under way
+	rest    *time.Timer   // looks whether the box can be frozen; nil while it is in use
+	spent   time.Duration // CPU time at the last look; below 0 if there was none
 }
 
-// running is one box and the agent in it.
-type running struct {
-	box    sandbox.Box
-	client *tool.Client
-	ended  chan struct{} // closed when the box has ended
-	exit   sandbox.Exit  // why; valid once ended is closed
-}
-
-const (
-	boxStartTimeout = 90 * time.Second // for the driver and the agent's hello
-	boxStopTimeout  = 30 * time.Second
-	boxExitWait     = 5 * time.Second // for the cause of a loss to become known
-)
-
-// boxEnv is the environment of every box. Nothing of the worker's own is in it.
-var boxEnv = []string{
-	"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-	"HOME=" + sandbox.WorkPath,
-	"LANG=C.UTF-8",
-	"TERM=dumb",
-}
-
-// newBox prepares the box of a session; nothing runs yet. What else a session's
-// box is to hold, such as its agent's skills, belongs into the Spec here.
-func newBox(w *Worker, session, workDir string, log *slog.Logger) *box {
-	return &box{
-		driver:  w.cfg.Driver,
-		session: session,
-		log:     log,
-		metrics: w.metrics,
-		spec: sandbox.Spec{
-			Command: append([]string{sandbox.AgentPath}, w.cfg.AgentArgs...),
-			Agent:   w.cfg.Agent,
-			WorkDir: workDir,
-			Env:     append(boxEnv[:len(boxEnv):len(boxEnv)], w.cfg.BoxEnv...),
-			Limits:  w.cfg.Limits,
-			Stderr:  &stderrLog{log: log, left: stderrMax},
-		},
-	}
-}
-
-// ensure returns a running box, starting one if there is none.
-func (b *box) ensure(ctx context.Context) (now *running, err error) {
+// use returns the running box, starting one if there is none, and keeps it from
+// being frozen until done is called.
+func (b *box) use(ctx context.Context) (now *running, done func(), err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.stopped {
-		return nil, errors.New("the session is ending")
+	if now, err = b.ensure(ctx); err != nil {
+		return nil, nil, err
 	}
-	if b.now != nil {
-		select {
-		case <-b.now.client.Done():
-			b.notice = b.lose()
-		default:
+	b.users++
+	b.stopResting()
+	return now, sync.OnceFunc(b.done), nil
+}
+
+// ensure returns a running box that is not frozen. The caller holds mu.
+func (b *box) ensure(ctx context.Context) (*running, error) {
+	if b.stopped {
+		return nil, errEnding
+	}
+	if b.now != nil && !b.now.lost() {
+		err := b.now.thaw(ctx)
+		if err == nil {
 			return b.now, nil
 		}
+		if ctx.Err() != nil {
+			return nil, err
+		}
+		b.now.condemn(sandbox.Exit{Cause: sandbox.CauseCrashed, Detail: err.Error()}, b.log)
 	}
-	ctx, cancel := context.WithTimeout(ctx, boxStartTimeout)
-	defer cancel()
+	if b.now != nil {
+		b.notice = b.lose()
+	}
 	began := time.Now()
-	if b.now, err = b.start(ctx); err != nil {
-		b.metrics.boxes.WithLabelValues("failed").Inc()
+	now, how, err := b.of.provide(ctx, b.session, b.log)
+	if err != nil {
+		b.of.metrics.boxes.WithLabelValues("failed").Inc()
 		b.log.Error("box not started", "error", err)
 		return nil, err
 	}
 	took := time.Since(began)
-	b.metrics.boxes.WithLabelValues("started").Inc()
-	b.metrics.boxStart.Observe(took.Seconds())
-	b.log.Info("box started", "backend", b.driver.Name(), "took", took.Round(time.Millisecond))
-	return b.now, nil
+	b.of.metrics.boxes.WithLabelValues(how).Inc()
+	b.of.metrics.boxStart.Observe(took.Seconds())
+	b.log.Info("box "+how, "backend", b.of.starter.driver.Name(), "took", took.Round(100*time.Microsecond))
+	b.now = now
+	return now, nil
+}
+
+// done ends one use.
+func (b *box) done() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.users--; b.users == 0 && b.now != nil {
+		b.startResting()
+	}
+}
+
+// startResting has the box looked at until it can be frozen. The caller holds mu.
+func (b *box) startResting() {
+	after := b.of.keep().FreezeAfter
+	if after < 0 || b.stopped || b.rest != nil {
+		return
+	}
+	if _, ok := b.now.box.(sandbox.Freezer); !ok {
+		return
+	}
+	b.spent = -1
+	b.rest = time.AfterFunc(after/2, b.look)
+}
+
+func (b *box) stopResting() {
+	if b.rest != nil {
+		b.rest.Stop()
+		b.rest = nil
+	}
+}
+
+// busyShare is the CPU time, as a part of the time that passed, from which what runs in
+// the background of a box counts as work that must not be stopped.
+const busyShare = 0.01
+
+// look freezes a box that has been out of use for long enough and does nothing by
+// itself: what a session left running in the background goes on between its calls.
+func (b *box) look() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.rest == nil || b.users > 0 || b.now == nil || b.now.lost() {
+		return
+	}
+	every := b.of.keep().FreezeAfter / 2
+	stats, err := b.now.box.Stats()
+	before := b.spent
+	b.spent = stats.CPUTime
+	if err != nil || before < 0 || float64(b.spent-before) > busyShare*float64(every) {
+		b.rest.Reset(every)
+		return
+	}
+	b.rest = nil
+	if _, err := b.now.freeze(context.Background()); err != nil {
+		b.log.Warn("box not frozen", "error", err)
+		return
+	}
+	b.log.Debug("box frozen")
+}
+
+// freezeNow freezes the box unless something uses it, and reports whether there is one
+// to keep.
+func (b *box) freezeNow() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.now == nil || b.stopped || b.now.lost() {
+		return false
+	}
+	if b.users > 0 {
+		return true // a shell; it is frozen when that ends
+	}
+	b.stopResting()
+	ok, err := b.now.freeze(context.Background())
+	if err != nil {
+		b.log.Warn("box not kept", "error", err)
+	}
+	return ok && err == nil
+}
+
+// inUse reports whether a call or a shell is under way.
+func (b *box) inUse() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.users > 0
+}
+
+// memory is what the box holds of the host's memory, in bytes.
+func (b *box) memory() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.now == nil {
+		return 0
+	}
+	stats, err := b.now.box.Stats()
+	if err != nil {
+		return 0
+	}
+	return stats.MemoryBytes
+}
+
+// adopt gives a kept box to whoever serves its session now.
+func (b *box) adopt(log *slog.Logger) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.log = log
+	if b.now != nil {
+		b.now.stderr.to(log)
+	}
 }
 
 // takeNotice returns what happened to a box that was lost between two calls, for
@@ -113,49 +195,38 @@ func (b *box) takeNotice() string {
 	return n
 }
 
-func (b *box) start(ctx context.Context) (*running, error) {
-	spec := b.spec
-	spec.ID = boxID(b.session)
-	started, err := b.driver.Start(ctx, spec)
-	if err != nil {
-		return nil, fmt.Errorf("start box: %w", err)
-	}
-	stdin, stdout := started.Stdio()
-	client, err := tool.Dial(ctx, stdin, stdout)
-	if err != nil {
-		b.end(started)
-		return nil, fmt.Errorf("meet the agent in the box: %w", err)
-	}
-	r := &running{box: started, client: client, ended: make(chan struct{})}
-	go func() {
-		r.exit = started.Wait()
-		close(r.ended)
-	}()
-	return r, nil
-}
-
-// boxID names a box: the same session's boxes alike, no two the same.
-func boxID(session string) string {
-	sum := sha256.Sum256([]byte(session))
-	var salt [4]byte
-	_, _ = rand.Read(salt[:])
-	return "bailey-" + hex.EncodeToString(sum[:6]) + "-" + hex.EncodeToString(salt[:])
-}
-
-// call runs a tool in the box that ensure returned. An error means that nothing
+// call runs a tool in the box that use returned. An error means that nothing
 // ran; whatever happened to the box meanwhile is a result that says so.
-func (b *box) call(ctx context.Context, now *running, c tool.Call) (tool.Result, error) {
+func (b *box) call(ctx context.Context, now *running, id string, c tool.Call) (tool.Result, error) {
+	now.guard.begin(id)
+	watched := b.of.space.watch(now, b.log)
 	result, err := now.client.Call(ctx, c)
-	if !errors.Is(err, tool.ErrLost) {
+	watched()
+	denied := now.guard.end()
+	if errors.Is(err, tool.ErrLost) {
+		result, err = tool.ErrorResult(b.lostDuring(now)), nil
+	}
+	if err != nil {
 		return result, err
 	}
+	if now.network != nil {
+		result = redacted(result, now.network.Redact)
+	}
+	if denied != "" {
+		result.Content = append(result.Content, tool.Text(denied))
+	}
+	return result, nil
+}
+
+// lostDuring tells of the loss of a box in the middle of a call.
+func (b *box) lostDuring(now *running) string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	why := "The sandbox was stopped while the tool ran."
 	if b.now == now {
 		why = b.lose()
 	}
-	return tool.ErrorResult(why + " Whether the interrupted call had an effect is unknown."), nil
+	return why + " Whether the interrupted call had an effect is unknown."
 }
 
 // lose gives up the current box and says, for the model, what happened to it.
@@ -163,26 +234,13 @@ func (b *box) call(ctx context.Context, now *running, c tool.Call) (tool.Result,
 func (b *box) lose() string {
 	r := b.now
 	b.now = nil
+	b.stopResting()
 	_ = r.client.Close()
-	// The agent's end is seen before the box's; the cause is worth a moment, but
-	// a box that hangs must not hold up the session.
-	silent := sandbox.Exit{Cause: sandbox.CauseCrashed, Detail: "its agent stopped answering"}
-	exit := silent
-	wait := time.NewTimer(boxExitWait)
-	defer wait.Stop()
-	select {
-	case <-r.ended:
-		exit = r.exit
-	case <-wait.C:
-	}
-	if exit.Cause == sandbox.CauseExited && exit.Code == 0 {
-		// An agent ends in good order only because we hung up on it.
-		exit = silent
-	}
-	b.metrics.boxLost.WithLabelValues(string(exit.Cause)).Inc()
+	exit := r.why()
+	b.of.metrics.boxLost.WithLabelValues(string(exit.Cause)).Inc()
 	b.log.Warn("box lost", "cause", exit.Cause, "code", exit.Code, "detail", exit.Detail)
-	b.end(r.box)
-	return lossText(exit, b.spec.Limits.Defaults())
+	r.end(b.log)
+	return lossText(exit, b.of.starter.spec.Limits.Defaults())
 }
 
 // lossText tells the model what ended its box and what to do about it.
@@ -195,6 +253,9 @@ func lossText(e sandbox.Exit, l sandbox.Limits) string {
 	case sandbox.CauseTime:
 		why = fmt.Sprintf("it ran longer than its limit of %s", l.Lifetime)
 		what = " Split long work into steps that can be continued."
+	case sandbox.CauseDisk:
+		why = "it used more disk space than it may"
+		what = " Delete what is no longer needed in " + sandbox.WorkPath + " before anything else, and write less at a time."
 	case sandbox.CauseExited:
 		why = fmt.Sprintf("its main process ended with status %d", e.Code)
 	case sandbox.CauseStopped:
@@ -215,47 +276,9 @@ func (b *box) stop() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.stopped = true
+	b.stopResting()
 	if r := b.now; r != nil {
 		b.now = nil
-		_ = r.client.Close()
-		b.end(r.box)
-	}
-}
-
-func (b *box) end(started sandbox.Box) {
-	ctx, cancel := context.WithTimeout(context.Background(), boxStopTimeout)
-	defer cancel()
-	if err := started.Stop(ctx); err != nil {
-		b.log.Error("box not stopped", "error", err)
-	}
-}
-
-// stderrMax bounds what one session's boxes may write to the worker's log.
-const stderrMax = 256 << 10
-
-// stderrLog writes what a box says on standard error to the log, line by line.
-type stderrLog struct {
-	log *slog.Logger
-
-	mu   sync.Mutex
-	left int
-	part []byte
-}
-
-func (l *stderrLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.left <= 0 {
-		return len(p), nil
-	}
-	l.left -= len(p)
-	l.part = append(l.part, p...)
-	for {
-		line, rest, ok := bytes.Cut(l.part, []byte("\n"))
-		if !ok {
-			return len(p), nil
-		}
-		l.log.Debug("box stderr", "line", string(line))
-		l.part = rest
+		r.end(b.log)
 	}
 }

@@ -98,6 +98,7 @@ func (s *session) take(ev event) {
 	}
 	if len(s.open) >= openMax {
 		s.log.Warn("too many open calls; leaving one for later", "tool_use_id", ev.ID, "limit", openMax)
+		s.left[ev.ID] = true
 		return
 	}
 	s.open[ev.ID] = c
@@ -284,7 +285,10 @@ func refused(text string) run { return run{tool.ErrorResult(text), runRefused} }
 
 // runTool runs a call's tool in the box.
 func (s *session) runTool(c *call) run {
-	now, err := s.box.ensure(c.toolCtx)
+	now, done, err := s.box.use(c.toolCtx)
+	if err == nil {
+		defer done()
+	}
 	switch {
 	case c.toolCtx.Err() != nil:
 		return run{outcome: runNot}
@@ -299,7 +303,7 @@ func (s *session) runTool(c *call) run {
 		s.log.Error("call refused: journal not written", "tool_use_id", c.event.ID, "error", err)
 		return refused("The worker's journal of calls cannot be written, so nothing was run. The operator of this environment has to see to it.")
 	}
-	result, err := s.box.call(c.toolCtx, now, tool.Call{
+	result, err := s.box.call(c.toolCtx, now, c.event.ID, tool.Call{
 		Tool: c.event.Name, Input: c.event.Input, TimeoutMS: s.toolTimeout.Milliseconds(),
 	})
 	if err != nil || c.toolCtx.Err() != nil {
@@ -319,14 +323,6 @@ func (s *session) runTool(c *call) run {
 		return run{result, runError}
 	}
 	return run{result, runOK}
-}
-
-// record writes an audit record.
-func (s *session) record(r audit.Record) error {
-	if err := s.data.step(r.Action); err != nil {
-		return err
-	}
-	return s.audit.Append(r)
 }
 
 // contentOf returns a result's content as one array, which is what the audit

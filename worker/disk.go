@@ -18,15 +18,19 @@ import (
 // dataDir is the worker's own directory:
 //
 //	lock                 held while a worker uses the directory
-//	audit.jsonl…         the audit record (package audit)
+//	audit.jsonl…         the audit record (package audit), unless it is kept elsewhere
 //	items/<item>.json    one file a claimed work item
 //	calls/<session>.jsonl  one journal a session
 //	work/<session>/      what the session's box sees as its work folder
+//	work/.pool-…/        the same of a box that is nobody's yet
+//	work/.gone-…/        one that is being removed
 //
-// Nothing in it is a secret: tokens are not written down.
+// The work folders may be in a directory elsewhere, so that what boxes write cannot
+// fill the disk that the rest is on. Nothing here is a secret: tokens are not written
+// down.
 type dataDir struct {
-	path string
-	lock *os.File
+	path, folders string
+	locks         []*os.File
 
 	// step is called before each durable write with the write's name; an error
 	// keeps the write from happening. Tests make it fail as a crash would.
@@ -34,42 +38,41 @@ type dataDir struct {
 }
 
 // errInUse is returned by openDataDir for a directory that another worker uses.
-var errInUse = errors.New("another worker uses this data directory")
+var errInUse = errors.New("another worker uses this directory")
 
-func openDataDir(path string, step func(string) error) (*dataDir, error) {
-	for _, d := range []string{path, filepath.Join(path, "items"), filepath.Join(path, "calls"), filepath.Join(path, "work")} {
-		if err := os.MkdirAll(d, 0o700); err != nil {
+// openDataDir opens the directory at path, with the work folders in the one at folders.
+func openDataDir(path, folders string, step func(string) error) (_ *dataDir, err error) {
+	d := &dataDir{path: path, folders: folders, step: step}
+	defer func() {
+		if err != nil {
+			d.close()
+		}
+	}()
+	for _, dir := range []string{path, filepath.Join(path, "items"), filepath.Join(path, "calls"), folders} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}
 	}
-	lock, err := os.OpenFile(filepath.Join(path, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
+	for _, path := range []string{filepath.Join(path, "lock"), filepath.Join(folders, ".lock")} {
+		lock, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		d.locks = append(d.locks, lock)
+		if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+			return nil, fmt.Errorf("%w: %s", errInUse, filepath.Dir(path))
+		}
 	}
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		_ = lock.Close()
-		return nil, fmt.Errorf("%w: %s", errInUse, path)
-	}
-	return &dataDir{path: path, lock: lock, step: step}, nil
+	return d, nil
 }
 
-func (d *dataDir) close() { _ = d.lock.Close() }
+func (d *dataDir) close() {
+	for _, lock := range d.locks {
+		_ = lock.Close()
+	}
+}
 
 func (d *dataDir) audit() string { return filepath.Join(d.path, "audit.jsonl") }
-
-// work returns a session's work folder, made if it is not there.
-func (d *dataDir) work(session string) (string, error) {
-	path := filepath.Join(d.path, "work", fileName(session))
-	if err := os.MkdirAll(path, 0o700); err != nil {
-		return "", fmt.Errorf("make work folder: %w", err)
-	}
-	return path, nil
-}
-
-// forget removes the work folder of a session that was deleted.
-func (d *dataDir) forget(session string) error {
-	return os.RemoveAll(filepath.Join(d.path, "work", fileName(session)))
-}
 
 var plainName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,100}$`)
 

@@ -25,7 +25,8 @@ type event struct {
 
 	ToolUseID  string // of a result or a confirmation
 	Verdict    string // user.tool_confirmation: "allow" or "deny"
-	StopReason string // session.status_idle
+	StopReason string   // session.status_idle
+	WaitsFor   []string // session.status_idle: ids of the calls it waits for
 }
 
 const (
@@ -82,11 +83,12 @@ func decodeEvent(raw []byte) (event, error) {
 	case api.EvSessionStatusIdle:
 		var body struct {
 			StopReason struct {
-				Type string `json:"type"`
+				Type     string   `json:"type"`
+				EventIDs []string `json:"event_ids"`
 			} `json:"stop_reason"`
 		}
 		err = json.Unmarshal(raw, &body)
-		ev.StopReason = body.StopReason.Type
+		ev.StopReason, ev.WaitsFor = body.StopReason.Type, body.StopReason.EventIDs
 	}
 	if err != nil {
 		return event{}, fmt.Errorf("decode event of type %.128q: %w", head.Type, err)

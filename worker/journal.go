@@ -67,10 +67,14 @@ const (
 	journalKeep = 30 * 24 * time.Hour
 )
 
+func (d *dataDir) journalPath(session string) string {
+	return filepath.Join(d.path, "calls", fileName(session)+".jsonl")
+}
+
 // openJournal opens a session's journal, making it if there is none.
 func (d *dataDir) openJournal(session string) (*journal, error) {
 	j := &journal{
-		path:  filepath.Join(d.path, "calls", fileName(session)+".jsonl"),
+		path:  d.journalPath(session),
 		step:  d.step,
 		calls: make(map[string]entry),
 	}

@@ -17,7 +17,7 @@ import (
 
 func openTestDir(t *testing.T) *dataDir {
 	t.Helper()
-	d, err := openDataDir(t.TempDir(), func(string) error { return nil })
+	d, err := openDataDir(t.TempDir(), t.TempDir(), func(string) error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,16 +12,21 @@ import (
 )
 
 // poll asks for work until ctx ends, and hands each offer that is not in hand
-// already to serve, together with a slot to give back. While all slots are taken
-// it does not ask. No answer of the plane ends it: the key may be rotated, the
-// environment come back, the network mend.
-func (w *Worker) poll(ctx context.Context, serve func(*offer)) {
+// already to serve, together with the place it is to leave. While all places are
+// taken, or the disk is too full to take work on, it does not ask.
+//
+// It returns an error only if the very first answers are that the key is not
+// accepted, which is a mistake that somebody made just now. Later, no answer of the
+// plane ends it: the key may be rotated, the environment come back, the network mend.
+func (w *Worker) poll(ctx context.Context, serve func(*offer, *place)) error {
 	trouble := pollTrouble{log: w.log, retry: backoff{min: time.Second, max: time.Minute}}
-	for {
-		select {
-		case w.slots <- struct{}{}:
-		case <-ctx.Done():
-			return
+	for answered := false; ; {
+		if !w.awaitRoom(ctx) {
+			return nil
+		}
+		at := w.places.take(ctx)
+		if at == nil {
+			return nil
 		}
 		began := time.Now()
 		o, err := w.plane.poll(ctx, api.PollBlockMax)
@@ -29,15 +34,18 @@ func (w *Worker) poll(ctx context.Context, serve func(*offer)) {
 		switch {
 		case ctx.Err() != nil:
 			// An offer that got lost on the way is made again: it was not acknowledged.
-			<-w.slots
-			return
+			at.leave()
+			return nil
+		case unauthorized(err) && !answered && trouble.failed > 0:
+			at.leave()
+			return &KeyRefused{Environment: w.cfg.EnvironmentID, BaseURL: w.cfg.BaseURL, Err: err}
 		case err != nil:
-			<-w.slots
+			at.leave()
 			w.metrics.polls.WithLabelValues("error").Inc()
 			wait = trouble.note(err)
 			w.setReady(trouble.ready(err))
 		case o == nil:
-			<-w.slots
+			at.leave()
 			w.metrics.polls.WithLabelValues("empty").Inc()
 			trouble.over()
 			w.setReady(nil)
@@ -48,7 +56,7 @@ func (w *Worker) poll(ctx context.Context, serve func(*offer)) {
 			}
 		case !w.hold(o.id):
 			// Delivery is at least once. The item is ours and being served.
-			<-w.slots
+			at.leave()
 			w.metrics.polls.WithLabelValues("duplicate").Inc()
 			w.log.Info("work offered that is in hand already", "work_id", o.id)
 			trouble.over()
@@ -58,8 +66,9 @@ func (w *Worker) poll(ctx context.Context, serve func(*offer)) {
 			w.metrics.polls.WithLabelValues("work").Inc()
 			trouble.over()
 			w.setReady(nil)
-			serve(o)
+			serve(o, at)
 		}
+		answered = answered || err == nil
 		if wait > 0 {
 			sleep(ctx, wait)
 		}
@@ -115,3 +124,17 @@ func (t *pollTrouble) over() {
 	t.failed = 0
 	t.retry.reset()
 }
+
+// KeyRefused is the error of [Worker.Run] when the plane refuses the environment
+// key from the start.
+type KeyRefused struct {
+	Environment, BaseURL string
+	Err                  error
+}
+
+func (e *KeyRefused) Error() string {
+	return fmt.Sprintf("%s does not accept the key for environment %s: it was revoked, or is another environment's; create a new one and give it to this worker (%v)",
+		e.BaseURL, e.Environment, e.Err)
+}
+
+func (e *KeyRefused) Unwrap() error { return e.Err }

@@ -19,7 +19,7 @@ func (f *field) polls(began time.Time) (at []time.Duration) {
 	f.plane.mu.Lock()
 	defer f.plane.mu.Unlock()
 	for _, r := range f.plane.requests {
-		if strings.HasSuffix(r.path, "/poll") {
+		if strings.HasSuffix(r.path, "/poll") && !r.at.Before(began) {
 			at = append(at, r.at.Sub(began))
 		}
 	}
@@ -113,9 +113,11 @@ func TestPollTrouble(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			virtual(t, func(f *field) {
-				f.plane.fault = func(*http.Request) (*fakeReply, error) { return tt.answer() }
-				began := time.Now()
 				w := f.start()
+				time.Sleep(2 * time.Second)
+				synctest.Wait()
+				began := time.Now()
+				f.plane.setFault(func(*http.Request) (*fakeReply, error) { return tt.answer() })
 				time.Sleep(time.Minute)
 				if err := w.Ready(); (err != nil) != tt.notReady {
 					t.Errorf("Ready: %v, want an error: %v", err, tt.notReady)
@@ -275,4 +277,29 @@ func TestReadyLifecycle(t *testing.T) {
 			t.Errorf("Ready after Run: %v", err)
 		}
 	})
+}
+
+// TestWrongKeyAtTheStart: a mistake that was just made ends the worker, with a word
+// on what to do.
+func TestWrongKeyAtTheStart(t *testing.T) {
+	for _, status := range []int{401, 403} {
+		t.Run(http.StatusText(status), func(t *testing.T) {
+			virtual(t, func(f *field) {
+				f.plane.fault = func(*http.Request) (*fakeReply, error) { return &fakeReply{status: status, body: "{}"}, nil }
+				w, err := New(f.config())
+				if err != nil {
+					t.Fatal(err)
+				}
+				began := time.Now()
+				err = w.Run(f.Context())
+				refused, ok := errors.AsType[*KeyRefused](err)
+				if !ok || refused.Environment != testEnv || !strings.Contains(err.Error(), "create a new one") {
+					t.Errorf("Run: %v, want that the key is refused", err)
+				}
+				if took := time.Since(began); took > 5*time.Second {
+					t.Errorf("took %s", took)
+				}
+			})
+		})
+	}
 }

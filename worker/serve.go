@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/url"
+	"strings"
 	"sync"
 	"time"
 )
@@ -19,7 +21,7 @@ const (
 )
 
 // claim takes on an item that was offered and serves it to its end.
-func (w *Worker) claim(ctx, hard context.Context, o *offer) {
+func (w *Worker) claim(ctx, hard context.Context, o *offer, at *place) {
 	log := w.log.With("work_id", o.id, "session_id", o.session)
 	it := item{ID: o.id, Env: w.cfg.EnvironmentID, Session: o.session}
 	cred := &itemCredential{keys: w.keys, token: o.token}
@@ -39,7 +41,7 @@ func (w *Worker) claim(ctx, hard context.Context, o *offer) {
 		switch status := statusOf(err); {
 		case status == 0 || status >= 500:
 			// It may have been. The first heartbeat tells.
-			w.serve(ctx, hard, it, cred, claimDoubtful, log)
+			w.serve(ctx, hard, it, at, cred, claimDoubtful, log)
 			return
 		case status == http.StatusNotFound, status == http.StatusConflict, status == http.StatusPreconditionFailed:
 			// Gone, or somebody else's.
@@ -61,7 +63,7 @@ func (w *Worker) claim(ctx, hard context.Context, o *offer) {
 		return
 	}
 	log.Info("work claimed", "token", o.token != "")
-	w.serve(ctx, hard, it, cred, claimSure, log)
+	w.serve(ctx, hard, it, at, cred, claimSure, log)
 }
 
 // ack acknowledges an item, trying again while the plane may not have heard.
@@ -82,9 +84,9 @@ func (w *Worker) ack(ctx context.Context, id string) error {
 
 // resume carries on with an item that this worker held before it was restarted.
 // Its token is not kept on disk; the environment key does as well.
-func (w *Worker) resume(ctx, hard context.Context, it item) {
+func (w *Worker) resume(ctx, hard context.Context, it item, at *place) {
 	log := w.log.With("work_id", it.ID, "session_id", it.Session)
-	w.serve(ctx, hard, it, &itemCredential{keys: w.keys}, claimDoubtful, log)
+	w.serve(ctx, hard, it, at, &itemCredential{keys: w.keys}, claimDoubtful, log)
 }
 
 // Whether an item is known to be ours before its first heartbeat.
@@ -95,7 +97,7 @@ const (
 
 // serve holds an item's lease while its session is served, and says afterwards
 // what is to become of the item.
-func (w *Worker) serve(soft, hard context.Context, it item, cred credential, sure bool, log *slog.Logger) {
+func (w *Worker) serve(soft, hard context.Context, it item, at *place, cred credential, sure bool, log *slog.Logger) {
 	w.metrics.sessions.Inc()
 	defer w.metrics.sessions.Dec()
 
@@ -111,7 +113,7 @@ func (w *Worker) serve(soft, hard context.Context, it item, cred credential, sur
 
 	end := outcomeLost
 	if sure || l.prove(ctx, soft) {
-		end = w.session(ctx, soft, it.Session, l, cred, log)
+		end = w.session(ctx, soft, it.Session, at, l, cred, log)
 	}
 	cancel(nil)
 	lost := <-leased
@@ -141,7 +143,7 @@ func (w *Worker) serve(soft, hard context.Context, it item, cred credential, sur
 
 // session waits until no other item of the same session is served here, and then
 // serves it.
-func (w *Worker) session(ctx, soft context.Context, id string, l *lease, cred credential, log *slog.Logger) outcome {
+func (w *Worker) session(ctx, soft context.Context, id string, at *place, l *lease, cred credential, log *slog.Logger) outcome {
 	// The plane has at most one live item a session, but the one before may still
 	// be tidying up here.
 	leave := w.enter(ctx, soft, id)
@@ -160,16 +162,19 @@ func (w *Worker) session(ctx, soft context.Context, id string, l *lease, cred cr
 	case err != nil && soft.Err() != nil:
 		return outcomeHanded
 	case gone(err):
+		w.boxes.forget(id)
 		return outcomeGone
 	case terminated:
 		log.Info("the session has ended already")
+		w.boxes.forget(id)
 		return outcomeTerminated
 	}
 
 	s := &session{
-		id: id, worker: w.cfg.WorkerID, plane: w.plane, cred: cred, lease: l, audit: w.audit, data: w.data,
-		log: log, metrics: w.metrics,
+		id: id, worker: w.cfg.WorkerID, plane: w.plane, cred: cred, lease: l, place: at, record: w.record,
+		box: w.boxes.open(id, log), log: log, metrics: w.metrics,
 		toolTimeout: w.cfg.ToolTimeout, maxIdle: w.cfg.MaxIdle, drainTimeout: w.cfg.DrainTimeout,
+		requeued: requeues(w.cfg.BaseURL),
 		open: make(map[string]*call), answered: make(map[string]bool), verdicts: make(map[string]string),
 		dead: make(map[string]bool), foreign: make(map[string]bool),
 	}
@@ -178,11 +183,17 @@ func (w *Worker) session(ctx, soft context.Context, id string, l *lease, cred cr
 		log.Error("session cannot be served; its calls are answered with the reason", "error", s.broken)
 		s.maxIdle = 0
 	} else if w.cfg.EagerBox {
-		eager.Go(func() { _, _ = s.box.ensure(ctx) }) // what goes wrong is said on the first call
+		eager.Go(func() {
+			if _, done, err := s.box.use(ctx); err == nil { // what goes wrong is said on the first call
+				done()
+			}
+		})
 	}
 
 	end := s.run(ctx, soft)
 	eager.Wait()
+	// Only a session that rests may come back to the state its box is in.
+	w.boxes.release(s.box, end == outcomeIdle)
 	if s.journal != nil {
 		over := end == outcomeTerminated || end == outcomeDeleted || end == outcomeGone
 		if err := s.journal.close(over); err != nil {
@@ -190,9 +201,7 @@ func (w *Worker) session(ctx, soft context.Context, id string, l *lease, cred cr
 		}
 	}
 	if end == outcomeDeleted {
-		if err := w.data.forget(id); err != nil {
-			log.Warn("work folder of a deleted session not removed", "error", err)
-		}
+		w.forget(id)
 	}
 	return end
 }
@@ -200,11 +209,10 @@ func (w *Worker) session(ctx, soft context.Context, id string, l *lease, cred cr
 // setUp gives s what it needs of this host. found is what looking the session up
 // came to.
 func (w *Worker) setUp(s *session, found error) error {
-	folder, err := w.data.work(s.id)
-	s.box = newBox(w, s.id, folder, s.log)
 	if found != nil {
 		return fmt.Errorf("the session cannot be read: %w", found)
 	}
+	err := w.data.checkWork(s.id)
 	if err != nil {
 		return err
 	}
@@ -216,6 +224,19 @@ func (w *Worker) setUp(s *session, found error) error {
 		s.doubtful = true
 	}
 	return nil
+}
+
+// requeues reports whether the plane at an address queues a session again as soon as
+// a worker is needed, also where it was a person's answer that it waited for. Ours
+// does. Anthropic's is only known to do so for a new message, so there an item is kept
+// while a call waits for a person.
+func requeues(baseURL string) bool {
+	u, err := url.Parse(baseURL)
+	if err != nil {
+		return false
+	}
+	host := strings.ToLower(u.Hostname())
+	return host != "anthropic.com" && !strings.HasSuffix(host, ".anthropic.com")
 }
 
 // lookUp asks whether a session has ended, until it gets an answer that counts or

@@ -20,9 +20,9 @@ type session struct {
 	plane   *plane
 	cred    credential
 	lease   *lease
+	place   *place
 	journal *journal
-	audit   *audit.Log
-	data    *dataDir
+	record  func(audit.Record) error
 	box     *box
 	log     *slog.Logger
 	metrics *metrics
@@ -30,6 +30,10 @@ type session struct {
 	toolTimeout  time.Duration
 	maxIdle      time.Duration // below 0: never
 	drainTimeout time.Duration
+
+	// requeued says that the plane queues a session again as soon as there is
+	// something for a worker to do, whatever it was that it waited for.
+	requeued bool
 
 	// broken is why this session cannot be served, or nil. Its calls are then
 	// answered with it, so that the model sees what happened and ends its turn.
@@ -47,8 +51,12 @@ type session struct {
 	cutoff    time.Time       // calls processed up to here were interrupted
 	dead      map[string]bool // threads that ended
 	foreign   map[string]bool // names of tools that are not ours, logged once
+	fresh     bool            // nothing has happened in the session yet
 	turnOver  bool            // as far as the events seen tell
-	idleSince time.Time       // when the turn was over and nothing was open; zero while not
+	waitsFor  []string        // the calls that the newest idle names, while it is the newest event
+	left      map[string]bool // calls of ours that were not taken on
+	idleSince time.Time       // since when there is nothing to do; zero while there is
+	restSince time.Time       // the same, or only others have something to do
 }
 
 // openMax bounds the calls kept at a time. Those beyond it stay open at the
@@ -59,7 +67,7 @@ const openMax = 4096
 type outcome string
 
 const (
-	outcomeIdle       outcome = "idle"       // its turn was over for MaxIdle
+	outcomeIdle       outcome = "idle"       // there was nothing to do for it for MaxIdle, or its place was needed
 	outcomeTerminated outcome = "terminated" // it takes nothing any more
 	outcomeDeleted    outcome = "deleted"
 	outcomeGone       outcome = "gone"    // the plane does not know it, or not for us
@@ -71,7 +79,7 @@ const (
 
 // run serves the session until it ends in one of the ways above. soft ending
 // means: finish what runs, begin nothing new. ctx ending means: stop.
-func (s *session) run(ctx, soft context.Context) outcome {
+func (s *session) run(ctx, soft context.Context) (end outcome) {
 	ctx, cancel := context.WithCancel(ctx)
 	feed := make(chan news)
 	fed := make(chan struct{})
@@ -82,7 +90,9 @@ func (s *session) run(ctx, soft context.Context) outcome {
 	finished := make(chan *call)
 	defer func() {
 		cancel()
-		s.box.stop() // whatever runs in it now has nobody to answer to
+		if end != outcomeIdle {
+			s.box.stop() // whatever runs in it now has nobody to answer to
+		}
 		if s.running != nil {
 			<-finished
 		}
@@ -116,6 +126,11 @@ func (s *session) run(ctx, soft context.Context) outcome {
 				}
 			default:
 				s.log.Info("session idle; leaving it", "after", s.maxIdle)
+				return outcomeIdle
+			}
+		case <-s.place.asked:
+			if quiet, yields := s.quiet(); quiet || yields {
+				s.log.Info("session idle; leaving it, as its place is needed")
 				return outcomeIdle
 			}
 		case <-draining:
@@ -171,19 +186,55 @@ func (s *session) handOver() outcome {
 
 // armIdle sets the timer for the moment the session has been idle long enough.
 func (s *session) armIdle(t *time.Timer) {
-	quiet := s.connected && s.turnOver && len(s.open) == 0
-	switch {
-	case !quiet:
-		s.idleSince = time.Time{}
-	case s.idleSince.IsZero():
-		// The countdown begins when the last call is done with, not before.
-		s.idleSince = time.Now()
-	}
+	// The countdown begins when the last call is done with, not before.
+	quiet, yields := s.quiet()
+	s.idleSince = since(quiet, s.idleSince)
+	s.restSince = since(quiet || yields, s.restSince)
+	s.place.rest(s.restSince)
 	if left := s.idleLeft(); left < noIdle {
 		t.Reset(max(0, left))
 	} else {
 		t.Stop()
 	}
+}
+
+// since returns the moment from which something has been so without a break, or zero.
+func since(so bool, from time.Time) time.Time {
+	switch {
+	case !so:
+		return time.Time{}
+	case from.IsZero():
+		return time.Now()
+	}
+	return from
+}
+
+// quiet reports whether there is nothing to do for the session: its turn is over, or
+// has not begun, or it waits for a person and is queued again once they have decided.
+// A session that waits for the result of somebody else's tool yields: it is left only
+// if its place is needed, as the plane offers it to the next worker at once.
+func (s *session) quiet() (quiet, yields bool) {
+	switch {
+	case !s.connected || s.running != nil || len(s.order) > 0:
+		return false, false
+	case s.turnOver || s.fresh:
+		return len(s.open) == 0, false
+	case !s.requeued:
+		return false, false
+	}
+	held, foreign := false, false
+	for _, id := range s.waitsFor {
+		switch c := s.open[id]; {
+		case s.left[id]:
+			return false, false // it is ours to run, at the next connection
+		case c != nil:
+			held = true
+		case !s.answered[id]:
+			foreign = true
+		}
+	}
+	// With every answer in, the turn goes on.
+	return held && !foreign, foreign
 }
 
 const noIdle = 1 << 62
@@ -201,13 +252,14 @@ func (s *session) reconcile(history []event) outcome {
 	s.answered = make(map[string]bool)
 	s.verdicts = make(map[string]string)
 	s.dead = make(map[string]bool)
-	s.turnOver = false
+	s.left = make(map[string]bool)
+	s.turnOver, s.fresh, s.waitsFor = false, true, nil
 	for _, ev := range history {
 		if end := ev.ends(); end != "" {
 			return end
 		}
 		if !ev.neutral() {
-			s.turnOver = ev.endsTurn()
+			s.turnOver, s.fresh, s.waitsFor = ev.endsTurn(), false, ev.WaitsFor
 		}
 		// Everything that decides about calls first: an interrupt may be listed
 		// before calls that it covers, and a verdict after its call.
@@ -247,8 +299,8 @@ func (s *session) route(ev event) outcome {
 		return end
 	}
 	if !ev.neutral() {
-		s.turnOver = ev.endsTurn()
-		s.idleSince = time.Time{}
+		s.turnOver, s.fresh, s.waitsFor = ev.endsTurn(), false, ev.WaitsFor
+		s.idleSince, s.restSince = time.Time{}, time.Time{}
 	}
 	if ev.Type == api.EvAgentToolUse {
 		s.take(ev)

@@ -154,7 +154,10 @@ func (s *sim) worker(ctx context.Context, id, dir string, driver *fakeDriver) {
 			}
 		})
 		if err := w.Run(life); err != nil {
-			s.Errorf("Run: %v", err)
+			// Bad luck from the very start may look like a wrong key.
+			if _, unlucky := errors.AsType[*KeyRefused](err); !unlucky {
+				s.Errorf("Run: %v", err)
+			}
 		}
 		stop.Stop()
 		end()

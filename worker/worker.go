@@ -61,6 +61,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -82,17 +83,45 @@ type Config struct {
 	WorkerID string
 
 	// DataDir is the worker's own directory, made if missing; one worker uses it
-	// at a time. It holds the audit record, the journals that a restart needs, and
-	// the sessions' work folders, which stay until their session is deleted.
+	// at a time. It holds the journals that a restart needs, and the audit record
+	// unless Audit is set.
 	DataDir string
 
-	// MaxSessions is how many sessions are served at a time; while there are as
-	// many, no work is asked for. A session keeps its place for MaxIdle after its turn.
+	// WorkDir is where the sessions' work folders are, which stay until their session
+	// is deleted; the same holds for it. On a disk of its own, what boxes write cannot
+	// keep the worker from its journals. Default: work in DataDir.
+	WorkDir string
+
+	// Audit takes the audit record. Nil keeps one in DataDir.
+	Audit Recorder
+
+	// MaxSessions is how many sessions are served at a time. While there are as many,
+	// one that has nothing to do leaves early, and with none no work is asked for.
 	// Default 16.
 	MaxSessions int
 
-	// Driver makes the boxes.
-	Driver sandbox.Driver
+	// Driver makes the boxes, of Image and with Devices: see sandbox.Spec.
+	Driver  sandbox.Driver
+	Image   string
+	Devices []string
+
+	// Networks opens the network of each box. Nil: boxes have none.
+	Networks Networks
+
+	PoolSize int  // boxes kept ready for sessions to come
+	Keep     Keep // what becomes of boxes that nothing uses
+
+	// FolderMax bounds a session's work folder, in bytes; 0 does not. It is looked
+	// after, not held by the kernel: a box may exceed it for some seconds.
+	FolderMax int64
+
+	// DiskReserve is how much of the disks under DataDir and WorkDir stays free, in
+	// bytes: with less, no work is taken on. Default 512 MiB, or a twentieth of a disk
+	// smaller than 10 GiB.
+	DiskReserve int64
+
+	// Shell says whether people may open shells in boxes.
+	Shell ShellRules
 
 	// Agent is the host path of the static executable that runs in every box, and
 	// AgentArgs are its arguments there.
@@ -110,14 +139,26 @@ type Config struct {
 	Limits sandbox.Limits // of every box
 
 	ToolTimeout  time.Duration // of one call; default 120 s, at most 24 h
-	MaxIdle      time.Duration // how long a session whose turn is over is kept; default 60 s, below 0 for ever
+	// MaxIdle is how long a session with nothing to do keeps its place, if nobody else
+	// needs it: its turn is over or has not begun, or it waits for a person. Then its
+	// item is given back; its box is kept as Keep says. Default 60 s; below 0 until the
+	// place is needed.
+	MaxIdle time.Duration
+
 	DrainTimeout time.Duration // how long calls may go on once Run is to end; default 30 s
 
-	AuditInput audit.InputMode // how much of tool inputs the audit record keeps; default a hash
+	AuditInput audit.InputMode // how much of tool inputs the record in DataDir keeps; default a hash
 
 	HTTPClient *http.Client          // default: one with HTTP/2 health checks and no overall timeout
 	Logger     *slog.Logger          // nil discards
 	Metrics    prometheus.Registerer // nil registers nothing
+}
+
+// A Recorder takes audit records. *audit.Log is one. Append returns once the record
+// is safe; Err says why none is taken any more.
+type Recorder interface {
+	Append(audit.Record) error
+	Err() error
 }
 
 const (
@@ -150,6 +191,10 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("worker: Config.MaxSessions is %d", c.MaxSessions)
 	case c.ToolTimeout < 0 || c.ToolTimeout > maxToolTimeout:
 		return c, fmt.Errorf("worker: Config.ToolTimeout is %s, at most %s is allowed", c.ToolTimeout, maxToolTimeout)
+	case c.PoolSize < 0:
+		return c, fmt.Errorf("worker: Config.PoolSize is %d", c.PoolSize)
+	case c.FolderMax < 0 || c.DiskReserve < 0:
+		return c, fmt.Errorf("worker: Config.FolderMax is %d and Config.DiskReserve %d bytes", c.FolderMax, c.DiskReserve)
 	case c.DrainTimeout < 0:
 		return c, fmt.Errorf("worker: Config.DrainTimeout is %s", c.DrainTimeout)
 	case len(c.WorkerID) > api.WorkerIDMax:
@@ -163,6 +208,10 @@ func (c Config) withDefaults() (Config, error) {
 	set(&c.ToolTimeout, defaultToolTimeout)
 	set(&c.MaxIdle, defaultMaxIdle)
 	set(&c.DrainTimeout, defaultDrainTimeout)
+	c.Keep = c.Keep.withDefaults()
+	if c.WorkDir == "" {
+		c.WorkDir = filepath.Join(c.DataDir, "work")
+	}
 	if c.BaseURL == "" {
 		c.BaseURL = defaultBaseURL
 	}
@@ -209,24 +258,26 @@ func defaultHTTPClient() *http.Client {
 
 // A Worker serves one environment. It is made by [New] and run once.
 type Worker struct {
-	// Static after New, but for data and audit, which Run sets before anything else.
+	// Static after New, but for data, audit, space and boxes, which Run sets before
+	// anything else.
 	cfg     Config
 	log     *slog.Logger
 	plane   *plane
 	keys    *keyring
 	metrics *metrics
 	data    *dataDir
-	audit   *audit.Log
+	audit   Recorder
+	boxes   *boxes
+	space   *space
+	places  *places                 // one taken for each session that is served or asked for
 	step    func(name string) error // see dataDir.step
 
-	// slots has one element for each session that is served or asked for.
-	slots chan struct{}
-
-	mu    sync.Mutex
-	held  map[string]bool  // ids of the work items in hand
-	turns map[string]*turn // one a session that is served or waited for
-	ready error            // why no work comes in, as far as polling tells
-	unfit error            // why none can be taken on, as far as the disk tells
+	mu      sync.Mutex
+	held    map[string]bool  // ids of the work items in hand
+	turns   map[string]*turn // one a session that is served or waited for
+	ready   error            // why no work comes in, as far as polling tells
+	unfit   error            // why none can be taken on, as the last attempt found
+	cramped error            // why none is asked for, as the disk tells
 }
 
 // turn is the right to serve a session.
@@ -259,7 +310,7 @@ func New(c Config) (*Worker, error) {
 		keys:    keys,
 		metrics: m,
 		step:    func(string) error { return nil },
-		slots:   make(chan struct{}, c.MaxSessions),
+		places:  newPlaces(c.MaxSessions),
 		held:    make(map[string]bool),
 		turns:   make(map[string]*turn),
 		ready:   errNotStarted,
@@ -269,22 +320,18 @@ func New(c Config) (*Worker, error) {
 // Run serves the environment until ctx ends. It then asks for no more work and
 // begins no more calls, but gives those that run up to DrainTimeout, and returns
 // nil once all is left in order. It returns an error only if it could not begin:
-// the key cannot be read, or DataDir or the audit record in it cannot be used.
-// Whatever the plane answers later, Run carries on and [Worker.Ready] says what
-// is wrong.
+// the key cannot be read or is refused at once, see [KeyRefused], or DataDir or the
+// audit record in it cannot be used. Whatever the plane answers later, Run carries on
+// and [Worker.Ready] says what is wrong.
 func (w *Worker) Run(ctx context.Context) error {
 	if _, err := w.keys.bearer(); err != nil {
 		return fmt.Errorf("worker: %w", err)
 	}
-	var err error
-	if w.data, err = openDataDir(w.cfg.DataDir, w.step); err != nil {
-		return fmt.Errorf("worker: data directory: %w", err)
-	}
-	defer w.data.close()
-	if w.audit, err = audit.Open(w.data.audit(), audit.Options{Logger: w.log, Input: w.cfg.AuditInput}); err != nil {
+	closeAll, err := w.open()
+	if err != nil {
 		return fmt.Errorf("worker: %w", err)
 	}
-	defer w.audit.Close()
+	defer closeAll()
 	if err := w.data.sweepJournals(time.Now()); err != nil {
 		w.log.Warn("old journals not removed", "error", err)
 	}
@@ -292,39 +339,81 @@ func (w *Worker) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("worker: %w", err)
 	}
+	left, err := w.data.leftFolders()
+	if err != nil {
+		return fmt.Errorf("worker: %w", err)
+	}
 
 	// Taking no more work and stopping work are two events: ctx is the first,
 	// hard is the second.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	hard, abort := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer abort(nil)
-	var sessions sync.WaitGroup
+	var sessions, rest sync.WaitGroup
+	rest.Go(func() { w.boxes.run(ctx) })
+	rest.Go(func() { w.sweepFolders(ctx, left) })
 	for _, it := range items {
 		w.log.Info("resuming work", "work_id", it.ID, "session_id", it.Session)
 		w.hold(it.ID)
 		sessions.Go(func() {
-			select {
-			case w.slots <- struct{}{}:
-				defer func() { <-w.slots }()
-				w.resume(ctx, hard, it)
-			case <-ctx.Done():
+			if at := w.places.take(ctx); at != nil {
+				defer at.leave()
+				w.resume(ctx, hard, it, at)
 			}
 			w.letGo(it.ID)
 		})
 	}
-	w.poll(ctx, func(o *offer) {
+	refused := w.poll(ctx, func(o *offer, at *place) {
 		sessions.Go(func() {
-			defer func() { <-w.slots }()
-			w.claim(ctx, hard, o)
+			defer at.leave()
+			w.claim(ctx, hard, o, at)
 			w.letGo(o.id)
 		})
 	})
+	cancel() // if it was the key
 
 	w.setReady(errDraining)
 	w.log.Info("shutting down", "at_most", w.cfg.DrainTimeout)
 	late := time.AfterFunc(w.cfg.DrainTimeout, func() { abort(errShutdown) })
 	defer late.Stop()
 	sessions.Wait()
-	return nil
+	rest.Wait()
+	w.boxes.close()
+	return refused
+}
+
+// open opens what is on disk, and returns how to close it.
+func (w *Worker) open() (closeAll func(), err error) {
+	data, err := openDataDir(w.cfg.DataDir, w.cfg.WorkDir, w.step)
+	if err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	closeAll = data.close
+	record := w.cfg.Audit
+	if record == nil {
+		own, err := audit.Open(data.audit(), audit.Options{Logger: w.log, Input: w.cfg.AuditInput})
+		if err != nil {
+			data.close()
+			return nil, err
+		}
+		record = own
+		closeAll = func() { _ = own.Close(); data.close() }
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.data, w.audit = data, record
+	w.space = &space{data: w.cfg.DataDir, folders: w.cfg.WorkDir, reserve: w.cfg.DiskReserve, folderMax: w.cfg.FolderMax, look: lookEvery}
+	w.boxes = newBoxes(w, newStarter(w.cfg, w.record))
+	return closeAll, nil
+}
+
+// record writes an audit record.
+func (w *Worker) record(r audit.Record) error {
+	if err := w.step(r.Action); err != nil {
+		return err
+	}
+	return w.audit.Append(r)
 }
 
 // Ready returns nil while the worker can take work, and otherwise why it cannot.
@@ -333,7 +422,7 @@ func (w *Worker) Run(ctx context.Context) error {
 func (w *Worker) Ready() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if err := errors.Join(w.ready, w.unfit); err != nil {
+	if err := errors.Join(w.ready, w.unfit, w.cramped); err != nil {
 		return err
 	}
 	return w.audit.Err()
@@ -349,6 +438,12 @@ func (w *Worker) setUnfit(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.unfit = err
+}
+
+func (w *Worker) setCramped(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.cramped = err
 }
 
 // enter waits for the turn to serve a session and returns what gives it back, or

@@ -1,0 +1,37 @@
+package worker
+
+// Live is what of a [Config] can be changed while a worker runs.
+type Live struct {
+	MaxSessions int
+	PoolSize    int
+	Keep        Keep
+	Shell       ShellRules
+}
+
+// Apply changes a worker that runs. Sessions beyond a smaller MaxSessions are served to
+// their end. Zero fields have the defaults of a [Config].
+func (w *Worker) Apply(l Live) {
+	if l.MaxSessions == 0 {
+		l.MaxSessions = defaultMaxSessions
+	}
+	w.places.resize(l.MaxSessions)
+	w.mu.Lock()
+	w.cfg.Shell = l.Shell
+	boxes := w.boxes
+	w.mu.Unlock()
+	if boxes == nil {
+		return // Run has not begun
+	}
+	boxes.pool.resize(l.PoolSize)
+	boxes.mu.Lock()
+	boxes.rules = l.Keep.withDefaults()
+	boxes.mu.Unlock()
+}
+
+// RereadKey reads the environment key anew.
+func (w *Worker) RereadKey() error {
+	w.keys.mu.Lock()
+	defer w.keys.mu.Unlock()
+	_, err := w.keys.read()
+	return err
+}

@@ -1,0 +1,277 @@
+package worker
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/bailey-platform/bailey/audit"
+	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/tool"
+)
+
+// running is one box, the agent in it and the network around it. It is owned by a
+// session's box or by the pool.
+type running struct {
+	// Static once started.
+	box     sandbox.Box
+	client  *tool.Client
+	network Network // nil if boxes have none
+	guard   *guard  // nil if boxes have no network
+	stderr  *stderrLog
+	ended   chan struct{} // closed when the box has ended
+	exit    sandbox.Exit  // why; valid once ended is closed
+
+	// Guarded by the owner.
+	folder string // its work folder on the host
+	frozen bool
+
+	mu   sync.Mutex
+	doom *sandbox.Exit // why we ended it, if we did for a reason of the box's
+}
+
+const (
+	boxStartTimeout = 90 * time.Second // for the driver and the agent's hello
+	boxStopTimeout  = 30 * time.Second
+	boxExitWait     = 5 * time.Second // for the cause of a loss to become known
+	freezeTimeout   = 10 * time.Second
+)
+
+// boxEnv is the environment of every box. Nothing of the worker's own is in it.
+var boxEnv = []string{
+	"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+	"HOME=" + sandbox.WorkPath,
+	"LANG=C.UTF-8",
+	"TERM=dumb",
+}
+
+// starter starts boxes, all alike but for their work folder.
+type starter struct {
+	driver   sandbox.Driver
+	spec     sandbox.Spec // all but ID, WorkDir, Stderr and what the network adds
+	networks Networks     // nil for none
+	actor    string
+	record   func(audit.Record) error
+}
+
+func newStarter(c Config, record func(audit.Record) error) *starter {
+	return &starter{
+		driver: c.Driver, networks: c.Networks, actor: c.WorkerID, record: record,
+		// What else every box is to hold belongs into the Spec here.
+		spec: sandbox.Spec{
+			Command: append([]string{sandbox.AgentPath}, c.AgentArgs...),
+			Agent:   c.Agent,
+			Image:   c.Image,
+			Devices: c.Devices,
+			Env:     append(boxEnv[:len(boxEnv):len(boxEnv)], c.BoxEnv...),
+			Limits:  c.Limits,
+		},
+	}
+}
+
+// start starts a box on a work folder and meets its agent.
+func (st *starter) start(ctx context.Context, id, folder string, log *slog.Logger) (*running, error) {
+	ctx, cancel := context.WithTimeout(ctx, boxStartTimeout)
+	defer cancel()
+	r := &running{folder: folder, stderr: &stderrLog{log: log, left: stderrMax}, ended: make(chan struct{})}
+	spec := st.spec
+	spec.ID, spec.WorkDir, spec.Stderr = id, folder, r.stderr
+	if st.networks != nil {
+		r.guard = newGuard(st.actor, st.record)
+		var err error
+		if r.network, err = st.networks.Open(id, r.guard.record); err != nil {
+			return nil, fmt.Errorf("open the box's network: %w", err)
+		}
+		spec.Network, spec.Files = r.network, r.network.Files()
+		spec.Env = append(spec.Env[:len(spec.Env):len(spec.Env)], r.network.Env()...)
+	}
+	var err error
+	if r.box, err = st.driver.Start(ctx, spec); err != nil {
+		r.closeNetwork(log)
+		return nil, fmt.Errorf("start box: %w", err)
+	}
+	stdin, stdout := r.box.Stdio()
+	if r.client, err = tool.Dial(ctx, stdin, stdout); err != nil {
+		r.end(log)
+		return nil, fmt.Errorf("meet the agent in the box: %w", err)
+	}
+	go func() {
+		r.exit = r.box.Wait()
+		close(r.ended)
+	}()
+	if r.network != nil {
+		go r.watchNetwork(log)
+	}
+	return r, nil
+}
+
+// watchNetwork ends the box when its network is lost: what left it then would pass
+// unseen, or nothing would any more.
+func (r *running) watchNetwork(log *slog.Logger) {
+	select {
+	case <-r.ended:
+	case <-r.network.Done():
+		err := r.network.Err()
+		if err == nil {
+			return // closed by us
+		}
+		log.Error("the network of a box is lost; stopping the box", "error", err)
+		r.condemn(sandbox.Exit{Cause: sandbox.CauseCrashed, Detail: "its network was lost: " + err.Error()}, log)
+	}
+}
+
+// condemn ends the box for a reason that its next call is to be told. Whoever owns
+// it notices that it is lost and cleans up.
+func (r *running) condemn(why sandbox.Exit, log *slog.Logger) {
+	r.mu.Lock()
+	if r.doom == nil {
+		r.doom = &why
+	}
+	r.mu.Unlock()
+	stopBox(r.box, log)
+	_ = r.client.Close()
+}
+
+// why returns how the box ended, once its agent is lost. It waits a moment for the
+// cause to become known.
+func (r *running) why() sandbox.Exit {
+	// The agent's end is seen before the box's; the cause is worth a moment, but
+	// a box that hangs must not hold up the session.
+	silent := sandbox.Exit{Cause: sandbox.CauseCrashed, Detail: "its agent stopped answering"}
+	exit := silent
+	wait := time.NewTimer(boxExitWait)
+	defer wait.Stop()
+	select {
+	case <-r.ended:
+		exit = r.exit
+	case <-wait.C:
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.doom != nil:
+		return *r.doom
+	case exit.Cause == sandbox.CauseExited && exit.Code == 0:
+		// An agent ends in good order only because we hung up on it.
+		return silent
+	}
+	return exit
+}
+
+// lost reports whether the box can serve no more calls.
+func (r *running) lost() bool {
+	select {
+	case <-r.client.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// freeze stops the box's processes where they are, and reports false if that cannot
+// be done to boxes of this kind.
+func (r *running) freeze(ctx context.Context) (bool, error) {
+	f, ok := r.box.(sandbox.Freezer)
+	if !ok || r.frozen {
+		return ok, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, freezeTimeout)
+	defer cancel()
+	if err := f.Freeze(ctx); err != nil {
+		return true, fmt.Errorf("freeze box: %w", err)
+	}
+	r.frozen = true
+	return true, nil
+}
+
+func (r *running) thaw(ctx context.Context) error {
+	if !r.frozen {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, freezeTimeout)
+	defer cancel()
+	if err := r.box.(sandbox.Freezer).Thaw(ctx); err != nil {
+		return fmt.Errorf("thaw box: %w", err)
+	}
+	r.frozen = false
+	return nil
+}
+
+// end stops the box and closes its network. It may be called more than once.
+func (r *running) end(log *slog.Logger) {
+	if r.client != nil {
+		_ = r.client.Close()
+	}
+	stopBox(r.box, log)
+	r.closeNetwork(log)
+}
+
+func (r *running) closeNetwork(log *slog.Logger) {
+	if r.network == nil {
+		return
+	}
+	if err := r.network.Close(); err != nil {
+		log.Error("network of a box not closed", "error", err)
+	}
+}
+
+func stopBox(b sandbox.Box, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(context.Background(), boxStopTimeout)
+	defer cancel()
+	if err := b.Stop(ctx); err != nil {
+		log.Error("box not stopped", "error", err)
+	}
+}
+
+// boxID names a box: the same owner's boxes alike, no two the same.
+func boxID(owner string) string {
+	sum := sha256.Sum256([]byte(owner))
+	var salt [4]byte
+	_, _ = rand.Read(salt[:])
+	return "bailey-" + hex.EncodeToString(sum[:6]) + "-" + hex.EncodeToString(salt[:])
+}
+
+var errEnding = errors.New("the session is ending")
+
+// stderrMax bounds what one box may write to the worker's log.
+const stderrMax = 256 << 10
+
+// stderrLog writes what a box says on standard error to the log, line by line.
+type stderrLog struct {
+	mu   sync.Mutex
+	log  *slog.Logger
+	left int
+	part []byte
+}
+
+// to changes the log that it writes to.
+func (l *stderrLog) to(log *slog.Logger) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.log = log
+}
+
+func (l *stderrLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.left <= 0 {
+		return len(p), nil
+	}
+	l.left -= len(p)
+	l.part = append(l.part, p...)
+	for {
+		line, rest, ok := bytes.Cut(l.part, []byte("\n"))
+		if !ok {
+			return len(p), nil
+		}
+		l.log.Debug("box stderr", "line", string(line))
+		l.part = rest
+	}
+}

@@ -1,0 +1,210 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+
+	"github.com/bailey-platform/bailey/sandbox"
+)
+
+// space watches the disks that a worker writes to. Work is taken on only while there
+// is room in reserve, and a box that fills the disk, or its work folder beyond its
+// limit, is stopped. No kernel holds that limit: a box may exceed it by what it writes
+// between two looks.
+type space struct {
+	// Static.
+	data, folders string
+	reserve       int64 // bytes; 0 is for each disk to say
+	folderMax     int64 // bytes of one work folder; 0 is any
+	look          time.Duration
+
+	mu   sync.Mutex
+	size map[string]measure // of work folders, by path
+}
+
+// measure is what a work folder held when it was last looked at.
+type measure struct {
+	bytes int64
+	at    time.Time
+}
+
+const (
+	reserveDefault = 512 << 20 // bytes, or a twentieth of a small disk
+	roomRetry      = 10 * time.Second
+
+	lookEvery    = time.Second
+	measureEvery = 5 * time.Second // a work folder that is in use
+	measureCost  = 20              // measuring takes at most a part of this of the time
+	entriesMax   = 1_000_000       // in one work folder
+	overSlack    = 1 << 20         // bytes that a folder over its limit may grow by, to be tidied up
+	culpritMin   = 32 << 20        // bytes written by a call from which it may have filled the disk
+)
+
+// free returns how much room a disk has and how much is to stay free.
+func (s *space) free(dir string) (free, reserve int64, err error) {
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(dir, &fs); err != nil {
+		return 0, 0, err
+	}
+	reserve = s.reserve
+	if reserve == 0 {
+		reserve = min(reserveDefault, int64(fs.Blocks)*fs.Bsize/20)
+	}
+	return int64(fs.Bavail) * fs.Bsize, reserve, nil
+}
+
+// low returns why no work may be taken on, or nil if there is room.
+func (s *space) low() error {
+	var errs []error
+	for _, dir := range []string{s.data, s.folders} {
+		free, reserve, err := s.free(dir)
+		switch {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("free space of %s: %w", dir, err))
+		case free < reserve:
+			errs = append(errs, fmt.Errorf("the disk of %s is nearly full: %d MiB are free, and %d MiB are kept in reserve; make room there", dir, free>>20, reserve>>20))
+		}
+	}
+	if len(errs) == 2 && errs[0].Error() == errs[1].Error() {
+		return errs[0]
+	}
+	return errors.Join(errs...)
+}
+
+// awaitRoom waits until there is room to take work on, and returns false if ctx ended
+// first. Meanwhile the worker is not ready.
+func (w *Worker) awaitRoom(ctx context.Context) bool {
+	for said := false; ; {
+		err := w.space.low()
+		w.setCramped(err)
+		if err == nil {
+			if said {
+				w.log.Info("there is room on the disk again")
+			}
+			return ctx.Err() == nil
+		}
+		if !said {
+			w.log.Error("no work is taken on", "error", err)
+			said = true
+		}
+		if !sleep(ctx, roomRetry) {
+			return false
+		}
+	}
+}
+
+// watch looks after the disk while a call runs in a box, until the returned function
+// is called.
+func (s *space) watch(r *running, log *slog.Logger) (stop func()) {
+	done := make(chan struct{})
+	folder, began := r.folder, time.Now()
+	go func() {
+		tick := time.NewTicker(s.look)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-r.ended:
+				return
+			case <-tick.C:
+			}
+			if why := s.exceeded(folder, began); why != "" {
+				log.Warn("box stopped for what it wrote", "folder", folder, "reason", why)
+				r.condemn(sandbox.Exit{Cause: sandbox.CauseDisk, Detail: why}, log)
+				return
+			}
+		}
+	}()
+	return sync.OnceFunc(func() { close(done) })
+}
+
+// exceeded says which limit a box breaks that has been writing to its folder since
+// began, or "".
+func (s *space) exceeded(folder string, began time.Time) string {
+	if free, reserve, err := s.free(s.folders); err == nil && free < reserve/2 {
+		// Only of one that wrote a good deal lately can it be said that it is the cause.
+		if _, written, _ := usage(folder, began); written >= culpritMin {
+			return fmt.Sprintf("the worker's disk is nearly full, and %d MiB of it were written during this call", written>>20)
+		}
+	}
+	if s.folderMax == 0 {
+		return ""
+	}
+	s.mu.Lock()
+	last := s.size[folder]
+	s.mu.Unlock()
+	if time.Since(last.at) < measureEvery {
+		return ""
+	}
+	start := time.Now()
+	bytes, _, err := usage(folder, began)
+	if errors.Is(err, errTooMany) {
+		return fmt.Sprintf("its work folder holds more than %d files", entriesMax)
+	}
+	took := time.Since(start)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.size == nil {
+		s.size = make(map[string]measure)
+	}
+	// The next look waits for as long as keeps this one cheap.
+	s.size[folder] = measure{bytes, time.Now().Add(measureCost * took)}
+	// What is over its limit already may be tidied up.
+	if bytes > max(s.folderMax, last.bytes+overSlack) {
+		return fmt.Sprintf("its work folder holds %d MiB, and %d MiB are its limit", bytes>>20, s.folderMax>>20)
+	}
+	return ""
+}
+
+// forget drops what is known of a folder that is gone.
+func (s *space) forget(folder string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.size, folder)
+}
+
+var errTooMany = errors.New("too many files")
+
+// usage returns how many bytes of disk a work folder takes, and how many of them are in
+// files that were written since. Links are not followed, whatever changes meanwhile.
+// What cannot be read does not count.
+func usage(folder string, since time.Time) (total, written int64, err error) {
+	root, err := os.OpenRoot(folder)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer root.Close()
+	entries := 0
+	err = fs.WalkDir(root.FS(), ".", func(_ string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return nil // gone by now, or forbidden
+		}
+		if entries++; entries > entriesMax {
+			return errTooMany
+		}
+		info, err := e.Info()
+		if err != nil {
+			return nil
+		}
+		stat, ok := info.Sys().(*syscall.Stat_t)
+		if !ok {
+			return nil
+		}
+		total += stat.Blocks * 512
+		if !time.Unix(stat.Ctim.Unix()).Before(since) {
+			written += stat.Blocks * 512
+		}
+		return nil
+	})
+	return total, written, err
+}
+
