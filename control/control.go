@@ -50,6 +50,10 @@ type Config struct {
 	// QueueMax bounds the events of one session that wait for a turn. Default 1000.
 	QueueMax int
 
+	// Cloud says whether the sessions of cloud environments have somewhere to run, or
+	// why not. It may take a while. Nil: they have not.
+	Cloud func(context.Context) error
+
 	// Sole says that this process is the only one on its database, so that turns
 	// held at its start are leftovers of a crash and are freed at once.
 	Sole bool
@@ -86,6 +90,7 @@ type Control struct {
 	db   *store.DB
 	hub  *hub
 	seen *pollers
+	own  *ownKeys
 
 	pruned time.Time // owned by the sweep
 }
@@ -94,7 +99,7 @@ type Control struct {
 // [Control.Run] and, at the end, calls Close.
 func New(ctx context.Context, dbURL string, opt store.Options, cfg Config) (*Control, error) {
 	cfg.setDefaults()
-	c := &Control{cfg: cfg, hub: newHub(), seen: newPollers()}
+	c := &Control{cfg: cfg, hub: newHub(), seen: newPollers(), own: newOwnKeys()}
 	opt.Logger, opt.Clock, opt.Notify = cfg.Logger, cfg.Clock, c.hub.publish
 	db, err := store.Open(ctx, dbURL, opt)
 	if err != nil {
@@ -171,6 +176,7 @@ type Principal struct {
 	SessionID     api.SessionID     // of session tokens
 	WorkID        api.WorkID        // of session tokens
 	Parent        api.KeyID         // of session tokens: the key they were given out for
+	Own           bool              // a worker within this process; it has no key of the table
 }
 
 // keys are the credentials that have to stay good for the principal to be one.

@@ -70,6 +70,7 @@ func (c *Control) UpdateEnvironment(ctx context.Context, p Principal, id api.Env
 		}
 		next.UpdatedAt = tx.Now
 		out = &next
+		tx.Notify(topicCloud)
 		return tx.PutEnvironment(out)
 	})
 	if err != nil {

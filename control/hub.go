@@ -9,7 +9,10 @@ import (
 
 // The topics of notifications. A notification is a hint to look at the database,
 // never the truth itself.
-const topicTurns = "turns" // a session may be due
+const (
+	topicTurns = "turns" // a session may be due
+	topicCloud = "cloud" // a cloud environment may have got its first work, or another configuration
+)
 
 func topicSession(id api.SessionID) string   { return "session " + string(id) }   // its log has grown, or it is gone
 func topicInterrupt(id api.SessionID) string { return "interrupt " + string(id) } // its turn is to stop what it does
@@ -20,6 +23,7 @@ func (c *Control) Due() <-chan struct{}      { return c.hub.turns.C }
 // A hub hands notifications to whoever waits in this process.
 type hub struct {
 	turns *signal // subscribed for the life of the hub
+	cloud *signal // likewise
 
 	mu     sync.Mutex
 	closed bool
@@ -42,10 +46,12 @@ func (s *signal) fire() {
 func newHub() *hub {
 	h := &hub{
 		turns:  newSignal(),
+		cloud:  newSignal(),
 		topics: map[string]map[*signal]struct{}{},
 		views:  map[api.SessionID]map[*Follower]struct{}{},
 	}
 	h.subscribe(topicTurns, h.turns)
+	h.subscribe(topicCloud, h.cloud)
 	return h
 }
 

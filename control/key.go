@@ -46,6 +46,9 @@ func (c *Control) Authenticate(ctx context.Context, secret string) (Principal, e
 	if secret == "" || len(secret) > secretLenMax || !strings.HasPrefix(secret, "sk-ant-") {
 		return Principal{}, invalid
 	}
+	if env, ok := c.own.find(secret); ok {
+		return Principal{Kind: api.KeyEnvironment, EnvironmentID: env, Own: true}, nil
+	}
 	var key *store.Key
 	var now time.Time
 	err := c.db.Read(ctx, func(tx *store.Tx) (err error) {
@@ -74,7 +77,9 @@ func (c *Control) Authenticate(ctx context.Context, secret string) (Principal, e
 			c.cfg.Logger.Warn("could not note the use of a key", "key_id", key.ID, "error", err)
 		}
 	}
-	return Principal{key.Type, key.ID, key.EnvironmentID, key.SessionID, key.WorkID, key.Parent}, nil
+	return Principal{
+		Kind: key.Type, KeyID: key.ID, EnvironmentID: key.EnvironmentID, SessionID: key.SessionID, WorkID: key.WorkID, Parent: key.Parent,
+	}, nil
 }
 
 // valid refuses a key that has been revoked or has expired. "" is a principal that

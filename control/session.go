@@ -79,6 +79,9 @@ func (c *Control) CreateSession(ctx context.Context, p Principal, in api.Session
 	if err != nil {
 		return nil, err
 	}
+	if err := c.servable(ctx, in.EnvironmentID); err != nil {
+		return nil, err
+	}
 	var out *api.Session
 	err = c.write(ctx, func(tx *store.Tx) error {
 		env, err := sessionEnvironment(tx, in)
@@ -173,6 +176,24 @@ func nested(err error, format string, args ...any) error {
 	return err
 }
 
+// servable refuses a session of a cloud environment if there is nothing to run it in.
+// Finding that out may take too long for a transaction; an environment's kind never
+// changes.
+func (c *Control) servable(ctx context.Context, id api.EnvironmentID) error {
+	var cloud bool
+	err := c.db.Read(ctx, func(tx *store.Tx) error {
+		env, err := tx.Environment(id)
+		if err == nil {
+			cloud = env.Config.Type == api.EnvCloud && env.ArchivedAt == nil
+		}
+		return found(err, "environment", string(id))
+	})
+	if err != nil || !cloud {
+		return err
+	}
+	return c.cloudReady(ctx, id)
+}
+
 func sessionEnvironment(tx *store.Tx, in api.SessionCreate) (*api.Environment, error) {
 	env, err := tx.PinEnvironment(in.EnvironmentID)
 	switch {
@@ -180,14 +201,15 @@ func sessionEnvironment(tx *store.Tx, in api.SessionCreate) (*api.Environment, e
 		return nil, found(err, "environment", string(in.EnvironmentID))
 	case env.ArchivedAt != nil:
 		return nil, api.Invalid("environment %s is archived; new sessions cannot use it", env.ID)
-	case env.Config.Type != api.EnvSelfHosted:
-		return nil, api.Invalid("environment %s is a cloud environment, and this server does not run tools itself yet; use a self_hosted environment and `bailey worker`", env.ID)
 	}
 	for i, r := range in.Resources {
 		var res struct{ Type string }
 		if json.Unmarshal(r, &res) == nil && res.Type == "memory_store" {
 			return nil, api.Invalid("resources.%d: memory stores are not supported by this server yet", i)
 		}
+	}
+	if len(in.Resources) > 0 && env.Config.Type == api.EnvCloud {
+		return nil, api.Invalid("resources: not supported by this server yet; omit it or send []")
 	}
 	if len(in.Resources) > 0 {
 		return nil, api.Invalid("Environment %s is a self-hosted environment. `resources` are not supported with self-hosted environments.", env.ID)

@@ -147,10 +147,15 @@ func (c *Control) warnUnclaimed(tx *store.Tx, s *store.Session, w *store.Work) e
 	if err != nil || len(open.runnable) == 0 {
 		return err
 	}
-	_, err = c.append(tx, s, []api.Draft{{Body: &api.SessionError{Error: api.TurnError{
-		Type: api.ErrorUnknown, RetryStatus: api.RetryStatus{Type: api.RetryRetrying},
-		Message: fmt.Sprintf("No worker has claimed this session for %s. Start one with `bailey worker --environment-id %s`, or look at why the running ones do not poll.", c.cfg.UnclaimedAfter, s.EnvironmentID),
-	}}}})
+	env, err := tx.Environment(w.EnvironmentID)
+	if err != nil {
+		return err
+	}
+	message := fmt.Sprintf("No worker has claimed this session for %s. Start one with `bailey worker --environment-id %s`, or look at why the running ones do not poll.", c.cfg.UnclaimedAfter, s.EnvironmentID)
+	if env.Config.Type == api.EnvCloud {
+		message = fmt.Sprintf("The server has not begun to run this session's tools for %s. It may have as many sessions as it can take, or no usable sandbox any more; its log says which.", c.cfg.UnclaimedAfter)
+	}
+	_, err = c.append(tx, s, []api.Draft{errorDraft(message, api.RetryRetrying)})
 	if err != nil {
 		return err
 	}

@@ -14,7 +14,7 @@ import (
 	"github.com/bailey-platform/bailey/store"
 )
 
-// enqueue makes sure that a self-hosted session has a live work item. deliveries
+// enqueue makes sure that a session has a live work item. deliveries
 // is how often an item for the same calls was handed out before.
 func (c *Control) enqueue(tx *store.Tx, s *store.Session, deliveries int) error {
 	_, err := tx.LockLiveWork(s.ID)
@@ -45,6 +45,7 @@ func (c *Control) opened(tx *store.Tx, s *store.Session) error {
 
 func (c *Control) insertWork(tx *store.Tx, s *store.Session, deliveries int) error {
 	tx.Notify(topicWork(s.EnvironmentID))
+	tx.Notify(topicCloud)
 	return tx.InsertWork(&store.Work{
 		Work: api.Work{
 			ID: newID[api.WorkID](c, api.PrefixWork), EnvironmentID: s.EnvironmentID, State: api.WorkQueued,
@@ -367,13 +368,18 @@ func (c *Control) ended(tx *store.Tx, w *store.Work) error {
 	return tx.UpdateWork(w)
 }
 
+// errorDraft is a session.error of ours.
+func errorDraft(message, retry string) api.Draft {
+	return api.Draft{Body: &api.SessionError{Error: api.TurnError{
+		Type: api.ErrorUnknown, Message: message, RetryStatus: api.RetryStatus{Type: retry},
+	}}}
+}
+
 // undeliverable tells a session that no worker manages to run its calls: each is
 // answered with an error and the turn ends, visibly.
 func (c *Control) undeliverable(tx *store.Tx, s *store.Session, open open, deliveries int) error {
 	message := fmt.Sprintf("Workers of environment %s claimed this session %d times and stopped each time without a result. Look at the workers' logs, then send a message to try again.", s.EnvironmentID, deliveries)
-	drafts := []api.Draft{{Body: &api.SessionError{Error: api.TurnError{
-		Type: api.ErrorUnknown, Message: message, RetryStatus: api.RetryStatus{Type: api.RetryExhausted},
-	}}}}
+	drafts := []api.Draft{errorDraft(message, api.RetryExhausted)}
 	failed := true
 	for _, id := range append(open.all, open.denied...) {
 		drafts = append(drafts, api.Draft{Body: &api.AgentToolResult{

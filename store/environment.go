@@ -4,9 +4,9 @@ import "github.com/bailey-platform/bailey/api"
 
 // PutEnvironment writes an environment.
 func (tx *Tx) PutEnvironment(e *api.Environment) error {
-	_, err := tx.exec(`INSERT INTO environments (id, body, created_at, archived_at) VALUES (?, ?, ?, ?)
+	_, err := tx.exec(`INSERT INTO environments (id, kind, body, created_at, archived_at) VALUES (?, ?, ?, ?, ?)
 		ON CONFLICT (id) DO UPDATE SET body = excluded.body, archived_at = excluded.archived_at`,
-		e.ID, encode(e), micros(e.CreatedAt), optMicros(e.ArchivedAt))
+		e.ID, e.Config.Type, encode(e), micros(e.CreatedAt), optMicros(e.ArchivedAt))
 	return err
 }
 
@@ -48,4 +48,10 @@ func (tx *Tx) DeleteEnvironment(id api.EnvironmentID) error {
 // SessionsIn counts the sessions of an environment.
 func (tx *Tx) SessionsIn(id api.EnvironmentID) (int64, error) {
 	return tx.count("SELECT count(*) FROM sessions WHERE environment_id = ?", id)
+}
+
+// CloudEnvironments reads the cloud environments that have work which is not done.
+func (tx *Tx) CloudEnvironments(limit int) ([]*api.Environment, error) {
+	return collect(tx, scanBody[api.Environment], `SELECT body FROM environments WHERE kind = 'cloud'
+		AND EXISTS (SELECT 1 FROM work WHERE work.environment_id = environments.id AND work.state <> 'stopped') ORDER BY id LIMIT ?`, limit)
 }

@@ -77,4 +77,37 @@ var environmentTests = []test{
 		}
 		r.write(func(tx *store.Tx) error { return tx.DeleteEnvironment(env) })
 	}},
+
+	{"CloudEnvironmentsWithWorkAreFound", func(r *rig) {
+		cloud := api.EnvironmentConfig{Type: api.EnvCloud, Networking: &api.Networking{Type: api.NetworkUnrestricted}, Packages: &api.Packages{}}
+		var items []*store.Work
+		for id, config := range map[api.EnvironmentID]api.EnvironmentConfig{
+			"env_a": cloud, "env_b": cloud, "env_c": {Type: api.EnvSelfHosted}, "env_idle": cloud,
+		} {
+			r.write(func(tx *store.Tx) error {
+				e := &api.Environment{ID: id, Name: string(id), Config: config, CreatedAt: start, UpdatedAt: start}
+				if id == "env_idle" {
+					return tx.PutEnvironment(e)
+				}
+				s := newSession(api.SessionID("sesn_"+string(id)), id)
+				w := newWork("work_"+string(id), s)
+				items = append(items, w)
+				return errors.Join(tx.PutEnvironment(e), tx.InsertSession(s), tx.InsertWork(w))
+			})
+		}
+		found := func() (ids []api.EnvironmentID) {
+			for _, e := range read(r, func(tx *store.Tx) ([]*api.Environment, error) { return tx.CloudEnvironments(10) }) {
+				ids = append(ids, e.ID)
+			}
+			return ids
+		}
+		r.same("with work", []api.EnvironmentID{"env_a", "env_b"}, found())
+		for _, w := range items {
+			if w.EnvironmentID == "env_a" {
+				w.State = api.WorkStopped
+				r.update(w)
+			}
+		}
+		r.same("after one was stopped", []api.EnvironmentID{"env_b"}, found())
+	}},
 }

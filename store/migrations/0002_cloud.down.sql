@@ -1,0 +1,3 @@
+DROP INDEX work_open;
+DROP INDEX environments_cloud;
+ALTER TABLE environments DROP COLUMN kind;

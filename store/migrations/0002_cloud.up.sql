@@ -1,0 +1,7 @@
+-- What runs the sessions of an environment: workers of the customer's, or the
+-- server's own.
+ALTER TABLE environments ADD COLUMN kind TEXT NOT NULL DEFAULT 'self_hosted';
+UPDATE environments SET kind = 'cloud' WHERE body LIKE '%"config":{"type":"cloud"%';
+CREATE INDEX environments_cloud ON environments (id) WHERE kind = 'cloud';
+
+CREATE INDEX work_open ON work (environment_id) WHERE state <> 'stopped';
