@@ -35,6 +35,7 @@ func Main(args []string) int {
 		return 2
 	}
 
+	go keepThreads() // while we are being greeted
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := Serve(ctx, s, os.Stdin, os.Stdout); err != nil {
