@@ -42,10 +42,19 @@ func open(t *testing.T, path string, o Options) *Log {
 }
 
 func call(n int) Record {
-	return Record{Actor: "w", Action: "tool.start", Session: "sesn_1", Call: fmt.Sprint("sevt_", n), Tool: "bash", Input: []byte(`{"command":"true"}`)}
+	return Record{
+		Actor: "w", Action: ToolStart, Session: "sesn_1", Call: fmt.Sprint("sevt_", n), Tool: "bash",
+		Input: []byte(`{"command":"true"}`), Start: start,
+	}
 }
 
-// written makes a closed log of the genesis line and n records.
+// with changes a record.
+func with(r Record, change func(*Record)) Record {
+	change(&r)
+	return r
+}
+
+// written makes a closed log of its first line, n records and a checkpoint.
 func written(t *testing.T, n int) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "audit.jsonl")
@@ -98,14 +107,14 @@ func TestLine(t *testing.T) {
 	if err := json.Unmarshal(lines[0], &genesis); err != nil {
 		t.Fatal(err)
 	}
-	inputSum, _ := digest([]byte(`{"command":"true"}`))
+	outputSum := l.key.Digest([]byte{})
 	want := map[string]any{
 		"seq": 2.0, "time": "2026-11-21T09:00:01Z",
 		"actor": "host-1", "action": "tool.end", "session_id": "sesn_1", "call_id": "sevt_1", "tool": "bash",
-		"input_sha256": inputSum, "input_bytes": 18.0, "input": `{"command":"true"}`,
+		"input_mac": l.key.Digest([]byte(`{"command":"true"}`)), "input_bytes": 18.0, "input": `{"command":"true"}`,
 		"start": "2026-11-21T09:00:00Z", "end": "2026-11-21T09:00:01Z", "outcome": "ok",
-		"output_sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "output_bytes": 0.0,
-		"detail": "fine", "prev": genesis["hash"], "hash": got["hash"],
+		"output_mac": outputSum, "output_bytes": 0.0,
+		"detail": "fine", "prev": genesis["hash"], "hash": got["hash"], "mac": got["mac"],
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -125,7 +134,7 @@ func TestInputHashKeepsNoText(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "audit.jsonl")
 	l := open(t, path, Options{})
-	if err := l.Append(Record{Action: "tool.start", Input: []byte("a password"), Output: []byte("another")}); err != nil {
+	if err := l.Append(with(call(1), func(r *Record) { r.Input, r.Output = []byte("a password"), []byte("another") })); err != nil {
 		t.Fatal(err)
 	}
 	if b := read(t, path); bytes.Contains(b, []byte("password")) || bytes.Contains(b, []byte("another")) {
@@ -138,10 +147,10 @@ func TestLongInputIsCut(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.jsonl")
 	l := open(t, path, Options{Input: InputText})
 	// The worst case for JSON: every byte is escaped to six.
-	if err := l.Append(Record{Action: "tool.start", Input: bytes.Repeat([]byte{1}, 2<<20)}); err != nil {
+	if err := l.Append(with(call(1), func(r *Record) { r.Input = bytes.Repeat([]byte{1}, 2<<20) })); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Append(Record{Action: "tool.start", Detail: strings.Repeat("x", LineMax)}); !errors.Is(err, ErrTooLong) {
+	if err := l.Append(with(call(2), func(r *Record) { r.Detail = strings.Repeat("x", LineMax) })); !errors.Is(err, ErrTooLong) {
 		t.Errorf("Append of an overlong record: %v, want ErrTooLong", err)
 	}
 	s, err := VerifyFile(path)
@@ -170,7 +179,11 @@ func TestContinue(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Summary{Intact: true, Complete: true, Records: 4, First: start, Last: s.Last, LastHash: s.LastHash, KeyID: l.key.ID()}
+	want := Summary{
+		Intact: true, Complete: true, Records: 6, Segments: 1, FirstSeq: 1, LastSeq: 6, First: start, Last: s.Last, LastHash: s.LastHash,
+		KeyID: l.key.ID(), PublicID: l.signer.public().ID(), Log: l.segment.Log, Proven: 6, Checkpoints: 2, EndBy: "head",
+		ClockBack: 1, // the test's clock begins anew
+	}
 	if diff := cmp.Diff(want, s); diff != "" {
 		t.Error(diff)
 	}
@@ -208,64 +221,64 @@ func TestTampering(t *testing.T) {
 	}
 	log, headFile := read(t, path), read(t, headPath(path))
 	early := func(n int) []byte { // the head as it was after line n
-		line := bytes.SplitAfter(log, []byte("\n"))[n-1]
-		b, at := head{Seq: uint64(n), Hash: string(line[len(line)-3-hashHex : len(line)-3])}.slot(key)
+		line, _ := parseLine(bytes.SplitAfter(log, []byte("\n"))[n-1])
+		b, at := head{Seq: uint64(n), Hash: line.Hash}.slot(key)
 		return append(make([]byte, at), b...)
 	}
 
 	lines := func(edit func(l [][]byte) [][]byte) []byte {
-		return bytes.Join(edit(bytes.SplitAfter(log, []byte("\n"))[:5]), nil)
+		return bytes.Join(edit(bytes.SplitAfter(log, []byte("\n"))[:6]), nil)
 	}
 	tests := []struct {
-		name     string
-		log      []byte
-		head     []byte
-		badLine  int
-		intact   bool
-		complete bool
-		problem  string
+		name      string
+		log       []byte
+		head      []byte
+		badRecord uint64
+		intact    bool
+		complete  bool
+		problem   string
 	}{
 		{name: "untouched", log: log, head: headFile, intact: true, complete: true},
-		{name: "edit of a field", log: bytes.Replace(log, []byte("sevt_2"), []byte("sevt_9"), 1), head: headFile, badLine: 3, problem: "was changed"},
-		{name: "edit of white space", log: bytes.Replace(log, []byte(`"seq":4,`), []byte(`"seq":4, `), 1), head: headFile, badLine: 4, problem: "was changed"},
-		{name: "edit of the last line", log: bytes.Replace(log, []byte("sevt_4"), []byte("sevt_5"), 1), head: headFile, badLine: 5, problem: "was changed"},
+		{name: "edit of a field", log: bytes.Replace(log, []byte("sevt_2"), []byte("sevt_9"), 1), head: headFile, badRecord: 3, problem: "was changed"},
+		{name: "edit of white space", log: bytes.Replace(log, []byte(`"seq":4,`), []byte(`"seq":4, `), 1), head: headFile, badRecord: 4, problem: "was changed"},
+		{name: "edit of the last line", log: bytes.Replace(log, []byte("sevt_4"), []byte("sevt_5"), 1), head: headFile, badRecord: 5, problem: "was changed"},
 		{name: "edit of the hash", log: lines(func(l [][]byte) [][]byte {
 			b := bytes.Clone(l[1])
-			b[len(b)-5] ^= 1
-			return [][]byte{l[0], b, l[2], l[3], l[4]}
-		}), head: headFile, badLine: 2, problem: "was changed"},
-		{name: "deletion", log: lines(func(l [][]byte) [][]byte { return [][]byte{l[0], l[1], l[3], l[4]} }), head: headFile, badLine: 3, problem: "lines were deleted"},
-		{name: "deletion of the first line", log: lines(func(l [][]byte) [][]byte { return l[1:] }), head: headFile, badLine: 1, problem: "beginning is missing"},
-		{name: "reorder", log: lines(func(l [][]byte) [][]byte { return [][]byte{l[0], l[2], l[1], l[3], l[4]} }), head: headFile, badLine: 2, problem: "deleted or moved"},
-		{name: "repetition", log: lines(func(l [][]byte) [][]byte { return [][]byte{l[0], l[1], l[1], l[2]} }), head: headFile, badLine: 3, problem: "belongs further up"},
-		{name: "insertion of an empty line", log: lines(func(l [][]byte) [][]byte { return [][]byte{l[0], []byte("\n"), l[1]} }), head: headFile, badLine: 2, problem: "is not a line"},
+			b[len(b)-50] ^= 1
+			return [][]byte{l[0], b, l[2], l[3], l[4], l[5]}
+		}), head: headFile, badRecord: 2, problem: "was changed"},
+		{name: "deletion", log: lines(func(l [][]byte) [][]byte { return [][]byte{l[0], l[1], l[3], l[4], l[5]} }), head: headFile, badRecord: 3, problem: "lines were deleted"},
+		{name: "deletion of the first line", log: lines(func(l [][]byte) [][]byte { return l[1:] }), head: headFile, badRecord: 1, problem: "beginning of its segment is missing"},
+		{name: "reorder", log: lines(func(l [][]byte) [][]byte { return [][]byte{l[0], l[2], l[1], l[3], l[4], l[5]} }), head: headFile, badRecord: 2, problem: "deleted or moved"},
+		{name: "repetition", log: lines(func(l [][]byte) [][]byte { return [][]byte{l[0], l[1], l[1], l[2]} }), head: headFile, badRecord: 3, problem: "belongs further up"},
+		{name: "insertion of an empty line", log: lines(func(l [][]byte) [][]byte { return [][]byte{l[0], []byte("\n"), l[1]} }), head: headFile, badRecord: 2, problem: "is not a line"},
 		{name: "insertion of a made-up line", log: lines(func(l [][]byte) [][]byte {
-			return [][]byte{l[0], []byte(`{"seq":2,"action":"tool.start","prev":"","hash":"` + strings.Repeat("0", 64) + "\"}\n")}
-		}), head: headFile, badLine: 2, problem: "was changed"},
-		{name: "truncation at a line's end", log: lines(func(l [][]byte) [][]byte { return l[:4] }), head: headFile, badLine: 5, intact: true, problem: "the end was cut off"},
-		{name: "truncation to nothing", log: nil, head: headFile, badLine: 1, intact: true, problem: "the end was cut off"},
-		{name: "truncation inside a line", log: log[:len(log)-9], head: headFile, badLine: 5, problem: "has no end"},
-		{name: "missing newline at the end", log: log[:len(log)-1], head: headFile, badLine: 5, problem: "has no end"},
-		{name: "another log with its own key", log: read(t, other), head: headFile, badLine: 1, problem: "was written with key"},
-		{name: "a second log behind", log: append(bytes.Clone(log), lines(func(l [][]byte) [][]byte { return l[:1] })...), head: headFile, badLine: 6, problem: "begins another log"},
+			return [][]byte{l[0], []byte(`{"seq":2,"action":"tool.start","prev":"","hash":"` + strings.Repeat("0", hashHex) + `","mac":"` + strings.Repeat("0", macHex) + "\"}\n")}
+		}), head: headFile, badRecord: 2, problem: "was changed"},
+		{name: "truncation at a line's end", log: lines(func(l [][]byte) [][]byte { return l[:5] }), head: headFile, badRecord: 6, intact: true, problem: "the end was cut off"},
+		{name: "truncation to nothing", log: nil, head: headFile, badRecord: 1, intact: true, problem: "the end was cut off"},
+		{name: "truncation inside a line", log: log[:len(log)-9], head: headFile, badRecord: 6, problem: "has no end"},
+		{name: "missing newline at the end", log: log[:len(log)-1], head: headFile, badRecord: 6, problem: "has no end"},
+		{name: "another log with its own key", log: read(t, other), head: headFile, badRecord: 1, problem: "was written with key"},
+		{name: "a second log behind", log: append(bytes.Clone(log), lines(func(l [][]byte) [][]byte { return l[:1] })...), head: headFile, badRecord: 7, problem: "belongs further up"},
 		{name: "no head", log: log, head: nil, intact: true, problem: "no head file"},
 		{name: "empty head", log: log, head: []byte{}, intact: true, problem: "head file is damaged"},
-		{name: "head edited", log: log, head: bytes.ReplaceAll(headFile, []byte(`"seq":5`), []byte(`"seq":3`)), intact: true, complete: true}, // the other slot is still good
+		{name: "head edited", log: log, head: bytes.ReplaceAll(headFile, []byte(`"seq":6`), []byte(`"seq":3`)), intact: true, complete: true}, // the other slot is still good
 		{name: "both slots of the head edited", log: log, head: bytes.ReplaceAll(headFile, []byte(`"mac":"`), []byte(`"mac":"0`)), intact: true, problem: "head file is damaged"},
 		{name: "head of another log", log: log, head: read(t, headPath(other)), intact: true, problem: "another key"},
 		{name: "log ahead of its head, as a crash leaves it", log: log, head: early(3), intact: true, complete: true},
-		{name: "overlong line", log: bytes.Repeat([]byte("x"), LineMax+1), head: headFile, badLine: 1, problem: "is longer"},
-		{name: "binary rubbish", log: []byte("\x00\xff\n"), head: headFile, badLine: 1, problem: "is not a line"},
+		{name: "overlong line", log: bytes.Repeat([]byte("x"), LineMax+1), head: headFile, badRecord: 1, problem: "is longer"},
+		{name: "binary rubbish", log: []byte("\x00\xff\n"), head: headFile, badRecord: 1, problem: "is not a line"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			s, err := Verify(bytes.NewReader(tt.log), tt.head, key)
+			s, err := Verify(bytes.NewReader(tt.log), Evidence{Key: &key, Head: tt.head})
 			if err != nil {
 				t.Fatal(err)
 			}
-			if s.Intact != tt.intact || s.Complete != tt.complete || s.BadLine != tt.badLine || !strings.Contains(s.Problem, tt.problem) || (s.Problem == "") != (tt.problem == "") {
-				t.Errorf("got %+v\nwant intact %v, complete %v, line %d, problem …%s…", s, tt.intact, tt.complete, tt.badLine, tt.problem)
+			if s.Intact != tt.intact || s.Complete != tt.complete || s.BadRecord != tt.badRecord || !strings.Contains(s.Problem, tt.problem) || (s.Problem == "") != (tt.problem == "") {
+				t.Errorf("got %+v\nwant intact %v, complete %v, line %d, problem …%s…", s, tt.intact, tt.complete, tt.badRecord, tt.problem)
 			}
 		})
 	}
@@ -274,8 +287,8 @@ func TestTampering(t *testing.T) {
 func TestWrongKey(t *testing.T) {
 	t.Parallel()
 	path := written(t, 1)
-	s, err := Verify(bytes.NewReader(read(t, path)), read(t, headPath(path)), Key{1})
-	if err != nil || s.Intact || s.BadLine != 1 || !strings.Contains(s.Problem, "was written with key") {
+	s, err := Verify(bytes.NewReader(read(t, path)), Evidence{Key: &Key{1}, Head: read(t, headPath(path))})
+	if err != nil || s.Intact || s.BadRecord != 1 || !strings.Contains(s.Problem, "was written with key") {
 		t.Errorf("Verify with another key: %+v, %v", s, err)
 	}
 }
@@ -289,7 +302,7 @@ func TestOpenRefusesDamage(t *testing.T) {
 	}{
 		{"edited", func(t *testing.T, p string) {
 			write(t, p, bytes.Replace(read(t, p), []byte("sevt_1"), []byte("sevt_2"), 1))
-		}, "line 2 was changed"},
+		}, "record 2 was changed"},
 		{"cut at a line's end", func(t *testing.T, p string) { b := read(t, p); write(t, p, b[:bytes.IndexByte(b, '\n')+1]) }, "cut off"},
 		{"cut inside an acknowledged line", func(t *testing.T, p string) { b := read(t, p); write(t, p, b[:len(b)-1]) }, "cut off"},
 		{"emptied", func(t *testing.T, p string) { write(t, p, nil) }, "cut off"},
@@ -329,10 +342,10 @@ func TestCrash(t *testing.T) {
 	if err := l.Append(call(2)); err != nil {
 		t.Fatal(err)
 	}
+	whole := read(t, path)
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	whole := read(t, path)
 	for n := before; n <= len(whole); n++ {
 		write(t, path, whole[:n])
 		write(t, headPath(path), head)
@@ -351,7 +364,7 @@ func TestCrash(t *testing.T) {
 			t.Fatalf("cut at %d: %+v, %v", n, s, err)
 		}
 		torn := n > before && n < len(whole)
-		if got := bytes.Contains(read(t, path), []byte(`"action":"recovered"`)); got != torn {
+		if got := bytes.Contains(read(t, path), []byte(`"action":"audit.recovered"`)); got != torn {
 			t.Fatalf("cut at %d: recovered record %v, want %v", n, got, torn)
 		}
 		if torn {
@@ -503,7 +516,7 @@ func fillToLimit(t *testing.T, path string) {
 	if rerr := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &old); rerr != nil {
 		t.Fatal(rerr)
 	}
-	if err := l.Append(Record{Action: "room again", Detail: err.Error()}); err != nil {
+	if err := l.Append(with(call(0), func(r *Record) { r.Detail = err.Error() })); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -539,7 +552,7 @@ func FuzzVerify(f *testing.F) {
 	f.Add([]byte{}, []byte{})
 	f.Add([]byte("\n\n"), head[:10])
 	f.Fuzz(func(t *testing.T, b, h []byte) {
-		s, err := Verify(bytes.NewReader(b), h, key)
+		s, err := Verify(bytes.NewReader(b), Evidence{Key: &key, Head: h})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -548,7 +561,7 @@ func FuzzVerify(f *testing.F) {
 		if s.Intact && !bytes.HasPrefix(log, b) {
 			t.Errorf("forged log verifies: %q", b)
 		}
-		if s.Complete && (s.Problem != "" || s.BadLine != 0 || !s.Intact) {
+		if s.Complete && (s.Problem != "" || s.BadRecord != 0 || !s.Intact) {
 			t.Errorf("contradictory summary %+v", s)
 		}
 	})

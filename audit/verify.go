@@ -3,9 +3,6 @@ package audit
 import (
 	"bufio"
 	"bytes"
-	"crypto/hmac"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,36 +11,86 @@ import (
 	"time"
 )
 
-// A Summary is the verdict on a log.
+// Evidence is what a verifier knows besides the log. A key or a public key is
+// required; everything else strengthens the verdict.
+type Evidence struct {
+	// Key proves each line by itself. Without it, lines are proven by the
+	// checkpoints that follow them.
+	Key *Key
+
+	// Public checks checkpoints and removals. With a Key it may be nil: the log
+	// names it, and the Key vouches for that.
+	Public PublicKey
+
+	// Head is the contents of the head file, which the Key checks; nil if there
+	// is none.
+	Head []byte
+
+	// Checkpoints are those that were kept elsewhere. The log must contain what
+	// each of them covers.
+	Checkpoints []Checkpoint
+}
+
+// A Summary is the two verdicts on a log, and what they rest on.
 type Summary struct {
 	// Intact says that every line stands as it was written, where it was
-	// written, from the first on.
+	// written. Proven is how far that is certain.
 	Intact bool `json:"intact"`
 
-	// Complete says that nothing is missing from the end either, as far as the
-	// head file tells. A log that is not intact is never complete.
+	// Complete says that nothing is missing: not at the beginning or in the middle
+	// but what the log's retention removed and signed for, and not at the end, as
+	// far as the head file and the checkpoints tell. A log that is not intact is
+	// never complete.
 	Complete bool `json:"complete"`
 
-	// BadLine is the number, from 1, of the first line that is wrong, or that
-	// should be there and is not. 0 if nothing is wrong.
-	BadLine int `json:"bad_line"`
+	// BadRecord is the number of the first record that is wrong, or that should
+	// be there and is not. 0 if nothing is wrong.
+	BadRecord uint64 `json:"bad_record"`
 
 	// Problem says what is wrong, in a sentence. Empty if nothing is.
 	Problem string `json:"problem"`
 
-	Records  int       `json:"records"`   // lines that verified, the genesis record included
-	First    time.Time `json:"first"`     // when the first of them was written
-	Last     time.Time `json:"last"`      // and the last
-	LastHash string    `json:"last_hash"` // hash of the last of them
-	KeyID    string    `json:"key_id"`    // id of the key they were verified with
+	Log      string    `json:"log_id"`
+	KeyID    string    `json:"key_id,omitempty"`     // of the key that proved the lines
+	PublicID string    `json:"public_key,omitempty"` // of the key that proved the checkpoints
+	Records  int       `json:"records"`              // lines that are there and verified
+	Segments int       `json:"segments"`             // segments that are there
+	FirstSeq uint64    `json:"first_record"`         // number of the first of them
+	LastSeq  uint64    `json:"last_record"`          // and of the last
+	First    time.Time `json:"first"`                // when the first was written
+	Last     time.Time `json:"last"`                 // and the last
+	LastHash string    `json:"last_hash"`            // hash of the last
+
+	// Proven is the number of the last record that a key proves. What follows it is
+	// chained to it, but could have been written by anybody.
+	Proven uint64 `json:"proven_record"`
+
+	Checkpoints int     `json:"checkpoints"` // signed ones found in the log, or held, that hold
+	EndBy       string  `json:"end_proven_by,omitempty"`
+	Removed     []Range `json:"removed,omitempty"` // by retention, as it signed
+	Missing     []Range `json:"missing,omitempty"` // with nobody's word for it
+
+	// ClockBack counts the lines that are older than the line before them: the
+	// host's clock was set back.
+	ClockBack int `json:"clock_back"`
+}
+
+// A Range is a stretch of records, by number.
+type Range struct {
+	First uint64 `json:"first"`
+	Last  uint64 `json:"last"`
 }
 
 // Files that belong to the log at path.
-func headPath(path string) string { return path + ".head" }
-func keyPath(path string) string  { return path + ".key" }
+func headPath(path string) string       { return path + ".head" }
+func keyPath(path string) string        { return path + ".key" }
+func signPath(path string) string       { return path + ".sign" }
+func publicPath(path string) string     { return path + ".pub" }
+func checkpointPath(path string) string { return path + ".checkpoint" }
 
-// VerifyFile verifies the log at path with the head and key files beside it. An
-// error means that they could not be read; what they say is in the Summary.
+// VerifyFile verifies the log at path, all its segments, with the keys and the
+// head file beside it. An error means that they could not be read; what they say
+// is in the Summary.
 func VerifyFile(path string) (Summary, error) {
 	key, err := ReadKey(keyPath(path))
 	if err != nil {
@@ -54,158 +101,329 @@ func VerifyFile(path string) (Summary, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return Summary{}, fmt.Errorf("read audit head: %w", err)
 	}
-	f, err := os.Open(path)
-	if err != nil {
-		return Summary{}, fmt.Errorf("read audit log: %w", err)
-	}
-	defer f.Close()
-	return Verify(f, head, key)
-}
-
-// Verify checks every line of a log against key, and its end against the
-// contents of its head file; a nil head leaves the log's completeness unproven.
-// It needs nothing else and may run anywhere. It holds one line in memory. The
-// error is only ever a failure to read log.
-func Verify(log io.Reader, head []byte, key Key) (Summary, error) {
-	end, err := scan(log, key)
+	log, err := OpenSegments(path)
 	if err != nil {
 		return Summary{}, err
 	}
-	s := end.Summary
-	if !s.Intact {
-		return s, nil
-	}
-	if len(end.torn) > 0 {
-		s.fail(s.Records+1, "has no end: a crash tore it, or it was cut")
-		return s, nil
-	}
-	s.checkHead(head, key)
-	return s, nil
+	defer log.Close()
+	return Verify(log, Evidence{Key: &key, Head: head})
 }
 
-// checkHead sets Complete.
-func (s *Summary) checkHead(data []byte, key Key) {
-	if data == nil {
-		s.Problem = "there is no head file to tell where the log should end"
-		return
+// Verify checks every line of a log, its segments one after the other, and where
+// it begins and ends. It needs nothing else and may run anywhere; it holds one
+// line in memory. The error is only ever a failure to read log, or evidence
+// without a key.
+func Verify(log io.Reader, e Evidence) (Summary, error) {
+	if e.Key == nil && e.Public == nil {
+		return Summary{}, errors.New("verifying an audit log takes its key or its public key")
 	}
-	h, ok := parseHead(data, key)
-	switch last := uint64(s.Records); {
-	case !ok:
-		s.Problem = "the head file is damaged or was signed with another key"
-	case h.Seq > last:
-		s.BadLine = s.Records + 1
-		s.Problem = fmt.Sprintf("the log ends after line %d, but the head file names line %d: the end was cut off", last, h.Seq)
-	case h.Seq == last && h.Hash != s.LastHash:
-		s.BadLine = s.Records
-		s.Problem = fmt.Sprintf("line %d is not the one the head file names: one of the two was replaced", last)
-	default:
-		// A head that is behind is what a power cut leaves; the chain itself
-		// vouches for the lines after it.
-		s.Complete = true
+	v := newVerifier(e)
+	torn, _, err := v.scan(log)
+	if err != nil {
+		return Summary{}, err
 	}
+	v.finish(torn)
+	return v.Summary, nil
 }
 
-// fail records the first thing wrong.
-func (s *Summary) fail(line int, problem string) {
-	s.Intact, s.BadLine = false, line
-	s.Problem = fmt.Sprintf("line %d %s", line, problem)
-}
-
-const (
-	hashHex    = 64
-	hashField  = `,"hash":"`
-	lineSuffix = len(hashField) + hashHex + len(`"}`) + 1 // with the newline
-
-	// lineFrame bounds what a line holds besides its fields.
-	lineFrame = len(`{"seq":18446744073709551615,"time":"2006-01-02T15:04:05.999999999Z",`) +
-		len(`,"prev":""`) + hashHex + lineSuffix
-)
-
-var zeroHash = string(bytes.Repeat([]byte("0"), hashHex))
-
-// scanned is what reading a log to its end found.
-type scanned struct {
+// A verifier goes through a log line by line.
+type verifier struct {
 	Summary
-	size int64  // bytes of the lines that verified
-	torn []byte // what follows them without a newline, if the log ends so
+	e      Evidence
+	public PublicKey // e.Public, or what the key vouches for
+
+	next    map[uint64]Checkpoint // held ones by the record whose hash they name
+	gaps    []gap
+	removed []Removed
+
+	// What a log continues from.
+	seg       *Segment // the newest
+	segBegan  time.Time
+	firstPrev string // the hash before the first line
+	holds     []Hold // in force at the last line
+	unsigned  int    // lines since the last checkpoint
+	size      int64
 }
 
-// scan reads lines until the end or the first bad one.
-func scan(log io.Reader, key Key) (*scanned, error) {
-	end := &scanned{Summary: Summary{Intact: true, LastHash: zeroHash, KeyID: key.ID()}}
+// A gap is a stretch of records that is not there, between the hashes that stand
+// before and after it.
+type gap struct {
+	Range
+	prev, hash string
+}
+
+func newVerifier(e Evidence) *verifier {
+	v := &verifier{e: e, public: e.Public, next: map[uint64]Checkpoint{}}
+	v.Intact, v.LastHash = true, zeroHash
+	if e.Key != nil {
+		v.KeyID = e.Key.ID()
+	}
+	for _, c := range e.Checkpoints {
+		v.next[c.Count] = c
+	}
+	return v
+}
+
+// scan reads lines until the end or the first bad one. It returns what follows
+// the last line without a newline, and how many bytes are before that.
+func (v *verifier) scan(log io.Reader) (torn []byte, size int64, err error) {
 	r := bufio.NewReaderSize(log, LineMax)
 	for {
 		line, err := r.ReadSlice('\n')
 		switch {
 		case err == io.EOF:
-			end.torn = bytes.Clone(line)
-			return end, nil
+			return bytes.Clone(line), size, nil
 		case err == bufio.ErrBufferFull:
-			end.fail(end.Records+1, fmt.Sprintf("is longer than %d bytes", LineMax))
-			return end, nil
+			v.fail(v.LastSeq+1, fmt.Sprintf("is longer than %d bytes", LineMax))
+			return nil, size, nil
 		case err != nil:
-			return nil, fmt.Errorf("read audit log: %w", err)
+			return nil, size, fmt.Errorf("read audit log: %w", err)
 		}
-		if problem := end.next(line, key); problem != "" {
-			end.fail(end.Records+1, problem)
-			return end, nil
+		if problem := v.line(line); problem != "" {
+			v.fail(v.LastSeq+1, problem)
+			return nil, size, nil
 		}
-		end.size += int64(len(line))
+		size += int64(len(line))
 	}
 }
 
-// next checks one line, newline included, and returns what is wrong with it.
-func (s *scanned) next(line []byte, key Key) (problem string) {
-	if len(line) < lineSuffix {
-		return "is not a line of an audit log"
-	}
-	body, suffix := line[:len(line)-lineSuffix], line[len(line)-lineSuffix:]
-	if !bytes.HasPrefix(suffix, []byte(hashField)) || !bytes.HasSuffix(suffix, []byte("\"}\n")) {
-		return "is not a line of an audit log"
-	}
-	hash := suffix[len(hashField) : len(hashField)+hashHex]
+// fail records the first thing wrong with the lines.
+func (v *verifier) fail(record uint64, problem string) {
+	v.Intact, v.BadRecord = false, record
+	v.Problem = fmt.Sprintf("record %d %s", record, problem)
+}
 
-	var f struct {
-		Seq    uint64    `json:"seq"`
-		Time   time.Time `json:"time"`
-		Prev   string    `json:"prev"`
-		Action string    `json:"action"`
-		Format int       `json:"format"`
-		KeyID  string    `json:"key_id"`
+// line checks one line, newline included, and returns what is wrong with it.
+func (v *verifier) line(b []byte) (problem string) {
+	p, problem := parseLine(b)
+	if problem != "" {
+		return problem
 	}
-	parsed := json.Unmarshal(line, &f) == nil
-	if parsed && f.Action == actionGenesis && f.KeyID != "" && f.KeyID != s.KeyID {
-		return fmt.Sprintf("was written with key %.16q, not with key %q", f.KeyID, s.KeyID)
-	}
-	want := hex.EncodeToString(key.mac("line", body))
-	if !hmac.Equal(hash, []byte(want)) {
-		return "was changed: its hash does not match its contents"
-	}
-	// From here on the line is one that the key's owner wrote, so whatever is
-	// wrong is about where it stands.
-	first := s.Records == 0
+	first := v.Records == 0
+	begins := p.Action == logSegment && p.Segment != nil
 	switch {
-	case !parsed:
-		return "is not JSON"
-	case first != (f.Action == actionGenesis):
-		if first {
-			return fmt.Sprintf("is record %d: the log's beginning is missing", f.Seq)
-		}
+	case v.e.Key != nil && begins && p.Segment.KeyID != v.KeyID:
+		return fmt.Sprintf("was written with key %.16q, not with key %q", p.Segment.KeyID, v.KeyID)
+	case v.e.Key != nil && !p.by(*v.e.Key):
+		return "was not written by the owner of the key"
+	case first && !begins:
+		return fmt.Sprintf("is named record %d: the beginning of its segment is missing", p.Seq)
+	case begins && p.Segment.Format != format:
+		return fmt.Sprintf("names format %d, which this program does not know", p.Segment.Format)
+	case begins && !first && p.Segment.Log != v.Log:
 		return "begins another log"
-	case first && f.Format != format:
-		return fmt.Sprintf("names format %d, which this program does not know", f.Format)
-	case f.Seq <= uint64(s.Records):
-		return fmt.Sprintf("is record %d, which belongs further up", f.Seq)
-	case f.Seq != uint64(s.Records)+1:
-		return fmt.Sprintf("is record %d, but record %d should follow here: lines were deleted or moved", f.Seq, s.Records+1)
-	case f.Prev != s.LastHash:
+	case p.Seq <= v.LastSeq:
+		return fmt.Sprintf("is named record %d, which belongs further up", p.Seq)
+	case p.Seq != v.LastSeq+1 && !begins:
+		return fmt.Sprintf("is named record %d, but record %d should follow here: lines were deleted or moved", p.Seq, v.LastSeq+1)
+	case p.Seq == v.LastSeq+1 && p.Prev != v.LastHash:
 		return "does not follow from the line above it: lines of two logs were mixed"
 	}
-	s.Records++
-	s.Last, s.LastHash = f.Time, want
+	if p.Seq != v.LastSeq+1 {
+		v.gaps = append(v.gaps, gap{Range{v.LastSeq + 1, p.Seq - 1}, v.LastHash, p.Prev})
+	}
+	if problem := v.own(&p); problem != "" {
+		return problem
+	}
+	if held, ok := v.next[p.Seq]; ok && held.Hash != p.Hash {
+		return fmt.Sprintf("is not the one that the checkpoint of %s covers: history was rewritten", held.Time.UTC().Format(time.RFC3339))
+	}
 	if first {
-		s.First = f.Time
+		v.First, v.FirstSeq, v.firstPrev = p.Time, p.Seq, p.Prev
+	} else if p.Time.Before(v.Last) {
+		v.ClockBack++
+	}
+	v.Records++
+	v.Last, v.LastSeq, v.LastHash = p.Time, p.Seq, p.Hash
+	v.unsigned++
+	if p.Action == logCheckpoint {
+		v.unsigned = 0
+	}
+	if v.e.Key != nil {
+		v.Proven = p.Seq
 	}
 	return ""
+}
+
+// own takes in the log's own lines.
+func (v *verifier) own(p *Entry) (problem string) {
+	switch p.Action {
+	case logSegment:
+		if p.Segment == nil {
+			return "says nothing about its segment"
+		}
+		s := p.Segment
+		if v.seg != nil && s.Number <= v.seg.Number {
+			return fmt.Sprintf("begins segment %d, which belongs further up", s.Number)
+		}
+		if v.public == nil && v.e.Key != nil {
+			v.public = s.PublicKey
+		}
+		v.seg, v.segBegan, v.Log = s, p.Time, s.Log
+		v.Segments++
+		v.holds, v.removed = s.Holds, nil // the whole of each, repeated
+		for _, r := range s.Removed {
+			if problem := v.removal(r); problem != "" {
+				return problem
+			}
+		}
+	case logCheckpoint:
+		c := p.Checkpoint
+		if c == nil || c.Log != v.Log || c.Count != p.Seq-1 || c.Hash != p.Prev {
+			return "is a checkpoint that does not cover what is before it"
+		}
+		if v.public == nil {
+			return ""
+		}
+		if !c.SignedBy(v.public) {
+			return "is a checkpoint that was not signed with the public key " + v.public.ID()
+		}
+		// The line itself says nothing that is not signed.
+		v.PublicID = v.public.ID()
+		v.Checkpoints++
+		v.Proven = max(v.Proven, c.Count)
+	case logHold:
+		if p.Hold != nil {
+			v.holds = withHold(v.holds, *p.Hold)
+		}
+	case logRelease:
+		if p.Hold != nil {
+			v.holds = withoutHold(v.holds, p.Hold.ID)
+		}
+	case logRemoved:
+		if p.Removed != nil {
+			return v.removal(*p.Removed)
+		}
+	}
+	return ""
+}
+
+// removal takes in that older segments were removed.
+func (v *verifier) removal(r Removed) (problem string) {
+	if r.Log != v.Log || v.public != nil && !r.SignedBy(v.public) {
+		return "speaks of a removal that was not signed with this log's key"
+	}
+	v.removed = append(v.removed, r)
+	return ""
+}
+
+// finish gives the verdicts once every line was read.
+func (v *verifier) finish(torn []byte) {
+	if !v.Intact {
+		return
+	}
+	if len(torn) > 0 {
+		v.fail(v.LastSeq+1, "has no end: a crash tore it, or it was cut")
+		return
+	}
+	if v.e.Key == nil && v.Records > 0 && v.Checkpoints == 0 {
+		// A chain without a signature is one that anybody can write.
+		if !v.heldProves() {
+			v.Intact, v.BadRecord = false, v.FirstSeq
+			v.Problem = "no checkpoint of this public key is in the log, and none that is held covers it: nothing is proven"
+			return
+		}
+	}
+	for _, g := range v.gaps {
+		if v.covered(g) {
+			v.Removed = append(v.Removed, g.Range)
+			continue
+		}
+		v.Missing = append(v.Missing, g.Range)
+		if v.Problem == "" {
+			v.BadRecord = g.First
+			v.Problem = fmt.Sprintf("records %d to %d are missing, and the log does not say that it removed them", g.First, g.Last)
+		}
+	}
+	if v.Problem != "" {
+		return
+	}
+	v.checkEnd()
+}
+
+// heldProves takes the held checkpoints for proof of what they cover.
+func (v *verifier) heldProves() bool {
+	for _, c := range v.e.Checkpoints {
+		if c.SignedBy(v.public) && c.Log == v.Log && c.Count >= v.FirstSeq && c.Count <= v.LastSeq {
+			v.Proven = max(v.Proven, c.Count) // line compared the hash
+			v.PublicID = v.public.ID()
+		}
+	}
+	return v.Proven > 0
+}
+
+// covered reports whether signed removals account for the whole of a gap. They
+// may account for more: a copy of the log can hold what was removed since.
+func (v *verifier) covered(g gap) bool {
+	for {
+		var best Removed
+		for _, r := range v.removed {
+			if r.First <= g.First && r.Last >= g.First && r.Last > best.Last && (r.First < g.First || r.Prev == g.prev) {
+				best = r
+			}
+		}
+		switch {
+		case best.Last == 0:
+			return false
+		case best.Last >= g.Last:
+			return best.Last > g.Last || best.Hash == g.hash
+		}
+		g.First, g.prev = best.Last+1, best.Hash
+	}
+}
+
+// checkEnd sets Complete: whether anything is known that should follow the last
+// line, or should be it.
+func (v *verifier) checkEnd() {
+	for _, c := range v.e.Checkpoints {
+		switch {
+		case v.public == nil || !c.SignedBy(v.public):
+			v.Problem = "a checkpoint that is held was not signed with this log's public key"
+		case v.Log != "" && c.Log != v.Log:
+			v.Problem = fmt.Sprintf("a checkpoint that is held is of another log, %.40q", c.Log)
+		case c.Count > v.LastSeq:
+			v.BadRecord = v.LastSeq + 1
+			v.Problem = fmt.Sprintf("the log ends after record %d, but the checkpoint of %s covers record %d: the end was cut off",
+				v.LastSeq, c.Time.UTC().Format(time.RFC3339), c.Count)
+		default:
+			v.Checkpoints++
+			v.EndBy = "checkpoint"
+			continue
+		}
+		return
+	}
+	if v.e.Key == nil {
+		if v.EndBy == "" {
+			v.Problem = "there is no checkpoint from elsewhere to tell where the log should end"
+			return
+		}
+		v.Complete = true
+		return
+	}
+	if v.e.Head == nil {
+		if v.EndBy == "" {
+			v.Problem = "there is no head file and no checkpoint from elsewhere to tell where the log should end"
+			return
+		}
+		v.Complete = true
+		return
+	}
+	h, ok := parseHead(v.e.Head, *v.e.Key)
+	switch {
+	case !ok:
+		v.Problem = "the head file is damaged or was signed with another key"
+	case h.Seq > v.LastSeq:
+		v.BadRecord = v.LastSeq + 1
+		v.Problem = fmt.Sprintf("the log ends after record %d, but the head file names record %d: the end was cut off", v.LastSeq, h.Seq)
+	case h.Seq == v.LastSeq && h.Hash != v.LastHash:
+		v.BadRecord = v.LastSeq
+		v.Problem = fmt.Sprintf("record %d is not the one the head file names: one of the two was replaced", v.LastSeq)
+	default:
+		// A head that is behind is what a power cut leaves; the chain itself
+		// vouches for the lines after it.
+		v.Complete = true
+		if v.EndBy == "" {
+			v.EndBy = "head"
+		}
+	}
 }

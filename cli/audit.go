@@ -90,12 +90,12 @@ func verifyAudit(path, keyPath, headPath string) (audit.Summary, error) {
 	if err != nil {
 		return audit.Summary{}, err
 	}
-	log, err := os.Open(path)
+	log, err := audit.OpenSegments(path)
 	if err != nil {
 		return audit.Summary{}, err
 	}
 	defer log.Close()
-	return audit.Verify(log, head, key)
+	return audit.Verify(log, audit.Evidence{Key: &key, Head: head})
 }
 
 // readHead returns nil for a head file that is missing; Verify then says so.

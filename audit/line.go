@@ -1,0 +1,125 @@
+package audit
+
+import (
+	"bytes"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"strconv"
+	"time"
+)
+
+const format = 2
+
+const (
+	hashHex    = 64
+	macHex     = 32
+	hashField  = `,"hash":"`
+	macField   = `","mac":"`
+	lineSuffix = len(hashField) + hashHex + len(macField) + macHex + len(`"}`) + 1 // with the newline
+
+	// lineFrame bounds what a line holds besides its fields.
+	lineFrame = len(`{"seq":18446744073709551615,"time":"2006-01-02T15:04:05.999999999Z",`) +
+		len(`,"prev":""`) + hashHex + lineSuffix
+)
+
+var zeroHash = string(bytes.Repeat([]byte("0"), hashHex))
+
+// A Line is one line of a log as sinks get it.
+type Line struct {
+	Seq    uint64
+	Time   time.Time
+	Action string
+	JSON   []byte // the whole line, without its newline
+	Hash   string
+}
+
+// A chain puts lines together. Its zero place is the beginning of a log.
+type chain struct {
+	key  Key
+	seq  uint64 // of the last line
+	hash string // of the last line; zeroHash before the first
+
+	buf    []byte // the lines added since it was made
+	lines  []Line
+	signed *Checkpoint // the newest among them
+}
+
+// add appends a line with these fields, the inside of a JSON object.
+func (c *chain) add(at time.Time, action string, fields []byte) {
+	c.seq++
+	start := len(c.buf)
+	c.buf = append(c.buf, `{"seq":`...)
+	c.buf = strconv.AppendUint(c.buf, c.seq, 10)
+	c.buf = append(c.buf, `,"time":"`...)
+	c.buf = at.UTC().AppendFormat(c.buf, time.RFC3339Nano)
+	c.buf = append(c.buf, `",`...)
+	c.buf = append(c.buf, fields...)
+	c.buf = append(c.buf, `,"prev":"`...)
+	c.buf = append(c.buf, c.hash...)
+	c.buf = append(c.buf, '"')
+	c.hash = hashOf(c.buf[start:])
+	c.buf = append(c.buf, hashField...)
+	c.buf = append(c.buf, c.hash...)
+	c.buf = append(c.buf, macField...)
+	c.buf = append(c.buf, c.key.lineMAC(c.hash)...)
+	c.buf = append(c.buf, "\"}\n"...)
+	c.lines = append(c.lines, Line{Seq: c.seq, Time: at, Action: action, JSON: c.buf[start : len(c.buf)-1], Hash: c.hash})
+}
+
+// addOwn appends one of the log's own lines.
+func (c *chain) addOwn(at time.Time, f Fields) error {
+	b, err := f.encode()
+	if err == nil {
+		c.add(at, f.Action, b)
+	}
+	return err
+}
+
+func hashOf(body []byte) string {
+	sum := sha256.Sum256(body)
+	return hex.EncodeToString(sum[:])
+}
+
+func (k Key) lineMAC(hash string) string {
+	return hex.EncodeToString(k.mac("line", []byte(hash))[:macHex/2])
+}
+
+// An Entry is a line, read.
+type Entry struct {
+	Fields
+	Seq  uint64    `json:"seq"`
+	Time time.Time `json:"time"`
+	Prev string    `json:"prev"`
+	Hash string    `json:"hash"`
+	MAC  string    `json:"mac"`
+
+	Raw []byte `json:"-"` // the line as it stands, without its newline
+}
+
+// parseLine takes a line, newline included, apart. problem says what makes it no
+// line, or one that was changed; whose line it is, the MAC says.
+func parseLine(line []byte) (p Entry, problem string) {
+	const notOne = "is not a line of an audit log"
+	if len(line) < lineSuffix {
+		return p, notOne
+	}
+	body, suffix := line[:len(line)-lineSuffix], line[len(line)-lineSuffix:]
+	hash, rest := suffix[len(hashField):len(hashField)+hashHex], suffix[len(hashField)+hashHex:]
+	if !bytes.HasPrefix(suffix, []byte(hashField)) || !bytes.HasPrefix(rest, []byte(macField)) || !bytes.HasSuffix(rest, []byte("\"}\n")) {
+		return p, notOne
+	}
+	if hashOf(body) != string(hash) {
+		return p, "was changed: its hash does not match its contents"
+	}
+	if json.Unmarshal(line, &p) != nil || p.Action == "" {
+		return p, "is not JSON of an audit log"
+	}
+	// What was hashed is what stands at the end, whatever else the line names so.
+	p.Hash, p.MAC = string(hash), string(rest[len(macField):len(macField)+macHex])
+	return p, ""
+}
+
+// by reports whether the owner of key wrote the line.
+func (p *Entry) by(key Key) bool { return hmac.Equal([]byte(p.MAC), []byte(key.lineMAC(p.Hash))) }

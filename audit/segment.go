@@ -1,0 +1,242 @@
+package audit
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A Segment is what the first line of each segment says.
+type Segment struct {
+	Format    int       `json:"format"`
+	Log       string    `json:"log_id"`
+	Number    int       `json:"number"` // from 1
+	KeyID     string    `json:"key_id"`
+	PublicKey PublicKey `json:"public_key"`
+
+	// What was in force when it began, from all segments before it.
+	Holds   []Hold    `json:"holds,omitempty"`
+	Removed []Removed `json:"removed,omitempty"`
+}
+
+// A closedSegment is one that is not written any more.
+type closedSegment struct {
+	path        string
+	number      int
+	first, last uint64
+	prev, hash  string // of the line before its first, and of its last
+	from, to    time.Time
+	bytes       int64
+}
+
+// segmentDigits is how many digits the name of a closed segment ends in.
+const segmentDigits = 8
+
+func segmentPath(path string, number int) string {
+	return fmt.Sprintf("%s.%0*d", path, segmentDigits, number)
+}
+
+// closedPaths lists the closed segments of the log at path, in order.
+func closedPaths(path string) ([]string, error) {
+	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var paths []string
+	for _, e := range entries { // sorted by name, and so by number
+		digits, ok := strings.CutPrefix(e.Name(), filepath.Base(path)+".")
+		if _, err := strconv.ParseUint(digits, 10, 31); ok && err == nil && len(digits) == segmentDigits {
+			paths = append(paths, filepath.Join(filepath.Dir(path), e.Name()))
+		}
+	}
+	return paths, nil
+}
+
+// OpenSegments opens the log at path for reading, all its segments as one stream
+// of lines.
+func OpenSegments(path string) (io.ReadCloser, error) {
+	paths, err := closedPaths(path)
+	if err != nil {
+		return nil, fmt.Errorf("read audit log: %w", err)
+	}
+	all := new(segmentReader)
+	for i, p := range append(paths, path) {
+		f, err := os.Open(p)
+		if errors.Is(err, fs.ErrNotExist) && i < len(paths) {
+			continue // retention was faster
+		}
+		if err != nil {
+			all.Close()
+			return nil, fmt.Errorf("read audit log: %w", err)
+		}
+		all.files = append(all.files, f)
+		all.readers = append(all.readers, f)
+	}
+	all.Reader = io.MultiReader(all.readers...)
+	return all, nil
+}
+
+type segmentReader struct {
+	io.Reader
+	files   []*os.File
+	readers []io.Reader
+}
+
+func (r *segmentReader) Close() error {
+	var errs []error
+	for _, f := range r.files {
+		errs = append(errs, f.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// inspect reads the first and the last line of a closed segment.
+func inspect(path string, key Key) (closedSegment, error) {
+	s := closedSegment{path: path}
+	f, err := os.Open(path)
+	if err != nil {
+		return s, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return s, err
+	}
+	s.bytes = info.Size()
+	head := make([]byte, min(s.bytes, LineMax))
+	tail := make([]byte, len(head))
+	if _, err := f.ReadAt(head, 0); err != nil {
+		return s, err
+	}
+	if _, err := f.ReadAt(tail, s.bytes-int64(len(tail))); err != nil {
+		return s, err
+	}
+	damaged := errors.New("does not begin and end as a segment does: it was changed")
+	end := bytes.IndexByte(head, '\n')
+	if end < 0 || tail[len(tail)-1] != '\n' {
+		return s, damaged
+	}
+	begin, problem1 := parseLine(head[:end+1])
+	last, problem2 := parseLine(tail[bytes.LastIndexByte(tail[:len(tail)-1], '\n')+1:])
+	if problem1 != "" || problem2 != "" || !begin.by(key) || !last.by(key) || begin.Segment == nil {
+		return s, damaged
+	}
+	s.number = begin.Segment.Number
+	s.first, s.prev, s.from = begin.Seq, begin.Prev, begin.Time
+	s.last, s.hash, s.to = last.Seq, last.Hash, last.Time
+	return s, nil
+}
+
+// inspectAll reads the ends of all closed segments.
+func inspectAll(path string, key Key) ([]closedSegment, error) {
+	paths, err := closedPaths(path)
+	if err != nil {
+		return nil, fmt.Errorf("open audit log: %w", err)
+	}
+	var all []closedSegment
+	for _, p := range paths {
+		s, err := inspect(p, key)
+		if err != nil {
+			return nil, fmt.Errorf("audit segment %s: %w", p, err)
+		}
+		all = append(all, s)
+	}
+	return all, nil
+}
+
+// join checks that closed segments follow from each other up to the record
+// before first, whose hash is prev, or that v knows of the removal of what is
+// missing. It returns what is wrong.
+func (v *verifier) join(closed []closedSegment, first uint64, prev string) (problem string) {
+	last, hash := uint64(0), zeroHash
+	for _, s := range append(closed, closedSegment{first: first, prev: prev}) {
+		switch {
+		case s.first <= last:
+			return fmt.Sprintf("segment %d begins with record %d, which belongs further up", s.number, s.first)
+		case s.first == last+1 && s.prev != hash:
+			return fmt.Sprintf("record %d does not follow from the segment before it", s.first)
+		case s.first > last+1 && !v.covered(gap{Range{last + 1, s.first - 1}, hash, s.prev}):
+			return fmt.Sprintf("records %d to %d are missing, and the log does not say that it removed them", last+1, s.first-1)
+		}
+		last, hash = s.last, s.hash
+	}
+	return ""
+}
+
+// begin makes the file of a segment, with its first line, and puts it in the
+// place of the one being written, which is renamed to old. With an error nothing
+// has changed, unless l.failed says otherwise. The caller holds commitMu.
+func (l *Log) begin(next Segment, old string) error {
+	c := l.chain()
+	if err := c.addOwn(l.Clock(), Fields{Action: logSegment, Segment: &next}); err != nil {
+		return err
+	}
+	tmp := l.path + ".new"
+	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("begin audit segment: %w", err)
+	}
+	_, err = f.Write(c.buf)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err == nil && old != "" {
+		err = os.Rename(l.path, old)
+	}
+	// A crash here leaves no file of the usual name: the next start begins the
+	// segment again.
+	if err == nil {
+		if err = os.Rename(tmp, l.path); err != nil && old != "" {
+			if back := os.Rename(old, l.path); back != nil {
+				l.failed = fmt.Errorf("audit log %s was left between two segments: %w", l.path, back)
+			}
+		}
+	}
+	if err != nil {
+		_ = f.Close()
+		_ = os.Remove(tmp)
+		return fmt.Errorf("begin audit segment: %w", err)
+	}
+	if err := syncDir(filepath.Dir(l.path)); err != nil {
+		l.failed = fmt.Errorf("begin audit segment: %w", err)
+		return l.failed
+	}
+	if l.file != nil {
+		_ = l.file.Close() // synced after every write
+	}
+	l.file, l.size, l.segment = f, 0, next
+	l.began, l.first, l.prev = c.lines[0].Time, c.lines[0].Seq, l.hash
+	return l.advance(c)
+}
+
+// rotate closes the segment being written, signed to its end, and begins
+// another. The caller holds commitMu.
+func (l *Log) rotate() error {
+	if err := l.sign(); err != nil {
+		return err
+	}
+	done := closedSegment{
+		path: segmentPath(l.path, l.segment.Number), number: l.segment.Number,
+		first: l.first, prev: l.prev, last: l.seq, hash: l.hash, from: l.began, to: l.last, bytes: l.size,
+	}
+	if err := l.begin(l.next(), done.path); err != nil {
+		return err
+	}
+	l.closed = append(l.closed, done)
+	return nil
+}
+
+// next is what the next segment says of itself.
+func (l *Log) next() Segment {
+	s := l.segment
+	s.Number++
+	s.Holds, s.Removed = l.holds, l.removed
+	return s
+}
