@@ -1,7 +1,3 @@
-// Package rootfs makes what a box sees as its root: of the host's own programs, or of
-// an image.
-//
-// It must not know what a box is made of. Start reading at [SeeHost].
 package rootfs
 
 import (
@@ -42,14 +38,50 @@ const (
 // Hostname is every box's.
 const Hostname = "box"
 
+const hosts = "127.0.0.1 localhost " + Hostname + "\n::1 localhost\n"
+
+// boxDirs are what every box has, outer ones first, though its image may not.
+var boxDirs = []directory{
+	{"tmp", 0o777 | fs.ModeSticky}, {"var", 0o755}, {"var/tmp", 0o777 | fs.ModeSticky},
+	{path.Dir(sandbox.HomePath), 0o755}, {sandbox.HomePath, 0o755},
+	{path.Dir(sandbox.AgentPath), 0o755}, {sandbox.WorkPath, 0o755},
+}
+
+// A directory is one that is made.
+type directory struct {
+	name string
+	mode fs.FileMode
+}
+
+// makeDirs makes directories in another.
+func makeDirs(in string, dirs []directory) error {
+	for _, d := range dirs {
+		name := filepath.Join(in, d.name)
+		if err := os.MkdirAll(name, 0o755); err != nil {
+			return err
+		}
+		// Whatever our umask is.
+		if err := os.Chmod(name, d.mode); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// giveHome gives the home directory of what is a box's root to the box's user, if that
+// is another than ours, as root says.
+func giveHome(dir string, root bool) error {
+	if !root {
+		return nil
+	}
+	return os.Chown(filepath.Join(dir, sandbox.HomePath), sandbox.User, sandbox.User)
+}
+
 // A Host is what boxes see of the host.
 type Host struct {
 	Mounts []Mount           // read-only, into every box
 	Links  map[string]string // at the top of every box, and where they lead
 }
-
-// A Mount is a directory of the host that a box sees.
-type Mount struct{ Source, Target string }
 
 // SeeHost finds what boxes see of the host, whose root is at from, and puts what has
 // to be copied or made up for them into dir.
@@ -64,7 +96,7 @@ func SeeHost(dir, from string) (*Host, error) {
 	for name, content := range map[string]string{
 		"passwd":        fmt.Sprintf("root:x:0:0:root:/:/bin/bash\nagent:x:%d:%[1]d:agent:%s:/bin/bash\nnobody:x:65534:65534:nobody:/:/bin/false\n", sandbox.User, sandbox.HomePath),
 		"group":         fmt.Sprintf("root:x:0:\nagent:x:%d:\nnogroup:x:65534:\n", sandbox.User),
-		"hosts":         "127.0.0.1 localhost " + Hostname + "\n::1 localhost\n",
+		"hosts":         hosts,
 		"hostname":      Hostname + "\n",
 		"nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\nservices: files\nprotocols: files\n",
 	} {
@@ -107,30 +139,11 @@ func SeeHost(dir, from string) (*Host, error) {
 	return h, nil
 }
 
-// MakeRoot makes in dir what a box has for a root, beneath its mounts. Each has one
-// of its own, as gVisor makes in it the directories that are mounted over. root says
-// that the box's user is another than ours.
+// MakeRoot makes in dir what a box has for a root, beneath its mounts. root says that
+// the box's user is another than ours.
 func (h *Host) MakeRoot(dir string, root bool) error {
-	for _, d := range []struct {
-		name string
-		mode fs.FileMode
-	}{
-		{".", 0o755}, {"mnt", 0o755}, {"opt", 0o755}, {"run", 0o755}, {"srv", 0o755}, {"var", 0o755},
-		{"tmp", 0o777 | fs.ModeSticky}, {"var/tmp", 0o777 | fs.ModeSticky},
-		{path.Dir(sandbox.HomePath), 0o755}, {sandbox.HomePath, 0o755},
-		{path.Dir(sandbox.AgentPath), 0o755}, {sandbox.WorkPath, 0o755},
-	} {
-		name := filepath.Join(dir, d.name)
-		if err := os.Mkdir(name, 0o755); err != nil {
-			return err
-		}
-		// Whatever our umask is.
-		if err := os.Chmod(name, d.mode); err != nil {
-			return err
-		}
-	}
-	// gVisor mounts unbounded memory over an empty /tmp.
-	if err := os.WriteFile(filepath.Join(dir, "tmp/.keep"), nil, 0o644); err != nil {
+	dirs := []directory{{".", 0o755}, {"mnt", 0o755}, {"opt", 0o755}, {"run", 0o755}, {"srv", 0o755}}
+	if err := makeDirs(dir, append(dirs, boxDirs...)); err != nil {
 		return err
 	}
 	for name, target := range h.Links {
@@ -138,10 +151,7 @@ func (h *Host) MakeRoot(dir string, root bool) error {
 			return err
 		}
 	}
-	if !root {
-		return nil
-	}
-	return os.Chown(filepath.Join(dir, sandbox.HomePath), sandbox.User, sandbox.User)
+	return giveHome(dir, root)
 }
 
 // readable lets everybody read what is in dir, whatever our umask is.
