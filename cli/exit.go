@@ -38,7 +38,7 @@ var exits = []exit{
 	{6, "the server refused the request as it was sent", apiError(api.TypeInvalidRequest, api.TypeRequestTooLarge)},
 	{7, "the server cannot be reached", unreachable},
 	{8, "the server is busy or failed; trying later may help", apiError(api.TypeOverloaded, api.TypeRateLimit, api.TypeTimeout, api.TypeAPI)},
-	{9, "a check failed (demo, doctor, audit verify)", is[*checkFailed]},
+	{9, "a check failed (demo, doctor, sandbox verify, audit verify)", is[*checkFailed]},
 	{10, "no usable sandbox on this host", is[*sandbox.Unavailable]},
 	{11, "the turn that was waited for was given up", is[*turnFailed]},
 	{1, "anything else", func(error) bool { return true }},
@@ -114,7 +114,16 @@ func (p *Program) report(err error) int {
 // errSilent marks an error that needs no more words.
 var errSilent = errors.New("silent")
 
+// already is the error of another run of this program, which has said what it had to say.
+type already struct{ code int }
+
+func (e *already) Error() string { return fmt.Sprintf("exit status %d", e.code) }
+func (e *already) Unwrap() error { return errSilent }
+
 func exitCode(err error) int {
+	if other, ok := errors.AsType[*already](err); ok {
+		return other.code
+	}
 	for _, row := range exits {
 		if row.is(err) {
 			return row.code

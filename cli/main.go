@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/sandbox/verify"
 	"github.com/bailey-platform/bailey/tool/agent"
 )
 
@@ -49,6 +50,13 @@ func Main(p Program) int {
 	// What a worker runs in a box. First and apart, because a box waits for it.
 	if len(p.Args) >= 2 && p.Args[0] == "tool" && p.Args[1] == "serve" {
 		return agent.Main(p.Args[2:])
+	}
+	if len(p.Args) == 2 && p.Args[0] == "sandbox" && p.Args[1] == "probe" {
+		if err := verify.Probe(p.Stdin, p.Stdout); err != nil {
+			fmt.Fprintln(p.Stderr, err)
+			return 1
+		}
+		return 0
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -102,7 +110,7 @@ Start with "bailey demo".`,
 	}
 	add(groupStart, p.demoCommand(), p.serveCommand(), p.workerCommand())
 	add(groupNouns, p.agentsCommand(), p.environmentsCommand(), p.sessionsCommand(), p.keysCommand())
-	add(groupMatter, p.doctorCommand(), p.configCommand(), p.auditCommand(), p.versionCommand())
+	add(groupMatter, p.doctorCommand(), p.sandboxCommand(), p.configCommand(), p.auditCommand(), p.versionCommand())
 	root.SetHelpCommandGroupID(groupMatter)
 	root.SetCompletionCommandGroupID(groupMatter)
 	root.AddCommand(exitCodesTopic())
