@@ -33,7 +33,11 @@ func main() {
 var backends = []cli.Backend{
 	{Name: gvisor.Name, New: func(o cli.BackendOptions) (sandbox.Driver, error) {
 		engine, err := agentbin.Engine(o.State)
-		return gvisor.New(gvisor.Options{Root: o.State, Runtime: engine, Logger: o.Logger}), err
+		if err != nil {
+			return nil, err
+		}
+		starter, err := agentbin.Launcher(o.State)
+		return gvisor.New(gvisor.Options{Root: o.State, Runtime: engine, Launcher: starter, Logger: o.Logger}), err
 	}},
 	{Name: none.Name, New: func(o cli.BackendOptions) (sandbox.Driver, error) {
 		return none.New(o.Logger), nil

@@ -17,6 +17,8 @@ import (
 
 	"github.com/bailey-platform/bailey/sandbox"
 	"github.com/bailey-platform/bailey/sandbox/cgroup"
+	"github.com/bailey-platform/bailey/sandbox/gvisor/stage"
+	"github.com/bailey-platform/bailey/sandbox/rootfs"
 )
 
 // A box is one running box.
@@ -29,6 +31,9 @@ type box struct {
 	dir       string        // the box's own on the host
 	container string        // its name for gVisor
 	group     *cgroup.Group // nil without control groups
+	root      *rootfs.Root
+	stage     *stage.Stage
+	entrance  *stage.Entrance
 	stdio     *sandbox.Stdio
 	starter   *os.Process // the gVisor process that is our child
 
@@ -36,7 +41,9 @@ type box struct {
 	exit  sandbox.Exit  // written before ended is closed
 
 	mu     sync.Mutex
-	parts  []*process // the kernel, and the opener of files
+	exits  *sandbox.Exits // nil without a network
+	down   bool           // torn down
+	parts  []*process     // the kernel, and the opener of files
 	cause  sandbox.Cause
 	detail string // with cause: why we ended the box, the first reason counting
 	memfd  string // where the guest's memory is seen, once found
@@ -144,6 +151,9 @@ func (b *box) explain(status *os.ProcessState) sandbox.Exit {
 	if b.group != nil && b.group.Killed() {
 		return sandbox.Exit{Cause: sandbox.CauseMemory, Detail: outOfMemory(b.spec.Limits)}
 	}
+	if complaint := b.entrance.Complaint(); complaint != "" {
+		return sandbox.Exit{Cause: sandbox.CauseCrashed, Detail: complaint}
+	}
 	complaint, _ := os.ReadFile(filepath.Join(b.dir, logFile))
 	wait := status.Sys().(syscall.WaitStatus)
 	switch {
@@ -173,10 +183,31 @@ func outOfMemory(limits sandbox.Limits) string {
 	return fmt.Sprintf("the box used more than its %d MiB of memory", limits.MemoryBytes>>20)
 }
 
+// own makes the exits go with the box, unless it is gone already.
+func (b *box) own(exits sandbox.Exits) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.down {
+		b.exits = &exits
+	}
+	return !b.down
+}
+
 // tearDown removes what setUp made and gives the claim back. The box's processes are
 // gone.
 func (b *box) tearDown() error {
 	var errs []error
+	if b.entrance != nil {
+		b.entrance.Close()
+	}
+	b.mu.Lock()
+	if b.down = true; b.exits != nil {
+		errs = append(errs, b.exits.Close())
+	}
+	b.mu.Unlock()
+	if b.root != nil && b.root != b.host.programs {
+		errs = append(errs, b.root.Close())
+	}
 	if b.group != nil {
 		errs = append(errs, b.host.cgroups.Remove(b.group))
 	}

@@ -4,14 +4,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/sandbox/gvisor/stage"
 	"github.com/bailey-platform/bailey/sandbox/rootfs"
 )
 
@@ -21,14 +24,14 @@ const (
 )
 
 // bundle is a box's description for gVisor, in the terms of the OCI runtime
-// specification. dir is its root and seen, unless nil, what of the host is mounted
-// there.
-func bundle(dir string, seen *rootfs.Host, spec sandbox.Spec, root bool) specs.Spec {
+// specification. seen are the directories of the host that it sees, and on is where it
+// will run, which gets what the bundle needs there.
+func bundle(on *stage.Stage, seen []rootfs.Mount, spec sandbox.Spec, root bool) specs.Spec {
 	processes := uint64(spec.Limits.Processes)
 	b := specs.Spec{
 		Version:  "1.0.2",
 		Hostname: rootfs.Hostname,
-		Root:     &specs.Root{Path: dir},
+		Root:     &specs.Root{Path: on.Root()},
 
 		Annotations: map[string]string{},
 		Process: &specs.Process{
@@ -53,46 +56,45 @@ func bundle(dir string, seen *rootfs.Host, spec sandbox.Spec, root bool) specs.S
 				Options: []string{"nosuid", "noexec", "nodev", "mode=1777", fmt.Sprintf("size=%d", shmMax)}},
 		},
 		Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{
-			{Type: specs.PIDNamespace}, {Type: specs.NetworkNamespace}, {Type: specs.IPCNamespace},
-			{Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
+			{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
 		}},
+	}
+	network := specs.LinuxNamespace{Type: specs.NetworkNamespace}
+	if on.Network {
+		network.Path = "/proc/self/ns/net" // the stage's
+	}
+	b.Linux.Namespaces = append(b.Linux.Namespaces, network)
+	if !root {
+		// The one user that there is on the stage.
+		one := []specs.LinuxIDMapping{{ContainerID: sandbox.User, HostID: sandbox.User, Size: 1}}
+		b.Linux.Namespaces = append(b.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+		b.Linux.UIDMappings, b.Linux.GIDMappings = one, one
+	}
+
+	for _, m := range seen {
+		b.Mounts = append(b.Mounts, bind(on.Source(m.Source), m.Target, "ro"))
+	}
+	if spec.Agent != "" {
+		b.Mounts = append(b.Mounts, bind(on.Source(spec.Agent), sandbox.AgentPath, "ro"))
 	}
 	// Only what may change under the box is looked up anew at every use; for the rest
 	// that would be most of the time it takes to start a program.
-	changing := make(map[string]bool) // by source
+	changing := 0
 	change := func(source, target, mode string) {
-		if !changing[source] {
-			changing[source] = true
-			hint := fmt.Sprintf("dev.gvisor.spec.mount.changing%d.", len(changing))
-			b.Annotations[hint+"source"] = source
-			b.Annotations[hint+"type"] = "bind"
-			b.Annotations[hint+"share"] = "shared"
-		}
+		changing++
+		hint := fmt.Sprintf("dev.gvisor.spec.mount.changing%d.", changing)
+		b.Annotations[hint+"source"] = source
+		b.Annotations[hint+"type"] = "bind"
+		b.Annotations[hint+"share"] = "shared"
 		b.Mounts = append(b.Mounts, bind(source, target, mode))
 	}
-	if seen != nil {
-		for _, m := range seen.Mounts {
-			b.Mounts = append(b.Mounts, bind(m.Source, m.Target, "ro"))
-		}
-	}
-	if spec.Agent != "" {
-		b.Mounts = append(b.Mounts, bind(spec.Agent, sandbox.AgentPath, "ro"))
-	}
 	change(spec.WorkDir, sandbox.WorkPath, "rw")
-	// Outer directories before those within them.
-	targets := make([]string, 0, len(spec.ReadOnly))
-	for target := range spec.ReadOnly {
-		targets = append(targets, target)
+	// Outer directories before those within them, and files last.
+	for _, target := range slices.Sorted(maps.Keys(spec.ReadOnly)) {
+		change(on.Source(spec.ReadOnly[target]), target, "ro")
 	}
-	slices.Sort(targets)
-	for _, target := range targets {
-		change(spec.ReadOnly[target], target, "ro")
-	}
-	if !root {
-		// An ordinary user may map one user into a namespace of its own: itself.
-		b.Linux.Namespaces = append(b.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
-		b.Linux.UIDMappings = []specs.LinuxIDMapping{{ContainerID: sandbox.User, HostID: uint32(os.Geteuid()), Size: 1}}
-		b.Linux.GIDMappings = []specs.LinuxIDMapping{{ContainerID: sandbox.User, HostID: uint32(os.Getegid()), Size: 1}}
+	for _, target := range slices.Sorted(maps.Keys(spec.Files)) {
+		b.Mounts = append(b.Mounts, bind(on.Source(spec.Files[target]), target, "ro"))
 	}
 	return b
 }
@@ -110,14 +112,18 @@ func writeBundle(dir string, b specs.Spec) error {
 	return os.WriteFile(filepath.Join(dir, "config.json"), data, 0o600)
 }
 
-// arguments is the command line that runs the bundle in dir as the container named.
-// It is run in dir, which keeps the path of the control socket short.
-func arguments(container string, limits sandbox.Limits, root bool) []string {
+// arguments is gVisor's command line, up to the subcommand that makes the container.
+// It is run in the box's directory, which keeps the path of the control socket short.
+func arguments(limits sandbox.Limits, network, root bool) []string {
+	stack := "none"
+	if network {
+		stack = "sandbox"
+	}
 	return []string{
 		runtimeName,
 		"--root=state",
 		"--log=" + logFile,
-		"--network=none",
+		"--network=" + stack,
 		// A namespace that is shared would have to be mounted somewhere.
 		"--gofer-network-namespace=new",
 		// Ours are set up around all of its processes.
@@ -127,7 +133,6 @@ func arguments(container string, limits sandbox.Limits, root bool) []string {
 		fmt.Sprintf("--directfs=%t", !root),
 		"--file-access-mounts=exclusive", // but for those marked as changing
 		fmt.Sprintf("--overlay2=root:memory,size=%d", scratch(limits)),
-		"run", "--bundle=.", container,
 	}
 }
 
@@ -144,19 +149,39 @@ func scratch(limits sandbox.Limits) int64 {
 var reserved = []string{"/bin", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr", "/tmp",
 	path.Dir(sandbox.AgentPath), sandbox.AgentPath}
 
+// virtual reports whether a path is of those where gVisor shows what there is no file
+// of.
+func virtual(target string) bool {
+	for _, dir := range []string{"/dev", "/proc", "/sys"} {
+		if strings.HasPrefix(target, dir+"/") {
+			return true
+		}
+	}
+	return false
+}
+
 // validate checks what is asked for, and returns it with the defaults filled in.
 func validate(spec sandbox.Spec, root bool) (sandbox.Spec, error) {
 	if err := spec.Validate(); err != nil {
 		return spec, err
 	}
-	switch {
-	case spec.Image != "", len(spec.Files) > 0, spec.Network != nil, len(spec.Devices) > 0:
-		return spec, errors.New("images, mounted files, networks and devices are not there yet")
+	if len(spec.Devices) > 0 {
+		return spec, errors.New("devices are not there yet")
 	}
 	spec.Limits = spec.Limits.Defaults()
+	// One folder has one name, and gVisor refuses to mount by way of links.
+	var err error
+	if spec.WorkDir, err = filepath.EvalSymlinks(spec.WorkDir); err != nil {
+		return spec, fmt.Errorf("work folder: %w", err)
+	}
 	for target := range spec.ReadOnly {
-		if slices.Contains(reserved, target) {
+		if slices.Contains(reserved, target) || virtual(target) {
 			return spec, fmt.Errorf("read-only directory: cannot appear as %q", target)
+		}
+	}
+	for target := range spec.Files {
+		if slices.Contains(reserved, target) || virtual(target) || target == sandbox.WorkPath {
+			return spec, fmt.Errorf("mounted file: cannot appear as %q", target)
 		}
 	}
 	// As root the box is another user than we are.

@@ -15,7 +15,7 @@ import (
 
 // Check implements [sandbox.Driver].
 func (d *Driver) Check(ctx context.Context) (sandbox.Report, error) {
-	h, err := d.prepare()
+	h, err := d.prepare(ctx)
 	if err != nil {
 		return sandbox.Report{}, d.unavailable(err)
 	}
@@ -43,9 +43,7 @@ func (d *Driver) Check(ctx context.Context) (sandbox.Report, error) {
 		report.Notes = append(report.Notes, fmt.Sprintf("Without control groups (run as root, or under systemd with "+
 			"Delegate=yes) memory is looked at every %v, and CPU time is limited to whole CPUs.", watchAlone))
 	}
-	if d.options.Rootfs == "" {
-		report.Notes = append(report.Notes, "Boxes see the host's programs (/usr and its like), read-only, and nothing else of it.")
-	}
+	report.Notes = append(report.Notes, "Boxes without an image see the host's programs (/usr and its like), read-only, and nothing else of it.")
 
 	dir, err := os.MkdirTemp(h.dir, "check-")
 	if err != nil {

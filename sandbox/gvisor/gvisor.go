@@ -53,11 +53,9 @@ type Options struct {
 	// that is running.
 	Runtime string
 
-	// Rootfs is a directory that boxes see as their root, with what they write to it
-	// kept apart and thrown away. It needs /bin/bash for the tools, and we must be
-	// able to make in it the directories that are mounted over. The default is made
-	// of the host's own programs, see hostDirs, and nothing else of the host.
-	Rootfs string
+	// Launcher is the executable that boxes are started by, see package launcher. The
+	// default is the one that is running.
+	Launcher string
 
 	Logger *slog.Logger // nil discards
 }
@@ -77,11 +75,12 @@ type Driver struct {
 
 // host is what a driver sets up once.
 type host struct {
-	dir     string         // Options.Root, absolute
-	lock    *os.File       // held on dir while we live
-	tag     string         // tells this driver's boxes from another's on this host
-	seen    *rootfs.Host   // nil if boxes have an image for a root
-	cgroups *cgroup.Groups // nil where we may make none
+	dir      string         // Options.Root, absolute and without links
+	lock     *os.File       // held on dir while we live
+	tag      string         // tells this driver's boxes from another's on this host
+	images   string         // what is unpacked of images
+	programs *rootfs.Root   // the root of boxes without an image, never closed
+	cgroups  *cgroup.Groups // nil where we may make none
 }
 
 // New returns a driver. It does nothing yet, so that a worker without boxes leaves
@@ -102,16 +101,20 @@ func New(options Options) *Driver {
 func (d *Driver) Name() string { return Name }
 
 // Prepare implements [sandbox.Driver].
-func (d *Driver) Prepare(_ context.Context, image string) error {
-	if image != "" {
-		return fmt.Errorf("image %q: this backend takes none yet", image)
+func (d *Driver) Prepare(ctx context.Context, image string) error {
+	h, err := d.prepare(ctx)
+	if err != nil {
+		return err
 	}
-	_, err := d.prepare()
-	return err
+	root, err := h.open(ctx, image)
+	if err != nil || root == h.programs {
+		return err
+	}
+	return root.Close()
 }
 
 // prepare sets up what all boxes share.
-func (d *Driver) prepare() (*host, error) {
+func (d *Driver) prepare(ctx context.Context) (*host, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.host != nil {
@@ -151,22 +154,32 @@ func (d *Driver) prepare() (*host, error) {
 	if err := os.MkdirAll(filepath.Join(dir, "boxes"), 0o700); err != nil {
 		return nil, err
 	}
+	// gVisor refuses to mount by way of links.
+	if dir, err = filepath.EvalSymlinks(dir); err != nil {
+		return nil, err
+	}
 	held, err := lock(filepath.Join(dir, "lock"))
 	if err != nil {
 		return nil, fmt.Errorf("sandbox directory %s: %w", dir, err)
 	}
-	h := &host{dir: dir, lock: held, tag: tagOf(dir)}
-	if d.options.Rootfs == "" {
-		if h.seen, err = rootfs.SeeHost(filepath.Join(dir, "rootfs"), "/"); err != nil {
-			held.Close()
-			return nil, fmt.Errorf("find what boxes see of the host: %w", err)
-		}
+	h := &host{dir: dir, lock: held, tag: tagOf(dir), images: filepath.Join(dir, "images")}
+	if h.programs, err = rootfs.Open(ctx, "", h.images); err != nil {
+		held.Close()
+		return nil, err
 	}
 	if h.cgroups, err = cgroup.Find("bailey-" + h.tag); err != nil {
 		d.log.Info("no control groups for boxes; their limits are watched instead", "reason", err)
 	}
 	d.host = h
 	return h, nil
+}
+
+// open returns what a box with this image has for a root, to be closed with the box.
+func (h *host) open(ctx context.Context, image string) (*rootfs.Root, error) {
+	if image == "" {
+		return h.programs, nil
+	}
+	return rootfs.Open(ctx, image, h.images)
 }
 
 // mapped reports whether a user exists by what /proc/self/uid_map says
@@ -241,7 +254,7 @@ func (d *Driver) version() string {
 // killed: processes that are still dying, control groups, files. The boxes of this
 // driver are not touched. A worker calls it once, before its first box.
 func (d *Driver) Sweep(ctx context.Context) error {
-	h, err := d.prepare()
+	h, err := d.prepare(ctx)
 	if err != nil {
 		return err
 	}

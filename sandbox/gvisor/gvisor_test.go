@@ -17,13 +17,14 @@ import (
 
 	"github.com/bailey-platform/bailey/sandbox"
 	"github.com/bailey-platform/bailey/sandbox/gvisor"
+	"github.com/bailey-platform/bailey/sandbox/gvisor/stage"
 	"github.com/bailey-platform/bailey/sandbox/sandboxtest"
 	"github.com/bailey-platform/bailey/tool"
 )
 
 // The executables of these tests, built by TestMain. A test binary cannot be gVisor
 // itself, as it may have the race detector in it.
-var runtimePath, agentPath string
+var runtimePath, agentPath, launcherPath string
 
 // ordinary is the id of the user that tests run as when they are to be nobody.
 const ordinary = 54321
@@ -35,6 +36,7 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	stage.RunIfRole() // where a test names no launcher
 	dir, err := build()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "build what the tests run:", err)
@@ -43,7 +45,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(m.Run()) // the tests that need it are skipped
 	}
-	runtimePath, agentPath = filepath.Join(dir, "runtime"), filepath.Join(dir, "boxagent")
+	runtimePath, agentPath, launcherPath = filepath.Join(dir, "runtime"), filepath.Join(dir, "boxagent"), filepath.Join(dir, "boxlauncher")
 	if root := os.Getenv(workerVar); root != "" {
 		if err := worker(root); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -67,12 +69,12 @@ func build() (string, error) {
 	if info, err := os.Lstat(dir); err != nil || !info.IsDir() || int(info.Sys().(*syscall.Stat_t).Uid) != os.Geteuid() {
 		return "", fmt.Errorf("%s is not ours (%v)", dir, err)
 	}
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", dir, "./testdata/runtime", "../../tool/agent/boxagent")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", dir, "./testdata/runtime", "../../tool/agent/boxagent", "../launcher/boxlauncher")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w\n%s", err, out)
 	}
-	for _, name := range []string{"", "runtime", "boxagent"} {
+	for _, name := range []string{"", "runtime", "boxagent", "boxlauncher"} {
 		if err := os.Chmod(filepath.Join(dir, name), 0o755); err != nil {
 			return "", err
 		}
@@ -87,7 +89,7 @@ func needRuntime(t testing.TB) {
 }
 
 func open(root string) *gvisor.Driver {
-	return gvisor.New(gvisor.Options{Root: root, Runtime: runtimePath})
+	return gvisor.New(gvisor.Options{Root: root, Runtime: runtimePath, Launcher: launcherPath})
 }
 
 func TestContract(t *testing.T) {

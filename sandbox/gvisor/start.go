@@ -5,11 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -17,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/sandbox/gvisor/stage"
 )
 
 // Start implements [sandbox.Driver]. As root it gives the work folder, and what root
@@ -26,7 +29,7 @@ func (d *Driver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Box, err
 	if err != nil {
 		return nil, err
 	}
-	h, err := d.prepare()
+	h, err := d.prepare(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +55,7 @@ func (d *Driver) start(ctx context.Context, h *host, spec sandbox.Spec) (*box, e
 		container: spec.ID + "-" + h.tag,
 		ended:     make(chan struct{}),
 	}
-	if err := b.setUp(); err != nil {
+	if err := b.setUp(ctx); err != nil {
 		return nil, errors.Join(err, b.tearDown())
 	}
 	launched := make(chan error, 1)
@@ -60,7 +63,11 @@ func (d *Driver) start(ctx context.Context, h *host, spec sandbox.Spec) (*box, e
 	if err := <-launched; err != nil {
 		return nil, err
 	}
-	if err := b.await(ctx); err != nil {
+	err := b.connect(ctx)
+	if err == nil {
+		err = b.await(ctx)
+	}
+	if err != nil {
 		b.end(sandbox.CauseStopped, "")
 		<-b.ended
 		b.stdio.Close()
@@ -71,26 +78,28 @@ func (d *Driver) start(ctx context.Context, h *host, spec sandbox.Spec) (*box, e
 }
 
 // setUp makes what the box needs on the host before it can run.
-func (b *box) setUp() error {
-	if err := os.Mkdir(b.dir, 0o700); err != nil {
-		return err
-	}
-	if err := os.Mkdir(filepath.Join(b.dir, "state"), 0o700); err != nil {
-		return err
-	}
-	root := b.driver.options.Rootfs
-	if b.host.seen != nil {
-		root = filepath.Join(b.dir, "root")
-		if err := b.host.seen.MakeRoot(root, b.driver.root); err != nil {
+func (b *box) setUp(ctx context.Context) error {
+	for _, dir := range []string{b.dir, filepath.Join(b.dir, "state"), filepath.Join(b.dir, "stage")} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
 			return err
 		}
 	}
-	if b.driver.root {
-		if err := give(b.spec.WorkDir); err != nil {
-			return fmt.Errorf("give the work folder to the box's user: %w", err)
-		}
+	if err := readyFolder(b.spec, b.driver.root); err != nil {
+		return err
 	}
-	if err := writeBundle(b.dir, bundle(root, b.host.seen, b.spec, b.driver.root)); err != nil {
+	var err error
+	if b.root, err = b.host.open(ctx, b.spec.Image); err != nil {
+		return err
+	}
+	b.stage = &stage.Stage{
+		Dir:    filepath.Join(b.dir, "stage"),
+		Layers: b.root.Layers,
+		// gVisor mounts unbounded memory over an empty /tmp.
+		Stubs:       append(slices.Sorted(maps.Keys(b.spec.Files)), "/tmp/.keep"),
+		MemoryBytes: b.spec.Limits.MemoryBytes,
+		Network:     b.spec.Network != nil,
+	}
+	if err := writeBundle(b.dir, bundle(b.stage, b.root.Mounts, b.spec, b.driver.root)); err != nil {
 		return err
 	}
 	if b.host.cgroups == nil {
@@ -104,23 +113,6 @@ func (b *box) setUp() error {
 	return nil
 }
 
-// give makes the box's user the owner of dir, and of what root owns in it.
-func give(dir string) error {
-	return filepath.WalkDir(dir, func(name string, entry os.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := entry.Info()
-		if err != nil {
-			return err
-		}
-		if info.Sys().(*syscall.Stat_t).Uid != 0 && name != dir {
-			return nil
-		}
-		return os.Lchown(name, sandbox.User, sandbox.User)
-	})
-}
-
 // run starts gVisor, says so on launched, and sees the box to its end.
 func (b *box) run(launched chan<- error) {
 	// The kernel kills gVisor when the thread that started it ends, rather than the
@@ -130,7 +122,7 @@ func (b *box) run(launched chan<- error) {
 
 	cmd := &exec.Cmd{
 		Path: b.driver.runtime(),
-		Args: arguments(b.container, b.spec.Limits, b.driver.root),
+		Args: append(arguments(b.spec.Limits, b.spec.Network != nil, b.driver.root), "run", "--bundle=.", b.container),
 		Dir:  b.dir,
 		Env:  []string{}, // nothing of the worker's
 		SysProcAttr: &syscall.SysProcAttr{
@@ -138,15 +130,7 @@ func (b *box) run(launched chan<- error) {
 			Setsid:    true, // a terminal's signals are for the worker
 		},
 	}
-	var err error
-	if b.stdio, err = sandbox.NewStdio(cmd); err == nil {
-		err = b.launch(cmd)
-		b.stdio.Started(b.spec.Stderr)
-		if err != nil {
-			b.stdio.Close()
-		}
-	}
-	if err != nil {
+	if err := b.begin(cmd); err != nil {
 		launched <- errors.Join(err, b.tearDown())
 		return
 	}
@@ -159,6 +143,48 @@ func (b *box) run(launched chan<- error) {
 	_ = cmd.Wait() // its status says it too
 	lifetime.Stop()
 	b.finish(cmd.ProcessState)
+}
+
+// begin starts the command on the box's stage, with its streams.
+func (b *box) begin(cmd *exec.Cmd) error {
+	stdio, err := sandbox.NewStdio(cmd)
+	if err != nil {
+		return err
+	}
+	entrance, err := b.stage.Wrap(cmd, b.driver.options.Launcher)
+	if err == nil {
+		err = b.launch(cmd)
+		entrance.Started()
+	}
+	stdio.Started(b.spec.Stderr)
+	if err != nil {
+		stdio.Close()
+		if entrance != nil {
+			entrance.Close()
+		}
+		return err
+	}
+	b.stdio, b.entrance = stdio, entrance
+	return nil
+}
+
+// connect hands the exits of the box's network to whoever serves them, and only then
+// lets the command run.
+func (b *box) connect(ctx context.Context) error {
+	if b.spec.Network == nil {
+		return nil
+	}
+	exits, err := b.entrance.Exits(ctx)
+	if err != nil {
+		return fmt.Errorf("make its network: %w", err)
+	}
+	if !b.own(exits) {
+		return exits.Close() // await says how the box ended
+	}
+	if err := b.spec.Network.Attach(exits); err != nil {
+		return fmt.Errorf("attach its network: %w", err)
+	}
+	return b.entrance.Open()
 }
 
 // launch starts the process within the box's limits. It must run on the thread that

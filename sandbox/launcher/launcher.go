@@ -6,11 +6,17 @@
 // main begins with [RunIf] as well.
 package launcher
 
-import "github.com/bailey-platform/bailey/sandbox/netns"
+import (
+	"github.com/bailey-platform/bailey/sandbox/gvisor/stage"
+	"github.com/bailey-platform/bailey/sandbox/netns"
+	"github.com/bailey-platform/bailey/sandbox/oci/cradle"
+)
 
 // RunIf does what the process was started for, if that was a part of a box, and does
 // not return then. It must come first in main, before flags are read or goroutines
 // started.
 func RunIf() {
 	netns.RunIfRole()
+	cradle.RunIfRole()
+	stage.RunIfRole()
 }

@@ -6,10 +6,12 @@ import (
 	"os"
 
 	"github.com/bailey-platform/bailey/sandbox/gvisor"
+	"github.com/bailey-platform/bailey/sandbox/launcher"
 	"github.com/bailey-platform/bailey/tool/agent"
 )
 
 func main() {
+	launcher.RunIf()
 	gvisor.RunIfRuntime()
 	os.Exit(agent.Main(os.Args[3:]))
 }
