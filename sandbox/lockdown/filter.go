@@ -1,0 +1,142 @@
+package lockdown
+
+import (
+	"math"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// Calls say which system calls a program may make: those of every program, and the
+// sockets named here.
+type Calls struct {
+	Unix    bool // sockets with a name on this host; without it there are only pairs
+	Network bool // TCP and UDP, and asking the kernel for addresses and routes
+}
+
+// Where a filter finds what a call is about: struct seccomp_data of seccomp(2). Of an
+// argument, the half that counts; both architectures put it first.
+const (
+	atNumber       = 0
+	atArchitecture = 4
+	atArguments    = 16
+)
+
+// namespaces are the flags of clone that make new ones. (CLONE_NEWTIME, of clone3
+// alone, lies among the bits of the exit signal.)
+const namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC |
+	unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET
+
+// terminals are the requests of ioctl by which one terminal's user types or acts for
+// another: TIOCSTI, TIOCLINUX, TIOCSETD and TIOCCONS.
+var terminals = []uint32{unix.TIOCSTI, 0x541C, unix.TIOCSETD, unix.TIOCCONS}
+
+// personalityQuery asks for the personality and leaves it.
+const personalityQuery = 0xffffffff
+
+// Filter is the program, in the kernel's terms, that lets those calls through. Of the
+// rest it lets a call fail that the kernel had before this list was made, with EPERM,
+// and newer ones as if the kernel had none. A call of another architecture, such as
+// those of 32 bits, ends the process.
+func (c Calls) Filter() []unix.SockFilter {
+	p := program{
+		load(atArchitecture),
+		jump(unix.BPF_JEQ, architecture, 1, 0),
+		answer(unix.SECCOMP_RET_KILL_PROCESS),
+		load(atNumber),
+		jump(unix.BPF_JGE, foreign, 0, 1),
+		fail(unix.ENOSYS),
+	}
+	for _, number := range unsupported {
+		p.on(number, program{fail(unix.ENOSYS)})
+	}
+	p.on(unix.SYS_CLONE, program{
+		argument(0),
+		jump(unix.BPF_JSET, namespaces, 0, 1),
+		fail(unix.EPERM),
+		answer(unix.SECCOMP_RET_ALLOW),
+	})
+	p.on(unix.SYS_IOCTL, append(program{argument(1)}, either(terminals, fail(unix.EPERM), answer(unix.SECCOMP_RET_ALLOW))...))
+	p.on(unix.SYS_PERSONALITY, append(program{argument(0)},
+		either([]uint32{0, personalityQuery}, answer(unix.SECCOMP_RET_ALLOW), fail(unix.EPERM))...))
+	p.on(unix.SYS_SOCKETPAIR, append(program{argument(0)},
+		either([]uint32{unix.AF_UNIX}, answer(unix.SECCOMP_RET_ALLOW), fail(unix.EAFNOSUPPORT))...))
+	p.on(unix.SYS_SOCKET, c.sockets())
+
+	numbers := append(slices.Clone(ordinary), ordinaryHere...)
+	slices.Sort(numbers)
+	for len(numbers) > 0 {
+		first, last := numbers[0], numbers[0]
+		for len(numbers) > 0 && numbers[0] <= last+1 {
+			last, numbers = numbers[0], numbers[1:]
+		}
+		p = append(p,
+			jump(unix.BPF_JGE, first, 0, 2),
+			jump(unix.BPF_JGT, last, 1, 0),
+			answer(unix.SECCOMP_RET_ALLOW))
+	}
+	return append(p,
+		jump(unix.BPF_JGT, newest, 0, 1),
+		fail(unix.ENOSYS),
+		fail(unix.EPERM))
+}
+
+// newest is the last call that this list knows of, whether it lets it through or not.
+const newest = unix.SYS_LISTNS
+
+// sockets decides about a new socket by its family, type and protocol.
+func (c Calls) sockets() program {
+	allow := answer(unix.SECCOMP_RET_ALLOW)
+	p := program{argument(0)}
+	if c.Unix {
+		p.on(unix.AF_UNIX, program{allow})
+	}
+	if c.Network {
+		p.on(unix.AF_NETLINK, append(program{argument(2)}, either([]uint32{unix.NETLINK_ROUTE}, allow, fail(unix.EPROTONOSUPPORT))...))
+		for _, family := range []uint32{unix.AF_INET, unix.AF_INET6} {
+			kinds := program{argument(1), {Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: 0xf}}
+			kinds.on(unix.SOCK_STREAM, append(program{argument(2)}, either([]uint32{0, unix.IPPROTO_TCP}, allow, fail(unix.EPROTONOSUPPORT))...))
+			kinds.on(unix.SOCK_DGRAM, append(program{argument(2)}, either([]uint32{0, unix.IPPROTO_UDP}, allow, fail(unix.EPROTONOSUPPORT))...))
+			p.on(family, append(kinds, fail(unix.EPERM)))
+		}
+	}
+	return append(p, fail(unix.EAFNOSUPPORT))
+}
+
+// A program is one of the kernel's packet filters, as seccomp uses them.
+type program []unix.SockFilter
+
+// on appends what to do when the value loaded is this one, which must end in an answer.
+func (p *program) on(value uint32, then program) {
+	if len(then) > math.MaxUint8 {
+		panic("a step too long to be jumped over")
+	}
+	*p = append(append(*p, jump(unix.BPF_JEQ, value, 0, uint8(len(then)))), then...)
+}
+
+// either answers one way when the value loaded is among these, and another when not.
+func either(values []uint32, yes, no unix.SockFilter) program {
+	var p program
+	for _, value := range values {
+		p.on(value, program{yes})
+	}
+	return append(p, no)
+}
+
+func load(offset uint32) unix.SockFilter {
+	return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: offset}
+}
+
+func argument(n uint32) unix.SockFilter { return load(atArguments + 8*n) }
+
+func jump(how uint16, value uint32, yes, no uint8) unix.SockFilter {
+	return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_K | how, K: value, Jt: yes, Jf: no}
+}
+
+func answer(action uint32) unix.SockFilter {
+	return unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: action}
+}
+
+func fail(errno unix.Errno) unix.SockFilter {
+	return answer(unix.SECCOMP_RET_ERRNO | uint32(errno))
+}

@@ -1,0 +1,73 @@
+// Package lockdown takes from the calling thread what a program that is not trusted
+// must not have: capabilities, most of the kernel's system calls, and reach beyond the
+// processes it starts itself. What the thread starts afterwards has as little, and
+// nothing gives it back.
+//
+// Everything here is of a thread, as the kernel sees it, and so of use only on a
+// locked one. The package must not know what a box is. Start reading at [Calls.Filter],
+// for what may be called, and at [Landlock], for what may be reached.
+package lockdown
+
+import (
+	"errors"
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// NoNewPrivileges keeps the thread and its children from gaining rights by running a
+// program, setuid ones among them. Filters and Landlock need it.
+func NoNewPrivileges() error {
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("give up gaining privileges: %w", err)
+	}
+	return nil
+}
+
+// DropBounding takes every capability out of the thread's bounding set, so that no
+// program it runs can have any. It needs CAP_SETPCAP.
+func DropBounding() error {
+	for capability := uintptr(0); ; capability++ {
+		err := unix.Prctl(unix.PR_CAPBSET_DROP, capability, 0, 0, 0)
+		if errors.Is(err, unix.EINVAL) && capability > 0 {
+			return nil // the kernel knows no more of them
+		}
+		if err != nil {
+			return fmt.Errorf("drop capability %d: %w", capability, err)
+		}
+	}
+}
+
+// NoCapabilities is what [unix.SYS_CAPSET] is called with to give up every capability:
+// permitted, effective and inheritable, and with these the ambient ones.
+func NoCapabilities() (header *unix.CapUserHeader, none *[2]unix.CapUserData) {
+	return &unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, new([2]unix.CapUserData)
+}
+
+// DropCapabilities gives up every capability of the thread.
+func DropCapabilities() error {
+	header, none := NoCapabilities()
+	if err := unix.Capset(header, &none[0]); err != nil {
+		return fmt.Errorf("give up capabilities: %w", err)
+	}
+	return nil
+}
+
+// Install puts a filter before every system call of the thread, or of every thread of
+// the process.
+func Install(filter []unix.SockFilter, everyThread bool) error {
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	flags := uintptr(0)
+	if everyThread {
+		flags = unix.SECCOMP_FILTER_FLAG_TSYNC
+	}
+	thread, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&program)))
+	switch {
+	case errno != 0:
+		return fmt.Errorf("install the filter of system calls: %w", errno)
+	case thread != 0:
+		return fmt.Errorf("install the filter of system calls: thread %d has another", thread)
+	}
+	return nil
+}

@@ -1,0 +1,286 @@
+package boxinit
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bailey-platform/bailey/sandbox/lockdown"
+	"github.com/bailey-platform/bailey/sandbox/netns"
+)
+
+// Role is the first argument of a process that is to become a box, after the name
+// [netns.LauncherName]. The second is for people and for [netns]-like sweeps: it says
+// whose box it is.
+const Role = "box"
+
+// The descriptors that the process is started with, after its standard streams.
+const (
+	fdLine  = 3 + iota // a [Line]
+	fdPlan             // a file with the [Plan] in JSON
+	fdExits            // a socket to send the exits by
+	fdSelf             // this executable, for who can find it under no name
+)
+
+// SelfPath is the path that the process is started by.
+var SelfPath = fmt.Sprintf("/proc/self/fd/%d", fdSelf)
+
+// RunIfRole becomes a box if the process was started for that, and does not return
+// then. It must come first in main.
+func RunIfRole() {
+	if filepath.Base(os.Args[0]) != netns.LauncherName || len(os.Args) < 2 || os.Args[1] != Role {
+		return
+	}
+	// A process of a few milliseconds' work, and then of none: what the collector would
+	// need threads for, which a box may have no room for, is not worth it.
+	debug.SetGCPercent(-1)
+	for fd := fdLine; fd <= fdSelf; fd++ {
+		unix.CloseOnExec(fd)
+	}
+	unix.Close(fdSelf)
+	b := &box{line: Line{os.NewFile(fdLine, "line to the driver")}}
+	status, err := b.become()
+	if err != nil {
+		_ = b.line.Send(Failed, err.Error()) // a driver that is gone needs no telling
+		os.Exit(1)
+	}
+	_ = b.line.Send(Ended, strconv.Itoa(int(status)))
+	os.Exit(0) // and everything in the box ends
+}
+
+type box struct {
+	line Line
+	plan Plan
+}
+
+// become makes the box, runs its command, and returns how that ended.
+func (b *box) become() (syscall.WaitStatus, error) {
+	if err := json.NewDecoder(os.NewFile(fdPlan, "plan")).Decode(&b.plan); err != nil {
+		return 0, fmt.Errorf("read the plan of the box: %w", err)
+	}
+	unix.Close(fdPlan)
+	if err := b.settle(); err != nil {
+		return 0, err
+	}
+	network := make(chan error, 1)
+	go func() { network <- b.connect() }()
+	_, _, mounts, err := b.expect(Mounts)
+	if err != nil {
+		return 0, err
+	}
+	if err := b.makeRoot(mounts); err != nil {
+		return 0, err
+	}
+	if err := <-network; err != nil {
+		return 0, err
+	}
+	if _, _, _, err := b.expect(Go); err != nil {
+		return 0, err
+	}
+	command, err := b.run()
+	if err != nil {
+		return 0, err
+	}
+	if err := b.line.Send(Running, ""); err != nil {
+		return 0, err
+	}
+	return reap(command)
+}
+
+// expect waits for the driver to say this.
+func (b *box) expect(want Word) (Word, string, []int, error) {
+	word, more, fds, err := b.line.Receive()
+	if errors.Is(err, io.EOF) {
+		err = errors.New("the driver is gone")
+	}
+	if err == nil && word != want {
+		err = fmt.Errorf("the driver says %q, not %q", word, want)
+	}
+	return word, more, fds, err
+}
+
+// oomScore makes the kernel, when the host is out of memory, look for what to kill in
+// boxes before it looks elsewhere.
+const oomScore = "500"
+
+// settle changes what the process is to the kernel.
+func (b *box) settle() error {
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte(oomScore), 0); err != nil {
+		return fmt.Errorf("be the first to go when memory is short: %w", err)
+	}
+	if err := unix.Sethostname([]byte(b.plan.Hostname)); err != nil {
+		return fmt.Errorf("name the host: %w", err)
+	}
+	if err := unix.Setdomainname(nil); err != nil {
+		return fmt.Errorf("name the domain: %w", err)
+	}
+	name := append([]byte("init"), 0)
+	if err := unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0); err != nil {
+		return err
+	}
+	// Its memory and descriptors are nobody's business, nor is its executable, which is
+	// a file of the host's.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("hide from other processes: %w", err)
+	}
+	return nil
+}
+
+// connect makes the box's network what the plan says: with the exits as the only ways
+// out, or with none.
+func (b *box) connect() error {
+	exits := os.NewFile(fdExits, "exits")
+	defer exits.Close()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if !b.plan.Network {
+		return raiseLoopback()
+	}
+	made, err := netns.Jail()
+	if err != nil {
+		return errors.Join(err, netns.SendError(exits, err))
+	}
+	// The driver's are open now: ours are not needed.
+	return errors.Join(netns.Send(exits, made), made.Close())
+}
+
+// raiseLoopback lets the box talk to itself, see netdevice(7).
+func raiseLoopback() error {
+	sock, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(sock)
+	request, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	request.SetUint16(unix.IFF_UP)
+	if err := unix.IoctlIfreq(sock, unix.SIOCSIFFLAGS, request); err != nil {
+		return fmt.Errorf("bring up the loopback: %w", err)
+	}
+	return nil
+}
+
+// run starts the command with nothing but what a box's program may have, gives up
+// all that this process had more, and returns the command's process.
+func (b *box) run() (int, error) {
+	for _, limit := range []struct {
+		resource int
+		most     uint64
+	}{
+		{unix.RLIMIT_NOFILE, b.plan.Limits.OpenFiles},
+		{unix.RLIMIT_NPROC, b.plan.Limits.Processes},
+		{unix.RLIMIT_CORE, 0},
+		{unix.RLIMIT_MEMLOCK, 64 << 10},
+		{unix.RLIMIT_MSGQUEUE, 800 << 10},
+	} {
+		if err := atMost(limit.resource, limit.most); err != nil {
+			return 0, err
+		}
+	}
+	unix.Umask(0o022)
+	if err := unix.Chdir(b.plan.Dir); err != nil {
+		return 0, fmt.Errorf("go to %s: %w", b.plan.Dir, err)
+	}
+
+	// What is given up by this thread alone is of the command and not of this process,
+	// which must be out of reach for it. Locked for good, the thread ends with us.
+	runtime.LockOSThread()
+	if err := b.confine(); err != nil {
+		return 0, err
+	}
+	attr := &syscall.ProcAttr{
+		Env:   b.plan.Env,
+		Files: []uintptr{0, 1, 2},
+		Sys:   &syscall.SysProcAttr{Setsid: true},
+	}
+	if b.plan.Change {
+		// Without capabilities once it is another user: it has none of its own.
+		attr.Sys.Credential = &syscall.Credential{Uid: uint32(b.plan.User), Gid: uint32(b.plan.User)}
+	}
+	command, err := syscall.ForkExec(b.plan.Command[0], b.plan.Command, attr)
+	if err != nil {
+		return 0, fmt.Errorf("run %s: %w", b.plan.Command[0], err)
+	}
+	// The command's input and output end when the command closes them.
+	unix.Close(0)
+	unix.Close(1)
+	header, none := lockdown.NoCapabilities()
+	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(header)), uintptr(unsafe.Pointer(none)), 0); errno != 0 {
+		return 0, fmt.Errorf("give up capabilities: %w", errno)
+	}
+	// Where the command's user is ours as well, it could send them.
+	for s := syscall.Signal(1); s < 32; s++ {
+		if s != unix.SIGCHLD && s != unix.SIGURG {
+			signal.Ignore(s)
+		}
+	}
+	return command, nil
+}
+
+// confine takes from the calling thread what the command must not have. The filter of
+// system calls is for the whole process.
+func (b *box) confine() error {
+	// So that the box's own is the top of what it sees of control groups.
+	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
+		return fmt.Errorf("hide the control groups of others: %w", err)
+	}
+	if err := lockdown.DropBounding(); err != nil {
+		return err
+	}
+	if !b.plan.Change {
+		if err := lockdown.DropCapabilities(); err != nil {
+			return err
+		}
+	}
+	if err := lockdown.NoNewPrivileges(); err != nil {
+		return err
+	}
+	if len(b.plan.Landlock.Paths) > 0 {
+		if err := b.plan.Landlock.Restrict(); err != nil {
+			return err
+		}
+	}
+	return lockdown.Install(b.plan.Filter, true)
+}
+
+// atMost lowers a limit of the process, if it is higher.
+func atMost(resource int, most uint64) error {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(resource, &limit); err != nil {
+		return err
+	}
+	limit.Max = min(limit.Max, most)
+	limit.Cur = limit.Max
+	if err := syscall.Setrlimit(resource, &limit); err != nil {
+		return fmt.Errorf("limit resource %d to %d: %w", resource, limit.Max, err)
+	}
+	return nil
+}
+
+// reap collects every process of the box that ends, until the command does.
+func reap(command int) (syscall.WaitStatus, error) {
+	for {
+		var status syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &status, 0, nil)
+		switch {
+		case errors.Is(err, syscall.EINTR):
+		case err != nil:
+			return 0, fmt.Errorf("wait for the command: %w", err)
+		case pid == command:
+			return status, nil
+		}
+	}
+}

@@ -1,0 +1,4 @@
+package ns
+
+// Tag is the name of the driver at dir on the host.
+var Tag = tagOf

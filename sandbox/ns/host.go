@@ -1,0 +1,110 @@
+package ns
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bailey-platform/bailey/sandbox/netns"
+	"github.com/bailey-platform/bailey/sandbox/ns/boxinit"
+)
+
+// tagOf names the driver that uses dir, in the names of its boxes' processes and
+// control groups.
+func tagOf(dir string) string {
+	sum := sha256.Sum256([]byte(dir))
+	return hex.EncodeToString(sum[:4])
+}
+
+// lock takes the lock of a directory, for as long as the file is open.
+func lock(path string) (*os.File, error) {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		file.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, errors.New("another worker uses it; give this one a --data directory of its own")
+		}
+		return nil, err
+	}
+	return file, nil
+}
+
+// pids returns the processes of the host that we can see.
+func pids() []int {
+	names, _ := filepath.Glob("/proc/[0-9]*")
+	list := make([]int, 0, len(names))
+	for _, name := range names {
+		if pid, err := strconv.Atoi(filepath.Base(name)); err == nil {
+			list = append(list, pid)
+		}
+	}
+	return list
+}
+
+// tagOfProcess returns the tag on the command line of a box's first process, or "".
+func tagOfProcess(pid int) string {
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return ""
+	}
+	args := bytes.Split(bytes.TrimSuffix(line, []byte{0}), []byte{0})
+	if len(args) != 3 || string(args[0]) != netns.LauncherName || string(args[1]) != boxinit.Role {
+		return ""
+	}
+	return string(args[2])
+}
+
+// pause waits a moment for something that gives no signal.
+func pause(ctx context.Context) error {
+	timer := time.NewTimer(2 * time.Millisecond)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// next rotates among the CPUs that boxes are put on.
+var next atomic.Uint32
+
+// pin lets the calling thread, and what it starts, run on no more CPUs than the
+// limit fills, and returns how many those are. Programs in the box then count that
+// many, and start as many workers.
+func pin(cpus float64) (int, error) {
+	var all, some unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &all); err != nil {
+		return 0, err
+	}
+	want, have := int(math.Ceil(cpus)), all.Count()
+	if want >= have {
+		return have, nil
+	}
+	skip := int(next.Add(uint32(want))) % have
+	for cpu := 0; some.Count() < want; cpu = (cpu + 1) % (len(all) * 64) {
+		if !all.IsSet(cpu) {
+			continue
+		}
+		if skip > 0 {
+			skip--
+			continue
+		}
+		some.Set(cpu)
+	}
+	return want, unix.SchedSetaffinity(0, &some)
+}

@@ -1,0 +1,159 @@
+package ns
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/sandbox/ns/boxinit"
+	"github.com/bailey-platform/bailey/sandbox/rootfs"
+)
+
+const (
+	openFilesMax = 8192     // descriptors a process in a box may have open
+	sharedMax    = 64 << 20 // bytes of shared memory in a box
+	initThreads  = 16       // of a box's first process, at the most
+)
+
+// devices are those that every box has. They hold nothing and keep nothing.
+var devices = []string{"/dev/full", "/dev/null", "/dev/random", "/dev/tty", "/dev/urandom", "/dev/zero"}
+
+// plan says what a box is to be, with this root and so many CPUs.
+func (d *Driver) plan(h *host, root *rootfs.Root, spec sandbox.Spec, cpus int) (boxinit.Plan, error) {
+	p := boxinit.Plan{
+		Command:  spec.Command,
+		Env:      spec.Env,
+		Dir:      sandbox.WorkPath,
+		User:     sandbox.User,
+		Change:   d.root,
+		Hostname: rootfs.Hostname,
+		Network:  spec.Network != nil,
+		Filter:   h.filter,
+		Landlock: h.landlock,
+		Limits:   boxinit.Limits{Processes: uint64(spec.Limits.Processes), OpenFiles: openFilesMax},
+	}
+	if !d.root {
+		p.Limits.Processes += initThreads // being of the same user, it is counted
+	}
+	scratch := scratch(spec.Limits)
+	p.Root = boxinit.Root{
+		Size: scratch, Files: scratch / fileMin,
+		Shared: min(sharedMax, spec.Limits.MemoryBytes/4),
+		Bare:   devices,
+		Texts: map[string]string{
+			meminfo:     memory(spec.Limits),
+			cpuinfo:     processors(cpus),
+			cpuOnline:   fmt.Sprintf("0-%d\n", cpus-1),
+			cpuPossible: fmt.Sprintf("0-%d\n", cpus-1),
+			cpuPresent:  fmt.Sprintf("0-%d\n", cpus-1),
+		},
+		Covers: map[string]string{"/proc/meminfo": meminfo, "/proc/cpuinfo": cpuinfo},
+	}
+	for _, layer := range root.Layers {
+		p.Root.Layers = append(p.Root.Layers, boxinit.Mount{Source: layer})
+	}
+	for _, m := range root.Mounts {
+		p.Root.Mounts = append(p.Root.Mounts, boxinit.Mount{Source: m.Source, Target: m.Target})
+	}
+	if spec.Agent != "" {
+		p.Root.Mounts = append(p.Root.Mounts, boxinit.Mount{Source: spec.Agent, Target: sandbox.AgentPath, File: true})
+	}
+	p.Root.Mounts = append(p.Root.Mounts, boxinit.Mount{Source: spec.WorkDir, Target: sandbox.WorkPath, Write: true})
+	var given []boxinit.Mount
+	for target, source := range spec.ReadOnly {
+		given = append(given, boxinit.Mount{Source: source, Target: target})
+	}
+	for target, source := range spec.Files {
+		given = append(given, boxinit.Mount{Source: source, Target: target, File: true})
+	}
+	// Outer directories before what is within them.
+	slices.SortFunc(given, func(a, b boxinit.Mount) int { return strings.Compare(a.Target, b.Target) })
+	p.Root.Mounts = append(p.Root.Mounts, given...)
+	if n := len(p.Root.All()); n > boxinit.MountsMax {
+		return p, fmt.Errorf("a box can have %d mounts, not %d", boxinit.MountsMax, n)
+	}
+	return p, nil
+}
+
+// Files that a box is given so that programs in it count what it has, not what the host
+// has. There is nothing else in its /sys.
+const (
+	meminfo     = "/.bailey/meminfo"
+	cpuinfo     = "/.bailey/cpuinfo"
+	cpuOnline   = "/sys/devices/system/cpu/online"
+	cpuPossible = "/sys/devices/system/cpu/possible"
+	cpuPresent  = "/sys/devices/system/cpu/present"
+)
+
+// memory is a /proc/meminfo of a box: what it has in all. What is left of that at any
+// moment cannot be told this way; programs that ask get the whole.
+func memory(limits sandbox.Limits) string {
+	kB := limits.MemoryBytes >> 10
+	return fmt.Sprintf("MemTotal:       %8d kB\nMemFree:        %8[1]d kB\nMemAvailable:   %8[1]d kB\n"+
+		"Buffers:               0 kB\nCached:                0 kB\nSwapCached:            0 kB\n"+
+		"SwapTotal:             0 kB\nSwapFree:              0 kB\nShmem:                 0 kB\n", kB)
+}
+
+// processors is a /proc/cpuinfo with the first so many of the host's.
+func processors(count int) string {
+	all, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return ""
+	}
+	stanzas := strings.SplitAfter(string(all), "\n\n")
+	return strings.Join(stanzas[:min(count, len(stanzas))], "")
+}
+
+// fileMin is how much of the scratch space a file is counted for, when there are many
+// small ones: what the kernel keeps of each.
+const fileMin = 4096
+
+// scratch is how much a box may write outside its work folder. It is in memory, so
+// half of that is left to the programs.
+func scratch(limits sandbox.Limits) int64 {
+	return min(limits.DiskBytes, limits.MemoryBytes/2)
+}
+
+// reserved are the paths of a box that nothing may be mounted over.
+var reserved = []string{"/bin", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr", "/tmp",
+	path.Dir(sandbox.AgentPath), sandbox.AgentPath}
+
+// validate checks what is asked for, and returns it with the defaults filled in.
+func (d *Driver) validate(spec sandbox.Spec) (sandbox.Spec, error) {
+	if err := spec.Validate(); err != nil {
+		return spec, err
+	}
+	if len(spec.Devices) > 0 {
+		return spec, errors.New("devices are not there yet")
+	}
+	spec.Limits = spec.Limits.Defaults()
+	for target := range spec.ReadOnly {
+		if slices.Contains(reserved, target) || within(target, "/proc") || within(target, "/dev") {
+			return spec, fmt.Errorf("read-only directory: cannot appear as %q", target)
+		}
+	}
+	for target := range spec.Files {
+		if within(target, "/proc") || within(target, "/dev") || within(target, path.Dir(sandbox.AgentPath)) {
+			return spec, fmt.Errorf("mounted file: cannot appear as %q", target)
+		}
+	}
+	// As root the box is another user than we are.
+	if d.root && spec.Agent != "" {
+		info, err := os.Stat(spec.Agent)
+		if err != nil {
+			return spec, fmt.Errorf("agent: %w", err)
+		}
+		if info.Mode().Perm()&0o005 != 0o005 {
+			return spec, fmt.Errorf("agent %s: every user must be able to read and run it (chmod 755)", spec.Agent)
+		}
+	}
+	return spec, nil
+}
+
+func within(name, dir string) bool {
+	return name == dir || strings.HasPrefix(name, dir+"/")
+}

@@ -1,0 +1,346 @@
+package ns
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/sandbox/netns"
+	"github.com/bailey-platform/bailey/sandbox/ns/boxinit"
+	"github.com/bailey-platform/bailey/sandbox/rootfs"
+)
+
+// Start implements [sandbox.Driver]. As root it gives the work folder, and what root
+// owns in it, to the box's user: nothing that a box makes on the host is root's.
+func (d *Driver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Box, error) {
+	spec, err := d.validate(spec)
+	if err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	h, err := d.prepare(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.claims.Take(spec); err != nil {
+		return nil, err
+	}
+	b := &box{driver: d, host: h, spec: spec, log: d.log.With("box", spec.ID), ended: make(chan struct{})}
+	if err := b.start(ctx); err != nil {
+		return nil, fmt.Errorf("start box %s: %w", spec.ID, err)
+	}
+	if b.group != nil {
+		return freezable{b}, nil
+	}
+	return b, nil
+}
+
+// start starts a box whose id and folder are claimed. The claim goes with the box,
+// or with the error.
+func (b *box) start(ctx context.Context) error {
+	if err := b.setUp(ctx); err != nil {
+		return errors.Join(err, b.tearDown())
+	}
+	launched := make(chan error, 1)
+	go b.run(launched)
+	if err := <-launched; err != nil {
+		return err
+	}
+	err := b.attend(ctx)
+	if err != nil {
+		b.end(sandbox.CauseStopped, "")
+		<-b.ended
+		b.stdio.Close()
+		return err
+	}
+	if b.group == nil {
+		go b.watch()
+	}
+	return nil
+}
+
+// setUp makes what the box needs on the host before it can run.
+func (b *box) setUp(ctx context.Context) (err error) {
+	b.root = b.host.seen
+	if b.spec.Image != "" {
+		if b.root, err = rootfs.Open(ctx, b.spec.Image, b.host.images()); err != nil {
+			return err
+		}
+	}
+	if b.driver.root {
+		if err := give(b.spec.WorkDir); err != nil {
+			return fmt.Errorf("give the work folder to the box's user: %w", err)
+		}
+		if b.users, err = b.host.users.take(); err != nil {
+			return err
+		}
+	}
+	if b.host.cgroups != nil {
+		if b.group, err = b.host.cgroups.Make(b.spec.ID, b.spec.Limits); err != nil {
+			return fmt.Errorf("control group: %w", err)
+		}
+	}
+	return nil
+}
+
+// give makes the box's user the owner of dir, and of what root owns in it.
+func give(dir string) error {
+	return filepath.WalkDir(dir, func(name string, entry os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := entry.Info()
+		if err != nil {
+			return err
+		}
+		if info.Sys().(*syscall.Stat_t).Uid != 0 && name != dir {
+			return nil
+		}
+		return os.Lchown(name, sandbox.User, sandbox.User)
+	})
+}
+
+// run starts the process that becomes the box, says so on launched, and sees the box
+// to its end.
+func (b *box) run(launched chan<- error) {
+	// The kernel kills the process when the thread that started it ends, rather than
+	// ours, so the thread must be there for as long as the box. Never unlocked, it ends
+	// with this goroutine, and what was done to it goes with it.
+	runtime.LockOSThread()
+
+	cmd, err := b.launch()
+	if err != nil {
+		launched <- errors.Join(err, b.tearDown())
+		return
+	}
+	b.process = cmd.Process
+	b.host.hold(b.process.Pid, true)
+	launched <- nil
+
+	lifetime := time.AfterFunc(b.spec.Limits.Lifetime, func() {
+		b.end(sandbox.CauseTime, fmt.Sprintf("it had run for %v", b.spec.Limits.Lifetime))
+	})
+	_ = cmd.Wait() // the box has said how its command ended, or was killed
+	lifetime.Stop()
+	b.finish()
+}
+
+// launch starts the process within the box's limits, in namespaces of its own. It must
+// run on the thread that stays with the box.
+func (b *box) launch() (cmd *exec.Cmd, err error) {
+	cpus, err := pin(b.spec.Limits.CPUs)
+	if err != nil {
+		b.log.Warn("box sees every CPU", "error", err)
+		cpus = runtime.NumCPU()
+	}
+	plan, err := b.planFile(cpus)
+	if err != nil {
+		return nil, err
+	}
+	defer plan.Close()
+	line, theirLine, err := boxinit.Lines()
+	if err != nil {
+		return nil, err
+	}
+	b.line = line
+	defer theirLine.Close()
+	exits, theirExits, err := netns.Socket()
+	if err != nil {
+		return nil, err
+	}
+	b.exitsSock = exits
+	defer theirExits.Close()
+
+	cmd = &exec.Cmd{
+		Path:        boxinit.SelfPath,
+		Args:        []string{netns.LauncherName, boxinit.Role, b.host.tag},
+		Dir:         "/",
+		Env:         []string{}, // nothing of the worker's
+		ExtraFiles:  []*os.File{theirLine, plan, theirExits, b.host.launcher},
+		SysProcAttr: b.attributes(),
+	}
+	if b.users != 0 {
+		cmd.ExtraFiles = append(cmd.ExtraFiles, b.host.users.file)
+	}
+	if b.stdio, err = sandbox.NewStdio(cmd); err != nil {
+		return nil, err
+	}
+	err = b.fork(cmd)
+	b.stdio.Started(b.spec.Stderr)
+	if err != nil {
+		b.stdio.Close()
+		return nil, err
+	}
+	return cmd, nil
+}
+
+// attributes say what namespaces the process is in, and who it is there.
+func (b *box) attributes() *syscall.SysProcAttr {
+	attr := &syscall.SysProcAttr{
+		Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET |
+			unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
+		Pdeathsig: syscall.SIGKILL,
+		Setsid:    true, // a terminal's signals are for the worker
+	}
+	if b.users != 0 {
+		attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(b.users), Size: UsersPerBox}}
+		attr.GidMappings = attr.UidMappings
+		attr.GidMappingsEnableSetgroups = true
+		attr.Credential = &syscall.Credential{Uid: 0, Gid: 0}
+		return attr
+	}
+	// An ordinary user may map one user into a namespace of its own: itself. That is no
+	// root there, so capabilities have to be handed on.
+	attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: sandbox.User, HostID: os.Geteuid(), Size: 1}}
+	attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: sandbox.User, HostID: os.Getegid(), Size: 1}}
+	attr.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_SETPCAP, unix.CAP_DAC_OVERRIDE}
+	return attr
+}
+
+// fork starts the process in the box's control group.
+func (b *box) fork(cmd *exec.Cmd) error {
+	if b.group == nil {
+		return cmd.Start()
+	}
+	dir, err := b.group.Open()
+	if err != nil {
+		return err
+	}
+	if dir != nil {
+		defer dir.Close()
+		cmd.SysProcAttr.UseCgroupFD = true
+		cmd.SysProcAttr.CgroupFD = int(dir.Fd())
+		return cmd.Start()
+	}
+	// A group with our thread in it could not be removed.
+	defer func() {
+		if err := b.group.Leave(); err != nil {
+			b.log.Error("the thread that waits for a box counts as part of it", "error", err)
+		}
+	}()
+	if err := b.group.Enter(); err != nil {
+		return fmt.Errorf("enter the control group: %w", err)
+	}
+	return cmd.Start()
+}
+
+// planFile is a file in memory that holds the plan of the box.
+func (b *box) planFile(cpus int) (*os.File, error) {
+	plan, err := b.driver.plan(b.host, b.root, b.spec, cpus)
+	if err != nil {
+		return nil, err
+	}
+	b.mounts = plan.Root.All()
+	data, err := json.Marshal(plan)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.MemfdCreate("plan", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	file := os.NewFile(uintptr(fd), "plan")
+	if _, err := file.Write(data); err != nil {
+		file.Close()
+		return nil, err
+	}
+	if _, err := file.Seek(0, 0); err != nil {
+		file.Close()
+		return nil, err
+	}
+	return file, nil
+}
+
+// attend gives the process what it cannot make itself, takes the exits it makes, and
+// waits until the command runs.
+func (b *box) attend(ctx context.Context) error {
+	defer context.AfterFunc(ctx, func() { b.end(sandbox.CauseStopped, "") })()
+	err := b.converse()
+	b.exitsSock.Close()
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+func (b *box) converse() error {
+	if err := b.sendMounts(); err != nil {
+		return b.reason(err)
+	}
+	if b.spec.Network != nil {
+		exits, err := netns.Receive(b.exitsSock)
+		if err != nil {
+			return b.reason(err)
+		}
+		b.exits = &exits
+		if err := b.spec.Network.Attach(exits); err != nil {
+			return fmt.Errorf("attach the network: %w", err)
+		}
+	}
+	if err := b.line.Send(boxinit.Go, ""); err != nil {
+		return b.reason(err)
+	}
+	word, more, _, err := b.line.Receive()
+	switch {
+	case err != nil:
+		return b.reason(err)
+	case word == boxinit.Failed:
+		return errors.New(more)
+	case word != boxinit.Running:
+		return fmt.Errorf("the box says %q, not that it runs", word)
+	}
+	return nil
+}
+
+// reason is what the box says that it failed of, or else this.
+func (b *box) reason(err error) error {
+	if word, more, _, told := b.line.Receive(); told == nil && word == boxinit.Failed {
+		return errors.New(more)
+	}
+	b.end(sandbox.CauseStopped, "")
+	<-b.ended
+	if said := b.stdio.LastLine(); said != "" {
+		return fmt.Errorf("%w: %s", err, said)
+	}
+	return err
+}
+
+// sendMounts makes the mounts of the plan and sends them, if we are root: only root
+// may map the owners of files.
+func (b *box) sendMounts() error {
+	if b.users == 0 {
+		return b.line.Send(boxinit.Mounts, "")
+	}
+	file, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", b.process.Pid))
+	if err != nil {
+		return fmt.Errorf("find the box's users: %w", err)
+	}
+	defer file.Close()
+	users := int(file.Fd())
+	var fds []int
+	defer func() {
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+	}()
+	for _, m := range b.mounts {
+		fd, err := boxinit.Detach(m.Source, m.Write, &users)
+		if err != nil {
+			return err
+		}
+		fds = append(fds, fd)
+	}
+	return b.line.Send(boxinit.Mounts, "", fds...)
+}
