@@ -108,11 +108,21 @@ func canonical(s string) (string, error) {
 			return "", fmt.Errorf("%q is not allowed in it: names have letters, digits, hyphens and dots", c)
 		}
 	}
+	if isASCII(name) {
+		// Spares IDNA what cannot be a name: it takes its time over long ones.
+		if err := checkLabels(strings.ToLower(name)); err != nil {
+			return "", err
+		}
+	}
 	ascii, err := lookup.ToASCII(name)
 	if err != nil {
 		return "", fmt.Errorf("it is no valid name: %w", err)
 	}
 	return ascii, checkLabels(ascii)
+}
+
+func isASCII(s string) bool {
+	return !strings.ContainsFunc(s, func(c rune) bool { return c >= utf8.RuneSelf })
 }
 
 // checkLabels holds what the rest of this package relies on, whatever IDNA let through.

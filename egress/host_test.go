@@ -173,7 +173,7 @@ func TestParsePatternSaysWhatToWrite(t *testing.T) {
 		"a*.example.com":      "whole labels",
 		"a.*.com":             "whole labels",
 		"*.10.0.0.1":          "no names below",
-		"*.-.com":             "invalid label",
+		"*.-.com":             "hyphen",
 		"":                    "mode: unrestricted",
 	} {
 		if p, err := ParsePattern(in); err == nil || !strings.Contains(err.Error(), want) {
