@@ -35,6 +35,8 @@ var house = []row{
 		"storetest is the contract of the store and of nothing else"},
 	{"audit", nil,
 		"audit must be verifiable with nothing but its file"},
+	{"audit/sink", uses("audit"),
+		"a second place for an audit record knows nothing of what is recorded"},
 	{"model", nil,
 		"model is a client of the Messages API; what is asked of a model is loop's business"},
 	{"model/scripted", nil,
@@ -59,7 +61,7 @@ var house = []row{
 		"netns makes the ways out of a box; what may pass is netjail's business"},
 	{"sandbox/cdi", uses("sandbox"),
 		"cdi says what a device's name means; it knows no backend"},
-	{"sandbox/launcher", uses("sandbox/gvisor/stage", "sandbox/netns", "sandbox/ns"),
+	{"sandbox/launcher", uses("sandbox/gvisor/stage", "sandbox/netns", "sandbox/ns/boxinit"),
 		"the small executable that boxes are started by"},
 	{"sandbox/launcher/boxlauncher", uses("sandbox/launcher"),
 		"the small executable is the launcher alone"},
@@ -67,6 +69,12 @@ var house = []row{
 		"a backend makes boxes; what runs in them is not its business"},
 	{"sandbox/gvisor/stage", uses("sandbox", "sandbox/netns"),
 		"stage makes what gVisor is started in, without gVisor"},
+	{"sandbox/lockdown", nil,
+		"lockdown takes rights from a thread; what a box is it does not know"},
+	{"sandbox/ns", uses("sandbox", "sandbox/cdi", "sandbox/cgroup", "sandbox/lockdown", "sandbox/netns", "sandbox/ns/boxinit", "sandbox/rootfs"),
+		"a backend makes boxes; what runs in them is not its business"},
+	{"sandbox/ns/boxinit", uses("sandbox/lockdown", "sandbox/netns"),
+		"boxinit is a box's first process, which is told everything"},
 	{"sandbox/none", uses("sandbox"),
 		"a backend makes boxes; what runs in them is not its business"},
 	{"sandbox/sandboxtest", uses("sandbox", "tool"),
@@ -79,7 +87,7 @@ var house = []row{
 		"client sees the server only through its public API"},
 
 	// Rules.
-	{"control", uses("api", "store"),
+	{"control", uses("api", "audit", "store"),
 		"control is the rules: it knows nothing of HTTP, models or workers' insides"},
 
 	// Engines and faces.

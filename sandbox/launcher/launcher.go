@@ -9,6 +9,7 @@ package launcher
 import (
 	"github.com/bailey-platform/bailey/sandbox/gvisor/stage"
 	"github.com/bailey-platform/bailey/sandbox/netns"
+	"github.com/bailey-platform/bailey/sandbox/ns/boxinit"
 	"github.com/bailey-platform/bailey/sandbox/oci/cradle"
 )
 
@@ -16,6 +17,7 @@ import (
 // not return then. It must come first in main, before flags are read or goroutines
 // started.
 func RunIf() {
+	boxinit.RunIfRole()
 	netns.RunIfRole()
 	cradle.RunIfRole()
 	stage.RunIfRole()
