@@ -65,6 +65,10 @@ var filesystemChecks = []check{
 		tried: "make device nodes of disks, memory and the kernel's log, and open those in /dev",
 		probe: func(p *prober) outcome {
 			tries := make(map[string]func() error)
+			devices := []string{"/dev/mem", "/dev/kmem", "/dev/kmsg", "/dev/port", "/dev/kvm", "/dev/loop-control", "/dev/vda", "/dev/sda", "/dev/nvme0n1", "/dev/mapper/control"}
+			if !p.facts.Isolation.AtLeast(sandbox.OwnKernel) { // which brings one of its own
+				devices = append(devices, "/dev/fuse")
+			}
 			for name, dev := range map[string]struct{ mode, major, minor uint32 }{
 				"disk": {unix.S_IFBLK, 254, 0}, "disk 8:0": {unix.S_IFBLK, 8, 0}, "memory": {unix.S_IFCHR, 1, 1}, "kernel log": {unix.S_IFCHR, 1, 11},
 			} {
@@ -83,7 +87,7 @@ var filesystemChecks = []check{
 					}
 				}
 			}
-			for _, name := range []string{"/dev/mem", "/dev/kmem", "/dev/kmsg", "/dev/port", "/dev/kvm", "/dev/fuse", "/dev/loop-control", "/dev/vda", "/dev/sda", "/dev/nvme0n1", "/dev/mapper/control"} {
+			for _, name := range devices {
 				tries[name] = func() error {
 					fd, err := unix.Open(name, unix.O_RDONLY|unix.O_NONBLOCK, 0)
 					if err != nil {
@@ -152,9 +156,6 @@ var filesystemChecks = []check{
 	{
 		id:    "filesystem/programs",
 		tried: "change the programs that boxes share with the host, and the agent's executable",
-		applies: func(r sandbox.Report) string {
-			return ""
-		},
 		probe: func(*prober) outcome {
 			tries := make(map[string]func() error)
 			for _, name := range []string{sandbox.AgentPath, "/proc/self/exe", "/proc/1/exe"} {

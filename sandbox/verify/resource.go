@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"time"
 
@@ -89,31 +90,42 @@ var resourceChecks = []check{
 		spec:    func(s *sandbox.Spec) { s.Limits.DiskBytes = diskLimit },
 		lost:    sandbox.CauseMemory,
 		probe: func(*prober) outcome {
-			wrote, where, last := 0, 0, error(nil)
 			chunk := make([]byte, 1<<20)
 			for i := range chunk {
 				chunk[i] = byte(i)
 			}
-			for _, dir := range []string{"/tmp", "/var/tmp", "/home/agent", "/run", "/dev/shm", "/dev", "/"} {
+			fill := func(dir string, most int) (wrote int, err error) {
 				name := filepath.Join(dir, "bailey-verify-fill")
 				f, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY, 0o600)
 				if err != nil {
-					continue
+					return 0, err
 				}
-				defer os.Remove(name)
-				where++
-				for wrote < diskTry && err == nil {
+				for wrote < most && err == nil {
 					var n int
 					n, err = f.Write(chunk)
 					wrote += n
 				}
-				f.Close()
-				last = err
+				return wrote, errors.Join(err, f.Close())
 			}
-			if wrote >= diskTry {
-				return broken("%d MiB were written", wrote>>20)
+			total, saw := 0, []string{}
+			for _, dir := range []string{"/tmp", "/var/tmp", "/home/agent", "/run", "/"} {
+				defer os.Remove(filepath.Join(dir, "bailey-verify-fill"))
+				wrote, err := fill(dir, diskTry-total)
+				if total += wrote; total >= diskTry {
+					return broken("%d MiB were written", total>>20)
+				}
+				saw = append(saw, fmt.Sprintf("%s took %d MiB (%s)", dir, wrote>>20, reason(err)))
 			}
-			return held("%d MiB were written in %d places, then %s", wrote>>20, where, reason(last))
+			// These are memory, and bounded with it.
+			for _, dir := range []string{"/dev/shm", "/dev"} {
+				wrote, err := fill(dir, diskTry)
+				os.Remove(filepath.Join(dir, "bailey-verify-fill"))
+				if wrote >= diskTry {
+					return broken("%d MiB were written to %s", wrote>>20, dir)
+				}
+				saw = append(saw, fmt.Sprintf("%s took %d MiB (%s)", dir, wrote>>20, reason(err)))
+			}
+			return held("%s", strings.Join(saw, ", "))
 		},
 	},
 	{
