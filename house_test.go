@@ -97,7 +97,7 @@ var house = []row{
 	// Engines and faces.
 	{"loop", uses("api", "control", "model", "tool"),
 		"loop turns events into model requests; of tools it knows what the model is told"},
-	{"httpapi", uses("api", "control", "model"),
+	{"httpapi", uses("api", "audit", "control", "model"),
 		"httpapi has routes and no rules; it passes model requests through"},
 
 	// The field.
@@ -105,9 +105,9 @@ var house = []row{
 		"a worker runs on the customer's side and sees the plane only through its public API"},
 
 	// Assembly.
-	{"daemon", uses("api", "control", "httpapi", "loop", "model", "model/scripted", "store", "telemetry"),
+	{"daemon", uses("api", "audit", "audit/sink", "control", "httpapi", "loop", "model", "model/scripted", "store", "telemetry"),
 		"daemon assembles the plane; a worker beside it is cli's to start"},
-	{"cli", uses("api", "audit", "client", "daemon", "model", "model/scripted", "sandbox", "sandbox/agentbin", "telemetry", "tool/agent", "worker"),
+	{"cli", uses("api", "audit", "audit/sink", "client", "daemon", "model", "model/scripted", "sandbox", "sandbox/agentbin", "telemetry", "tool/agent", "worker"),
 		"cli is a person's hands: it starts the parts, and talks to the plane as any client does"},
 	{"", uses("cli", "sandbox", "sandbox/agentbin", "sandbox/gvisor", "sandbox/launcher", "sandbox/none"),
 		"main names the sandboxes of this build and calls cli"},

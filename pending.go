@@ -9,8 +9,6 @@ import (
 	_ "github.com/landlock-lsm/go-landlock/landlock"
 	_ "github.com/moby/moby/api/types/container"
 	_ "github.com/moby/moby/client"
-	_ "go.opentelemetry.io/otel/exporters/otlp/otlplog/otlploghttp"
-	_ "go.opentelemetry.io/otel/sdk/log"
 	_ "tags.cncf.io/container-device-interface/pkg/cdi"
 	_ "tags.cncf.io/container-device-interface/pkg/parser"
 )

@@ -49,7 +49,8 @@ type SinkOptions struct {
 const (
 	defaultQueueMax = 10_000
 	queueBytesMax   = 16 << 20
-	sinkBatch       = 500 // lines in one write
+	sinkBatch       = 500     // lines in one write
+	sinkBatchBytes  = 4 << 20 // or rather fewer, if they are long
 
 	sinkTimeout  = 5 * time.Second // of one write
 	sinkDrain    = 3 * time.Second // for what is queued when the log is closed
@@ -135,7 +136,12 @@ func (o *outlet) confessed() {
 func (o *outlet) head() []Line {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.queue[:min(len(o.queue), sinkBatch)]
+	n, bytes := 0, 0
+	for n < min(len(o.queue), sinkBatch) && (n == 0 || bytes+len(o.queue[n].JSON) <= sinkBatchBytes) {
+		bytes += len(o.queue[n].JSON)
+		n++
+	}
+	return o.queue[:n]
 }
 
 // taken drops the first n lines of the queue.
