@@ -198,11 +198,11 @@ func (b *box) takeNotice() string {
 // call runs a tool in the box that use returned. An error means that nothing
 // ran; whatever happened to the box meanwhile is a result that says so.
 func (b *box) call(ctx context.Context, now *running, id string, c tool.Call) (tool.Result, error) {
-	now.guard.begin(id)
+	now.setCall(id)
 	watched := b.of.space.watch(now, b.log)
 	result, err := now.client.Call(ctx, c)
 	watched()
-	denied := now.guard.end()
+	now.setCall("")
 	if errors.Is(err, tool.ErrLost) {
 		result, err = tool.ErrorResult(b.lostDuring(now)), nil
 	}
@@ -211,9 +211,9 @@ func (b *box) call(ctx context.Context, now *running, id string, c tool.Call) (t
 	}
 	if now.network != nil {
 		result = redacted(result, now.network.Redact)
-	}
-	if denied != "" {
-		result.Content = append(result.Content, tool.Text(denied))
+		if denied := denialText(now.network.Denials()); denied != "" {
+			result.Content = append(result.Content, tool.Text(denied))
+		}
 	}
 	return result, nil
 }

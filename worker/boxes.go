@@ -259,9 +259,8 @@ func (bs *boxes) provide(ctx context.Context, session string, log *slog.Logger) 
 	if err != nil {
 		return nil, "", err
 	}
-	if r, err = bs.starter.start(ctx, boxID(session), folder, log); err != nil {
+	if r, err = bs.starter.start(ctx, boxID(session), session, folder, log); err != nil {
 		return nil, "", err
 	}
-	r.guard.assign(session)
 	return r, "started", nil
 }

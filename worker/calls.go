@@ -91,7 +91,7 @@ func (s *session) take(ev event) {
 	case gateHold:
 		c.held = true
 	case gateDrop:
-		s.log.Info("tool call denied", "tool", ev.Name, "tool_use_id", ev.ID)
+		s.noteDenied(ev)
 		s.metrics.calls.WithLabelValues(ev.Name, "denied").Inc()
 		s.answered[ev.ID] = true
 		return
@@ -144,6 +144,16 @@ func (s *session) gate(ev event) gate {
 	}
 }
 
+// noteDenied says that a call was denied, by policy or by a person. Nothing is done
+// about it, so that there is nothing to refuse.
+func (s *session) noteDenied(ev event) {
+	s.log.Info("tool call denied", "tool", ev.Name, "tool_use_id", ev.ID)
+	err := s.record(audit.Record{Action: audit.ToolDenied, Session: s.id, Call: ev.ID, Tool: ev.Name, Input: ev.Input})
+	if err != nil {
+		s.log.Error("audit record not written", "action", audit.ToolDenied, "error", err)
+	}
+}
+
 // settleOpen goes through the calls in hand after something was learnt.
 func (s *session) settleOpen() {
 	inOrder := slices.SortedFunc(maps.Values(s.open), func(a, b *call) int { return a.n - b.n })
@@ -166,7 +176,7 @@ func (s *session) settleOpen() {
 				c.held = false
 				s.order = append(s.order, c)
 			case gateDrop:
-				s.log.Info("tool call denied", "tool", c.event.Name, "tool_use_id", id)
+				s.noteDenied(c.event)
 				s.answered[id] = true
 				s.drop(c)
 			}
@@ -230,7 +240,7 @@ func (s *session) execute(c *call, begun bool) json.RawMessage {
 	ev := c.event
 	log := s.log.With("tool", ev.Name, "tool_use_id", ev.ID)
 	rec := audit.Record{
-		Actor: s.worker, Action: "tool.start", Session: s.id, Call: ev.ID, Tool: ev.Name,
+		Action: audit.ToolStart, Session: s.id, Call: ev.ID, Tool: ev.Name,
 		Input: ev.Input, Start: time.Now(),
 	}
 	done := run{outcome: runInterrupted}
@@ -246,7 +256,7 @@ func (s *session) execute(c *call, begun bool) json.RawMessage {
 		done = s.runTool(c)
 	}
 
-	rec.Action, rec.End, rec.Outcome = "tool.end", time.Now(), string(done.outcome)
+	rec.Action, rec.End, rec.Outcome = audit.ToolEnd, time.Now(), string(done.outcome)
 	rec.Output = contentOf(done.result)
 	took := rec.End.Sub(rec.Start)
 	s.metrics.calls.WithLabelValues(ev.Name, string(done.outcome)).Inc()

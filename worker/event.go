@@ -23,8 +23,8 @@ type event struct {
 	Input      json.RawMessage // as sent; never nil
 	Permission string
 
-	ToolUseID  string // of a result or a confirmation
-	Verdict    string // user.tool_confirmation: "allow" or "deny"
+	ToolUseID  string   // of a result or a confirmation
+	Verdict    string   // user.tool_confirmation: "allow" or "deny"
 	StopReason string   // session.status_idle
 	WaitsFor   []string // session.status_idle: ids of the calls it waits for
 }

@@ -40,8 +40,20 @@ type credential interface {
 type keyring struct {
 	source KeySource
 
-	mu  sync.Mutex
-	key string
+	mu     sync.Mutex
+	key    string
+	onRead func() // may be nil
+}
+
+// told has then called for each reading of the key, the one that was made included.
+func (k *keyring) told(then func()) {
+	k.mu.Lock()
+	k.onRead = then
+	had := k.key != ""
+	k.mu.Unlock()
+	if had {
+		then()
+	}
 }
 
 func (k *keyring) bearer() (string, error) {
@@ -72,6 +84,9 @@ func (k *keyring) read() (string, error) {
 		return "", errors.New("the environment key is empty or holds characters that no key has")
 	}
 	k.key = key
+	if k.onRead != nil {
+		k.onRead()
+	}
 	return key, nil
 }
 

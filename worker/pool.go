@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"github.com/bailey-platform/bailey/audit"
 )
 
 // pool keeps boxes ready that belong to nobody yet: started, met, and frozen, each on
@@ -95,7 +97,7 @@ func (p *pool) make(ctx context.Context) (*running, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, err := p.of.starter.start(ctx, boxID("pool "+rand.Text()), folder, p.of.log)
+	r, err := p.of.starter.start(ctx, boxID("pool "+rand.Text()), "", folder, p.of.log)
 	if err != nil {
 		_ = p.of.data.discard(folder)
 		return nil, err
@@ -138,6 +140,10 @@ func (p *pool) hand(ctx context.Context, r *running, session string) error {
 	if err := r.thaw(ctx); err != nil {
 		return err
 	}
+	err := p.of.starter.record(audit.Record{Action: audit.PoolClaim, Session: session, Start: time.Now(), Attrs: map[string]string{"box": r.id}})
+	if err != nil {
+		return fmt.Errorf("the audit record cannot be written: %w", err)
+	}
 	// From here on the box is the session's, whatever happens to it: its folder
 	// stays. A crash before this line leaves a folder that the next start removes.
 	folder, err := p.of.data.claimFolder(r.folder, session)
@@ -145,7 +151,7 @@ func (p *pool) hand(ctx context.Context, r *running, session string) error {
 		return err
 	}
 	r.folder = folder
-	r.guard.assign(session)
+	r.belongTo(session)
 	return nil
 }
 

@@ -21,11 +21,12 @@ import (
 // session's box or by the pool.
 type running struct {
 	// Static once started.
+	id      string
 	box     sandbox.Box
 	client  *tool.Client
 	network Network // nil if boxes have none
-	guard   *guard  // nil if boxes have no network
 	stderr  *stderrLog
+	record  func(audit.Record) error
 	ended   chan struct{} // closed when the box has ended
 	exit    sandbox.Exit  // why; valid once ended is closed
 
@@ -33,8 +34,10 @@ type running struct {
 	folder string // its work folder on the host
 	frozen bool
 
-	mu   sync.Mutex
-	doom *sandbox.Exit // why we ended it, if we did for a reason of the box's
+	mu      sync.Mutex
+	session string        // whose it is; empty while it is the pool's
+	doom    *sandbox.Exit // why we ended it, if we did for a reason of the box's
+	over    bool          // its end is on record
 }
 
 const (
@@ -57,13 +60,12 @@ type starter struct {
 	driver   sandbox.Driver
 	spec     sandbox.Spec // all but ID, WorkDir, Stderr and what the network adds
 	networks Networks     // nil for none
-	actor    string
 	record   func(audit.Record) error
 }
 
 func newStarter(c Config, record func(audit.Record) error) *starter {
 	return &starter{
-		driver: c.Driver, networks: c.Networks, actor: c.WorkerID, record: record,
+		driver: c.Driver, networks: c.Networks, record: record,
 		// What else every box is to hold belongs into the Spec here.
 		spec: sandbox.Spec{
 			Command: append([]string{sandbox.AgentPath}, c.AgentArgs...),
@@ -76,36 +78,46 @@ func newStarter(c Config, record func(audit.Record) error) *starter {
 	}
 }
 
-// start starts a box on a work folder and meets its agent.
-func (st *starter) start(ctx context.Context, id, folder string, log *slog.Logger) (*running, error) {
+// start starts a box on a work folder and meets its agent. session is whose it is, or
+// empty for one of the pool.
+func (st *starter) start(ctx context.Context, id, session, folder string, log *slog.Logger) (*running, error) {
 	ctx, cancel := context.WithTimeout(ctx, boxStartTimeout)
 	defer cancel()
-	r := &running{folder: folder, stderr: &stderrLog{log: log, left: stderrMax}, ended: make(chan struct{})}
+	action := audit.BoxStart
+	if session == "" {
+		action = audit.PoolFill
+	}
+	err := st.record(audit.Record{
+		Action: action, Session: session, Start: time.Now(),
+		Attrs: map[string]string{"backend": st.driver.Name(), "box": id, "image": st.spec.Image},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("the audit record cannot be written: %w", err)
+	}
+	r := &running{id: id, folder: folder, stderr: &stderrLog{log: log, left: stderrMax}, ended: make(chan struct{}), record: st.record}
 	spec := st.spec
 	spec.ID, spec.WorkDir, spec.Stderr = id, folder, r.stderr
 	if st.networks != nil {
-		r.guard = newGuard(st.actor, st.record)
-		var err error
-		if r.network, err = st.networks.Open(id, r.guard.record); err != nil {
+		if r.network, err = st.networks.Open(id, newGuard(st.record).record); err != nil {
 			return nil, fmt.Errorf("open the box's network: %w", err)
 		}
+		r.belongTo(session)
 		spec.Network, spec.Files = r.network, r.network.Files()
 		spec.Env = append(spec.Env[:len(spec.Env):len(spec.Env)], r.network.Env()...)
 	}
-	var err error
 	if r.box, err = st.driver.Start(ctx, spec); err != nil {
 		r.closeNetwork(log)
 		return nil, fmt.Errorf("start box: %w", err)
-	}
-	stdin, stdout := r.box.Stdio()
-	if r.client, err = tool.Dial(ctx, stdin, stdout); err != nil {
-		r.end(log)
-		return nil, fmt.Errorf("meet the agent in the box: %w", err)
 	}
 	go func() {
 		r.exit = r.box.Wait()
 		close(r.ended)
 	}()
+	stdin, stdout := r.box.Stdio()
+	if r.client, err = tool.Dial(ctx, stdin, stdout); err != nil {
+		r.end(log)
+		return nil, fmt.Errorf("meet the agent in the box: %w", err)
+	}
 	if r.network != nil {
 		go r.watchNetwork(log)
 	}
@@ -123,6 +135,7 @@ func (r *running) watchNetwork(log *slog.Logger) {
 			return // closed by us
 		}
 		log.Error("the network of a box is lost; stopping the box", "error", err)
+		r.note(audit.Record{Action: audit.EgressLost, Detail: err.Error()}, log)
 		r.condemn(sandbox.Exit{Cause: sandbox.CauseCrashed, Detail: "its network was lost: " + err.Error()}, log)
 	}
 }
@@ -135,6 +148,7 @@ func (r *running) condemn(why sandbox.Exit, log *slog.Logger) {
 		r.doom = &why
 	}
 	r.mu.Unlock()
+	// It cannot wait: nobody is to use it from here on.
 	stopBox(r.box, log)
 	_ = r.client.Close()
 }
@@ -211,6 +225,70 @@ func (r *running) end(log *slog.Logger) {
 	}
 	stopBox(r.box, log)
 	r.closeNetwork(log)
+	r.noteEnd(log)
+}
+
+// belongTo makes the box a session's.
+func (r *running) belongTo(session string) {
+	r.mu.Lock()
+	r.session = session
+	r.mu.Unlock()
+	r.setCall("")
+}
+
+// setCall says which call runs in the box from here on, if any.
+func (r *running) setCall(call string) {
+	if r.network == nil {
+		return
+	}
+	r.mu.Lock()
+	session := r.session
+	r.mu.Unlock()
+	r.network.SetCall(session, call)
+}
+
+// note puts something about the box on record that has happened already, so that there
+// is nothing to refuse if it cannot be.
+func (r *running) note(rec audit.Record, log *slog.Logger) {
+	r.mu.Lock()
+	rec.Session = r.session
+	r.mu.Unlock()
+	if rec.Attrs == nil {
+		rec.Attrs = make(map[string]string)
+	}
+	rec.Attrs["box"] = r.id
+	if err := r.record(rec); err != nil {
+		log.Error("audit record not written", "action", rec.Action, "error", err)
+	}
+}
+
+// noteEnd puts the end of the box on record, once, and which limit it met.
+func (r *running) noteEnd(log *slog.Logger) {
+	select {
+	case <-r.ended:
+	default:
+		return // it could not be stopped, which is in the log
+	}
+	r.mu.Lock()
+	exit := r.exit
+	if r.doom != nil {
+		exit = *r.doom
+	}
+	again := r.over
+	r.over = true
+	r.mu.Unlock()
+	if again {
+		return
+	}
+	if limit := limitNames[exit.Cause]; limit != "" {
+		r.note(audit.Record{Action: audit.LimitHit, Detail: exit.Detail, Attrs: map[string]string{"limit": limit}}, log)
+	}
+	r.note(audit.Record{Action: audit.BoxStop, End: time.Now(), Outcome: string(exit.Cause), Detail: exit.Detail}, log)
+}
+
+// limitNames are the limits by what a box ends with that met them.
+var limitNames = map[sandbox.Cause]string{
+	sandbox.CauseMemory: "memory", sandbox.CauseTime: "lifetime", sandbox.CauseDisk: "disk",
 }
 
 func (r *running) closeNetwork(log *slog.Logger) {

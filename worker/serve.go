@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/bailey-platform/bailey/audit"
 )
 
 const (
@@ -103,6 +105,7 @@ func (w *Worker) serve(soft, hard context.Context, it item, at *place, cred cred
 
 	ctx, cancel := context.WithCancelCause(hard)
 	defer cancel(nil)
+	w.note(audit.Record{Action: audit.LeaseTaken, Session: it.Session, Attrs: map[string]string{"work_id": it.ID}}, log)
 	l := newLease(w, it, cred, log)
 	leased := make(chan leaseEnd, 1)
 	go func() {
@@ -120,6 +123,13 @@ func (w *Worker) serve(soft, hard context.Context, it item, at *place, cred cred
 	w.metrics.leases.WithLabelValues(string(lost)).Inc()
 	w.metrics.items.WithLabelValues(string(end)).Inc()
 	log.Info("work left", "end", end, "lease", lost)
+	action := audit.LeaseReleased
+	if lost.lost() {
+		action = audit.LeaseLost
+	}
+	w.note(audit.Record{
+		Action: action, Session: it.Session, Outcome: string(end), Detail: string(lost), Attrs: map[string]string{"work_id": it.ID},
+	}, log)
 
 	switch {
 	case lost.lost():
@@ -171,11 +181,11 @@ func (w *Worker) session(ctx, soft context.Context, id string, at *place, l *lea
 	}
 
 	s := &session{
-		id: id, worker: w.cfg.WorkerID, plane: w.plane, cred: cred, lease: l, place: at, record: w.record,
+		id: id, plane: w.plane, cred: cred, lease: l, place: at, record: w.record,
 		box: w.boxes.open(id, log), log: log, metrics: w.metrics,
 		toolTimeout: w.cfg.ToolTimeout, maxIdle: w.cfg.MaxIdle, drainTimeout: w.cfg.DrainTimeout,
 		requeued: requeues(w.cfg.BaseURL),
-		open: make(map[string]*call), answered: make(map[string]bool), verdicts: make(map[string]string),
+		open:     make(map[string]*call), answered: make(map[string]bool), verdicts: make(map[string]string),
 		dead: make(map[string]bool), foreign: make(map[string]bool),
 	}
 	var eager sync.WaitGroup

@@ -16,7 +16,6 @@ import (
 type session struct {
 	// Static after construction.
 	id      string
-	worker  string // the actor of audit records
 	plane   *plane
 	cred    credential
 	lease   *lease

@@ -155,7 +155,7 @@ func (s *sim) worker(ctx context.Context, id, dir string, driver *fakeDriver) {
 		})
 		if err := w.Run(life); err != nil {
 			// Bad luck from the very start may look like a wrong key.
-			if _, unlucky := errors.AsType[*KeyRefused](err); !unlucky {
+			if _, unlucky := errors.AsType[*KeyRefused](err); !unlucky && !errors.Is(err, errDead) {
 				s.Errorf("Run: %v", err)
 			}
 		}

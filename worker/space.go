@@ -11,7 +11,6 @@ import (
 	"syscall"
 	"time"
 
-
 	"github.com/bailey-platform/bailey/sandbox"
 )
 
@@ -207,4 +206,3 @@ func usage(folder string, since time.Time) (total, written int64, err error) {
 	})
 	return total, written, err
 }
-

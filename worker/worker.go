@@ -82,6 +82,10 @@ type Config struct {
 	// audit records. Default: the host's name and a random suffix.
 	WorkerID string
 
+	// Fingerprint is what the audit record calls these settings: a hash of the file
+	// that they came from, or where else they did. Default "defaults".
+	Fingerprint string
+
 	// DataDir is the worker's own directory, made if missing; one worker uses it
 	// at a time. It holds the journals that a restart needs, and the audit record
 	// unless Audit is set.
@@ -138,7 +142,7 @@ type Config struct {
 
 	Limits sandbox.Limits // of every box
 
-	ToolTimeout  time.Duration // of one call; default 120 s, at most 24 h
+	ToolTimeout time.Duration // of one call; default 120 s, at most 24 h
 	// MaxIdle is how long a session with nothing to do keeps its place, if nobody else
 	// needs it: its turn is over or has not begun, or it waits for a person. Then its
 	// item is given back; its box is kept as Keep says. Default 60 s; below 0 until the
@@ -214,6 +218,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.BaseURL == "" {
 		c.BaseURL = defaultBaseURL
+	}
+	if c.Fingerprint == "" {
+		c.Fingerprint = "defaults"
 	}
 	if c.WorkerID == "" {
 		c.WorkerID = randomWorkerID()
@@ -332,6 +339,10 @@ func (w *Worker) Run(ctx context.Context) error {
 		return fmt.Errorf("worker: %w", err)
 	}
 	defer closeAll()
+	if err := w.noteStart(); err != nil {
+		return fmt.Errorf("worker: %w", err)
+	}
+	defer w.note(audit.Record{Action: audit.WorkerStop}, w.log)
 	if err := w.data.sweepJournals(time.Now()); err != nil {
 		w.log.Warn("old journals not removed", "error", err)
 	}
@@ -408,12 +419,33 @@ func (w *Worker) open() (closeAll func(), err error) {
 	return closeAll, nil
 }
 
-// record writes an audit record.
+// record writes an audit record of this worker's.
 func (w *Worker) record(r audit.Record) error {
+	r.Actor, r.Environment = w.cfg.WorkerID, w.cfg.EnvironmentID
 	if err := w.step(r.Action); err != nil {
 		return err
 	}
 	return w.audit.Append(r)
+}
+
+// note writes an audit record of something that happened already, so that there is
+// nothing to refuse if it cannot be written.
+func (w *Worker) note(r audit.Record, log *slog.Logger) {
+	if err := w.record(r); err != nil {
+		log.Error("audit record not written", "action", r.Action, "error", err)
+	}
+}
+
+// noteStart puts on record that this worker starts, and with what.
+func (w *Worker) noteStart() error {
+	err := w.record(audit.Record{Action: audit.WorkerStart, Attrs: map[string]string{
+		"config": w.cfg.Fingerprint, "plane": w.cfg.BaseURL, "backend": w.cfg.Driver.Name(),
+	}})
+	if err != nil {
+		return err
+	}
+	w.keys.told(func() { w.note(audit.Record{Action: audit.KeyRead}, w.log) })
+	return nil
 }
 
 // Ready returns nil while the worker can take work, and otherwise why it cannot.

@@ -89,7 +89,7 @@ func (s *started) stop() {
 		return
 	}
 	s.cancel()
-	if err := <-s.done; err != nil {
+	if err := <-s.done; err != nil && !errors.Is(err, errDead) {
 		s.f.Errorf("Run: %v", err)
 	}
 	s.done = nil
