@@ -1,11 +1,14 @@
 // Package cgroup puts boxes into control groups of their own, on hosts with version 1
-// and version 2 of them alike, and reads there what a box uses.
+// and version 2 of them alike: it limits, freezes and kills there what a box runs, and
+// reads what it uses.
 //
-// It must not know what a box is made of. Start reading at [Find].
+// Which limits can be held depends on what the host has and lets us use; [Held] says
+// it. It must not know what a box is made of. Start reading at [Find].
 package cgroup
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -28,23 +31,59 @@ import (
 // them. It is safe for concurrent use.
 type Groups struct {
 	// dirs are the directories that hold the boxes' groups: one for each controller
-	// in version 1 (keys "memory", "cpu", "cpuacct"), one for all in version 2 (key
-	// unified).
+	// in version 1, one for all in version 2 (key unified).
 	dirs map[string]string
+	held Held
 
 	// Held while these directories come and go: they are there as long as there are
 	// boxes.
 	mu sync.Mutex
 }
 
-const unified = "unified"
+// Held says what can be done with the groups of this host. In version 1 each of it needs
+// a hierarchy that is mounted and that we may make groups in, which root may. In
+// version 2 each limit needs a controller that has been handed down to us, freezing
+// nothing.
+type Held struct {
+	Memory, CPU, Processes bool // the limits that hold
+	Freeze                 bool // what is in a group can be frozen
+}
+
+// Held says what can be done with these groups.
+func (c *Groups) Held() Held { return c.held }
+
+// The controllers, as version 1 names its hierarchies.
+const (
+	memory  = "memory"
+	cpu     = "cpu"
+	cpuacct = "cpuacct"
+	pids    = "pids"
+	freezer = "freezer"
+
+	unified = "unified" // all of them, in version 2
+)
+
+var controllers = []string{memory, cpu, cpuacct, pids, freezer}
 
 // period is the length in microseconds over which a box's CPU time is measured out.
 const period = 100_000
 
-// Find makes the groups, with the name given, that the boxes' will be in. It
-// fails where the host does not let us.
+// Find makes the groups, with the name given, that the boxes' will be in. It fails
+// where the host does not let us, or limits on memory and CPU time would not hold.
 func Find(name string) (*Groups, error) {
+	c, err := FindSome(name)
+	if err == nil && !(c.held.Memory && c.held.CPU) {
+		err = fmt.Errorf("limits on memory and CPU time cannot both be held: we may use %+v", c.held)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// FindSome is Find for boxes that take the limits that can be held, if there are any,
+// see [Groups.Held]. The others are then not set.
+func FindSome(name string) (*Groups, error) {
 	mounts, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
@@ -77,7 +116,7 @@ func parseMounts(mountinfo io.Reader) (map[string]string, error) {
 			hierarchies[unified] = head[4]
 		case "cgroup":
 			for _, controller := range strings.Split(tail[2], ",") {
-				if controller == "memory" || controller == "cpu" || controller == "cpuacct" {
+				if slices.Contains(controllers, controller) {
 					hierarchies[controller] = head[4]
 				}
 			}
@@ -97,19 +136,12 @@ func ownGroup(self string) string {
 }
 
 func newGroups(hierarchies map[string]string, own, name string) (*Groups, error) {
-	if hierarchies["memory"] != "" && hierarchies["cpu"] != "" {
-		c := &Groups{dirs: make(map[string]string)}
-		for _, controller := range []string{"memory", "cpu", "cpuacct"} {
-			if hierarchies[controller] == "" {
-				continue
-			}
-			c.dirs[controller] = filepath.Join(hierarchies[controller], name)
-		}
-		return c.tried()
+	if hierarchies[memory] != "" || hierarchies[cpu] != "" || hierarchies[pids] != "" {
+		return newVersion1(hierarchies, name)
 	}
 	root := hierarchies[unified]
 	if root == "" {
-		return nil, errors.New("no hierarchy with the memory and cpu controllers is mounted")
+		return nil, errors.New("no hierarchy with the memory, cpu or pids controller is mounted")
 	}
 	// Ours if it was handed to us (systemd's Delegate=), else one of our own at the
 	// top.
@@ -121,15 +153,38 @@ func newGroups(hierarchies map[string]string, own, name string) (*Groups, error)
 		parent = root
 	}
 	c := &Groups{dirs: map[string]string{unified: filepath.Join(parent, name)}}
-	return c.tried()
-}
-
-// tried returns c if we may make groups there.
-func (c *Groups) tried() (*Groups, error) {
 	if err := c.setUp(); err != nil {
 		return nil, err
 	}
+	on, err := words(c.dirs[unified], "cgroup.subtree_control")
 	c.tidy()
+	if err != nil {
+		return nil, err
+	}
+	c.held = Held{Memory: slices.Contains(on, memory), CPU: slices.Contains(on, cpu), Processes: slices.Contains(on, pids), Freeze: true}
+	return c, nil
+}
+
+// newVersion1 uses the hierarchies in which we may make groups.
+func newVersion1(hierarchies map[string]string, name string) (*Groups, error) {
+	c := &Groups{dirs: make(map[string]string)}
+	var errs []error
+	for _, controller := range controllers {
+		if hierarchies[controller] == "" {
+			continue
+		}
+		dir := filepath.Join(hierarchies[controller], name)
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			errs = append(errs, err)
+			continue
+		}
+		c.dirs[controller] = dir
+	}
+	c.tidy()
+	c.held = Held{Memory: c.dirs[memory] != "", CPU: c.dirs[cpu] != "", Processes: c.dirs[pids] != "", Freeze: c.dirs[freezer] != ""}
+	if c.held == (Held{}) {
+		return nil, errors.Join(errs...)
+	}
 	return c, nil
 }
 
@@ -182,34 +237,62 @@ func delegated(dir string) (string, error) {
 	return dir, enable(dir)
 }
 
-// enable passes the memory and cpu controllers on to the groups in dir.
+// enable passes what there is of the memory, cpu and pids controllers on to the groups
+// in dir.
 func enable(dir string) error {
-	on, err := os.ReadFile(filepath.Join(dir, "cgroup.subtree_control"))
+	there, err := words(dir, "cgroup.controllers")
 	if err != nil {
 		return err
 	}
-	has := strings.Fields(string(on))
-	if slices.Contains(has, "memory") && slices.Contains(has, "cpu") {
+	on, err := words(dir, "cgroup.subtree_control")
+	if err != nil {
+		return err
+	}
+	var missing []string
+	for _, controller := range []string{memory, cpu, pids} {
+		if slices.Contains(there, controller) && !slices.Contains(on, controller) {
+			missing = append(missing, "+"+controller)
+		}
+	}
+	if len(missing) == 0 {
 		return nil
 	}
-	return write(dir, "cgroup.subtree_control", "+memory +cpu")
+	return write(dir, "cgroup.subtree_control", strings.Join(missing, " "))
+}
+
+func words(dir, file string) ([]string, error) {
+	data, err := os.ReadFile(filepath.Join(dir, file))
+	return strings.Fields(string(data)), err
 }
 
 func write(dir, file, value string) error {
 	return os.WriteFile(filepath.Join(dir, file), []byte(value), 0o644)
 }
 
-// A Group is one box's control group.
-type Group struct{ dirs map[string]string }
+// writeIfThere writes to a file that not every kernel has.
+func writeIfThere(dir, file, value string) error {
+	if _, err := os.Lstat(filepath.Join(dir, file)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return write(dir, file, value)
+}
 
-// Make makes the group of the box with this id, with its limits.
+// A Group is one box's control group.
+type Group struct {
+	dirs map[string]string
+	held Held
+}
+
+// Make makes the group of the box with this id, with its limits on memory and CPU time
+// if they are held, and none for one that is 0. The number of processes is another
+// matter, see [Group.LimitProcesses].
 func (c *Groups) Make(id string, limits sandbox.Limits) (*Group, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.setUp(); err != nil {
 		return nil, err
 	}
-	g := &Group{dirs: make(map[string]string)}
+	g := &Group{dirs: make(map[string]string), held: c.held}
 	for controller, parent := range c.dirs {
 		dir := filepath.Join(parent, id)
 		// Two controllers may share a hierarchy, and so the directory.
@@ -225,30 +308,62 @@ func (c *Groups) Make(id string, limits sandbox.Limits) (*Group, error) {
 }
 
 func (g *Group) limit(limits sandbox.Limits) error {
-	memory := strconv.FormatInt(limits.MemoryBytes, 10)
-	quota := strconv.FormatInt(max(1000, int64(limits.CPUs*period)), 10)
+	var errs []error
+	if g.held.Memory && limits.MemoryBytes > 0 {
+		errs = append(errs, g.limitMemory(strconv.FormatInt(limits.MemoryBytes, 10)))
+	}
+	if g.held.CPU && limits.CPUs > 0 {
+		quota := strconv.FormatInt(max(1000, int64(limits.CPUs*period)), 10)
+		if dir, ok := g.dirs[unified]; ok {
+			errs = append(errs, write(dir, "cpu.max", fmt.Sprintf("%s %d", quota, period)))
+		} else {
+			errs = append(errs, write(g.dirs[cpu], "cpu.cfs_period_us", strconv.Itoa(period)),
+				write(g.dirs[cpu], "cpu.cfs_quota_us", quota))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (g *Group) limitMemory(bytes string) error {
 	if dir, ok := g.dirs[unified]; ok {
 		// Swap would only make running out slow. Where there is none, there is no file.
-		if err := write(dir, "memory.swap.max", "0"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := writeIfThere(dir, "memory.swap.max", "0"); err != nil {
 			return err
 		}
-		return errors.Join(
-			write(dir, "memory.max", memory),
-			// All or nothing: gVisor does not outlive the loss of a process.
-			write(dir, "memory.oom.group", "1"),
-			write(dir, "cpu.max", fmt.Sprintf("%s %d", quota, period)),
-		)
+		// All or nothing: gVisor does not outlive the loss of a process.
+		return errors.Join(write(dir, "memory.max", bytes), write(dir, "memory.oom.group", "1"))
 	}
-	if err := write(g.dirs["memory"], "memory.limit_in_bytes", memory); err != nil {
+	if err := write(g.dirs[memory], "memory.limit_in_bytes", bytes); err != nil {
 		return err
 	}
-	if err := write(g.dirs["memory"], "memory.memsw.limit_in_bytes", memory); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	return writeIfThere(g.dirs[memory], "memory.memsw.limit_in_bytes", bytes)
+}
+
+// SpareOthers has the kernel kill one process when the group is out of memory, and not
+// all, as it does in version 2 unless told so. In version 1 it is always one.
+func (g *Group) SpareOthers() error {
+	if dir, ok := g.dirs[unified]; ok && g.held.Memory {
+		return write(dir, "memory.oom.group", "0")
 	}
-	return errors.Join(
-		write(g.dirs["cpu"], "cpu.cfs_period_us", strconv.Itoa(period)),
-		write(g.dirs["cpu"], "cpu.cfs_quota_us", quota),
-	)
+	return nil
+}
+
+// LimitProcesses limits how many processes and threads there are in the group: all of
+// them, those too that make the box, which a backend with many of its own does not
+// want. It fails with [errors.ErrUnsupported] where the limit cannot be held.
+func (g *Group) LimitProcesses(n int) error {
+	if !g.held.Processes {
+		return fmt.Errorf("limit the number of processes: %w", errors.ErrUnsupported)
+	}
+	return write(g.one(pids), "pids.max", strconv.Itoa(n))
+}
+
+// one returns the directory of a controller.
+func (g *Group) one(controller string) string {
+	if dir, ok := g.dirs[unified]; ok {
+		return dir
+	}
+	return g.dirs[controller]
 }
 
 // Enter puts the calling thread into the group, so that what it starts is born
@@ -287,30 +402,35 @@ func (g *Group) Open() (*os.File, error) {
 
 // Killed reports whether the kernel has killed something in the group for want of
 // memory.
-func (g *Group) Killed() bool {
+func (g *Group) Killed() bool { return g.Kills() > 0 }
+
+// Kills is how many processes the kernel has killed in the group for want of memory.
+func (g *Group) Kills() int64 {
 	if dir, ok := g.dirs[unified]; ok {
-		return Counter(dir, "memory.events", "oom_kill ") > 0
+		return Counter(dir, "memory.events", "oom_kill ")
 	}
-	return Counter(g.dirs["memory"], "memory.oom_control", "oom_kill ") > 0
+	return Counter(g.dirs[memory], "memory.oom_control", "oom_kill ")
 }
 
-// Stats reports what the box uses.
+// Stats reports what the box uses. What no controller counts is 0.
 func (g *Group) Stats() sandbox.Stats {
+	s := sandbox.Stats{Processes: int(Counter(g.one(pids), "pids.current", ""))}
 	if dir, ok := g.dirs[unified]; ok {
-		return sandbox.Stats{
-			MemoryBytes: Counter(dir, "memory.current", ""),
-			CPUTime:     time.Duration(Counter(dir, "cpu.stat", "usage_usec ")) * time.Microsecond,
-		}
+		s.MemoryBytes = Counter(dir, "memory.current", "")
+		s.CPUTime = time.Duration(Counter(dir, "cpu.stat", "usage_usec ")) * time.Microsecond
+	} else {
+		s.MemoryBytes = Counter(g.dirs[memory], "memory.usage_in_bytes", "")
+		s.CPUTime = time.Duration(Counter(g.dirs[cpuacct], "cpuacct.usage", ""))
 	}
-	return sandbox.Stats{
-		MemoryBytes: Counter(g.dirs["memory"], "memory.usage_in_bytes", ""),
-		CPUTime:     time.Duration(Counter(g.dirs["cpuacct"], "cpuacct.usage", "")),
-	}
+	return s
 }
 
 // Counter reads a number from a file of lines "key number", or one that holds nothing
 // else if there is no key. What cannot be read is 0.
 func Counter(dir, file, key string) int64 {
+	if dir == "" {
+		return 0 // there is no such hierarchy
+	}
 	data, err := os.ReadFile(filepath.Join(dir, file))
 	if err != nil {
 		return 0
@@ -356,12 +476,18 @@ func removeGroup(dir string) error {
 	}
 }
 
-// Sweep removes the groups of boxes that are not live.
+// sweepMax bounds how long the killing in a sweep may take.
+const sweepMax = 10 * time.Second
+
+// Sweep removes the groups of boxes that are not live, and kills what is in them.
 func (c *Groups) Sweep(live func(id string) bool) error {
+	ctx, cancel := context.WithTimeout(context.Background(), sweepMax)
+	defer cancel()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	defer c.tidy()
 	var errs []error
+	left := make(map[string]bool)
 	for _, parent := range c.dirs {
 		entries, err := os.ReadDir(parent)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -370,9 +496,16 @@ func (c *Groups) Sweep(live func(id string) bool) error {
 		errs = append(errs, err)
 		for _, entry := range entries {
 			if entry.IsDir() && !live(entry.Name()) {
-				errs = append(errs, removeGroup(filepath.Join(parent, entry.Name())))
+				left[entry.Name()] = true
 			}
 		}
+	}
+	for id := range left {
+		g := &Group{dirs: make(map[string]string), held: c.held}
+		for controller, parent := range c.dirs {
+			g.dirs[controller] = filepath.Join(parent, id)
+		}
+		errs = append(errs, g.Kill(ctx), g.remove())
 	}
 	return errors.Join(errs...)
 }
