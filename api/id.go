@@ -13,6 +13,7 @@ type (
 	EventID       string // sevt_…
 	KeyID         string // apikey_… or envkey_…
 	RequestID     string // req_…
+	ShellID       string // shell_…
 )
 
 // IDLenMax bounds an identifier in a request, in bytes.
@@ -29,6 +30,7 @@ const (
 	PrefixAPIKey      = "apikey_"
 	PrefixEnvKey      = "envkey_"
 	PrefixRequest     = "req_"
+	PrefixShell       = "shell_"
 )
 
 // An Entropy gives the random part of an identifier. The clock and the source of

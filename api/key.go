@@ -33,6 +33,7 @@ type Key struct {
 	EnvironmentID EnvironmentID `json:"environment_id,omitempty"`
 	Secret        string        `json:"key,omitempty"`
 	Hint          string        `json:"key_hint"` // the last four characters
+	Shell         bool          `json:"shell"`    // an API key with which shells into boxes can be opened
 	CreatedAt     time.Time     `json:"created_at"`
 	ExpiresAt     *time.Time    `json:"expires_at"`
 	LastUsedAt    *time.Time    `json:"last_used_at"`
@@ -44,6 +45,7 @@ type Key struct {
 type KeyCreate struct {
 	Name      string     `json:"name"`
 	ExpiresAt *time.Time `json:"expires_at"`
+	Shell     bool       `json:"shell,omitempty"` // API keys only; whoever gives it has it
 }
 
 const keyNameMax = 256

@@ -17,8 +17,9 @@ func (p *Program) keysCommand() *cobra.Command {
 		Use:     "keys",
 		Aliases: []string{"key"},
 		Short:   "Create, list and revoke API keys",
-		Long: `An API key may do everything on the server. It is shown once, when it is
-created. The keys of workers are under "bailey environments keys".`,
+		Long: `An API key may do everything on the server; opening shells needs --shell. It is
+shown once, when it is created. The keys of workers are under
+"bailey environments keys".`,
 	}
 	c := p.connectFlags(cmd)
 	cmd.AddCommand(
@@ -58,6 +59,10 @@ func (p *Program) keyCreate(c *connection, inEnv bool, short, example string) *c
 	cmd, env := keyCommand(inEnv, "create", "", short, example)
 	name := cmd.Flags().String("name", "", "a `name` to know the key by")
 	expires := cmd.Flags().Duration("expires-in", 0, "how long the key is good for, such as 720h; 0 is for ever")
+	shell := false
+	if !inEnv {
+		cmd.Flags().BoolVar(&shell, "shell", false, "let the key open shells into the boxes of sessions; only a key that may can give that on")
+	}
 	save := cmd.Flags().String("save", "", "write the key to a new `file` (mode 0600) and do not show it")
 	out := outputFlag(cmd)
 	cmd.RunE = c.run(func(ctx context.Context, cl *client.Client, args []string) error {
@@ -69,7 +74,7 @@ func (p *Program) keyCreate(c *connection, inEnv bool, short, example string) *c
 		if err != nil {
 			return err
 		}
-		k, err := cl.CreateKey(ctx, env(args), api.KeyCreate{Name: *name, ExpiresAt: expiry(*expires)})
+		k, err := cl.CreateKey(ctx, env(args), api.KeyCreate{Name: *name, ExpiresAt: expiry(*expires), Shell: shell})
 		if err != nil {
 			keep.discard()
 			return err
@@ -148,12 +153,17 @@ func (p *Program) printKey(out string, k *api.Key) error {
 	if k.Secret != "" {
 		note = "keep the key now: it is not shown again"
 	}
+	may := ""
+	if k.Shell {
+		may = "open shells"
+	}
 	return p.printObject(out, k,
 		field{"id", string(k.ID)},
 		field{"name", k.Name},
 		field{"environment", string(k.EnvironmentID)},
 		field{"key", k.Secret},
 		field{"", note},
+		field{"may", may},
 		field{"created", when(k.CreatedAt)},
 		field{"expires", whenPtr(k.ExpiresAt)},
 		field{"revoked", whenPtr(k.RevokedAt)},

@@ -26,7 +26,7 @@ and answers, kept as events.`,
 	c := p.connectFlags(cmd)
 	cmd.AddCommand(
 		p.sessionsCreate(c), p.sessionsGet(c), p.sessionsList(c), p.sessionsUpdate(c), p.sessionsArchive(c), p.sessionsDelete(c),
-		p.sessionsSend(c), p.sessionsFollow(c), p.sessionsEvents(c), p.sessionsConfirm(c), p.sessionsDeny(c), p.sessionsInterrupt(c),
+		p.sessionsSend(c), p.sessionsFollow(c), p.sessionsEvents(c), p.sessionsConfirm(c), p.sessionsDeny(c), p.sessionsInterrupt(c), p.sessionsShell(c),
 	)
 	return cmd
 }

@@ -54,6 +54,17 @@ type Config struct {
 	// why not. It may take a while. Nil: they have not.
 	Cloud func(context.Context) error
 
+	// ShellsMax bounds the shells that are open at a time; below 0 there are none.
+	// Default 16.
+	ShellsMax int
+
+	// ShellIdle is how long a shell may be open in which nothing is typed, and ShellFor
+	// how long any. Defaults 30 min and 8 h; a worker's own bounds may be closer.
+	ShellIdle, ShellFor time.Duration
+
+	// ShellWait is how long a worker has to take a shell up. Default 60 s.
+	ShellWait time.Duration
+
 	// Sole says that this process is the only one on its database, so that turns
 	// held at its start are leftovers of a crash and are freed at once.
 	Sole bool
@@ -75,6 +86,10 @@ func (c *Config) setDefaults() {
 	setDefault(&c.UnclaimedAfter, 2*time.Minute)
 	setDefault(&c.TurnTTL, 15*time.Second)
 	setDefault(&c.QueueMax, 1000)
+	setDefault(&c.ShellsMax, 16)
+	setDefault(&c.ShellIdle, 30*time.Minute)
+	setDefault(&c.ShellFor, 8*time.Hour)
+	setDefault(&c.ShellWait, time.Minute)
 }
 
 func setDefault[T comparable](field *T, value T) {
@@ -92,6 +107,8 @@ type Control struct {
 	seen *pollers
 	own  *ownKeys
 
+	shells *shells
+
 	pruned time.Time // owned by the sweep
 }
 
@@ -99,7 +116,7 @@ type Control struct {
 // [Control.Run] and, at the end, calls Close.
 func New(ctx context.Context, dbURL string, opt store.Options, cfg Config) (*Control, error) {
 	cfg.setDefaults()
-	c := &Control{cfg: cfg, hub: newHub(), seen: newPollers(), own: newOwnKeys()}
+	c := &Control{cfg: cfg, hub: newHub(), seen: newPollers(), own: newOwnKeys(), shells: newShells()}
 	opt.Logger, opt.Clock, opt.Notify = cfg.Logger, cfg.Clock, c.hub.publish
 	db, err := store.Open(ctx, dbURL, opt)
 	if err != nil {
@@ -176,6 +193,7 @@ type Principal struct {
 	SessionID     api.SessionID     // of session tokens
 	WorkID        api.WorkID        // of session tokens
 	Parent        api.KeyID         // of session tokens: the key they were given out for
+	Shell         bool              // of API keys: may open shells into boxes
 	Own           bool              // a worker within this process; it has no key of the table
 }
 

@@ -18,6 +18,7 @@ func topicSession(id api.SessionID) string   { return "session " + string(id) } 
 func topicInterrupt(id api.SessionID) string { return "interrupt " + string(id) } // its turn is to stop what it does
 func topicWork(env api.EnvironmentID) string { return "work " + string(env) }     // an item may be claimable
 func topicKey(id api.KeyID) string           { return "key " + string(id) }       // it was revoked
+func topicShell(id api.SessionID) string     { return "shell " + string(id) }     // somebody wants one; of this process only
 func (c *Control) Due() <-chan struct{}      { return c.hub.turns.C }
 
 // A hub hands notifications to whoever waits in this process.

@@ -78,7 +78,7 @@ func (c *Control) Authenticate(ctx context.Context, secret string) (Principal, e
 		}
 	}
 	return Principal{
-		Kind: key.Type, KeyID: key.ID, EnvironmentID: key.EnvironmentID, SessionID: key.SessionID, WorkID: key.WorkID, Parent: key.Parent,
+		Kind: key.Type, KeyID: key.ID, EnvironmentID: key.EnvironmentID, SessionID: key.SessionID, WorkID: key.WorkID, Parent: key.Parent, Shell: key.Shell,
 	}, nil
 }
 
@@ -112,7 +112,7 @@ func (c *Control) Bootstrap(ctx context.Context, save func(secret string) error)
 		if err != nil || n > 0 {
 			return err
 		}
-		if key, err = c.insertKey(tx, api.KeyAPI, "", api.KeyCreate{Name: "admin"}); err != nil {
+		if key, err = c.insertKey(tx, api.KeyAPI, "", api.KeyCreate{Name: "admin", Shell: true}); err != nil {
 			return err
 		}
 		return save(key.Secret)
@@ -128,6 +128,12 @@ func (c *Control) CreateKey(ctx context.Context, p Principal, env api.Environmen
 	}
 	if err := in.Check(c.cfg.Clock()); err != nil {
 		return nil, err
+	}
+	switch {
+	case in.Shell && env != "":
+		return nil, api.Invalid("shell: only API keys open shells; workers serve them")
+	case in.Shell && !p.Shell:
+		return nil, api.Forbidden("shell: a key that may open shells can only be made with one that may")
 	}
 	var key *api.Key
 	err := c.write(ctx, func(tx *store.Tx) error {
@@ -160,7 +166,7 @@ func (c *Control) insertKey(tx *store.Tx, kind api.KeyKind, env api.EnvironmentI
 	secret, hash, hint := c.newSecret(kind)
 	k := api.Key{
 		ID: newID[api.KeyID](c, prefix), Type: kind, Name: in.Name, EnvironmentID: env, Hint: hint,
-		CreatedAt: tx.Now, ExpiresAt: utc(in.ExpiresAt),
+		CreatedAt: tx.Now, ExpiresAt: utc(in.ExpiresAt), Shell: in.Shell,
 	}
 	if err := tx.InsertKey(&store.Key{Key: k, Hash: hash}); err != nil {
 		return nil, err

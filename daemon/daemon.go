@@ -35,6 +35,7 @@ type Daemon struct {
 	control  *control.Control
 	loop     *loop.Engine
 	scripted *scripted.Listener // the fake model, if that was asked for
+	face     *httpapi.Server
 	server   *http.Server
 	listener net.Listener
 	metrics  *metricsServer // nil unless they have an address of their own
@@ -126,6 +127,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err erro
 		MaxHeaderBytes:    httpapi.MaxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(log.With("part", "http").Handler(), slog.LevelDebug),
 	}
+	d.face = face
 	d.server.RegisterOnShutdown(face.EndStreams)
 	if cfg.TLSCert != "" {
 		cert, err := tls.LoadX509KeyPair(cfg.TLSCert, cfg.TLSKey)
@@ -248,6 +250,7 @@ func (d *Daemon) serveHTTP(ctx context.Context) error {
 		d.log.Warn("calls were cut off", "error", err)
 		d.server.Close()
 	}
+	d.face.Wait()
 	<-served
 	return nil
 }

@@ -30,6 +30,8 @@ var (
 	apiKey   = credentials{api.KeyAPI}
 	orEnvKey = credentials{api.KeyAPI, api.KeyEnvironment}
 	orToken  = credentials{api.KeyAPI, api.KeyEnvironment, api.KeySession}
+
+	ofWorkers = credentials{api.KeyEnvironment, api.KeySession}
 )
 
 // betaAgents gates every operation on agents, environments and sessions.
@@ -100,6 +102,9 @@ var routes = []route{
 	{"environments.keys.create", "POST /v1/environments/{environment}/keys", apiKey, "", ours, (*Server).createKey},
 	{"environments.keys.list", "GET /v1/environments/{environment}/keys", apiKey, "", ours, (*Server).listKeys},
 	{"environments.keys.revoke", "POST /v1/environments/{environment}/keys/{key}/revoke", apiKey, "", ours, (*Server).revokeKey},
+	{"sessions.shell", "GET /v1/sessions/{session}/shell", apiKey, "", ours, (*Server).openShell},
+	{"environments.work.shells.next", "GET /v1/environments/{environment}/work/{work}/shells/next", ofWorkers, "", ours, (*Server).nextShell},
+	{"environments.work.shells.attach", "GET /v1/environments/{environment}/work/{work}/shells/{shell}/attach", ofWorkers, "", ours, (*Server).attachShell},
 	{"sessions.stream", "GET /v1/sessions/{session}/stream", orToken, betaAgents, ours, (*Server).streamEvents}, // the path at launch
 
 	{op: "sessions.resources.list", path: "GET /v1/sessions/{session}/resources"},

@@ -8,6 +8,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -81,7 +82,8 @@ type Server struct {
 	pingEvery    time.Duration
 	writeTimeout time.Duration
 
-	streams atomic.Int64 // open now
+	streams  atomic.Int64   // open now
+	hijacked sync.WaitGroup // requests that http.Server.Shutdown does not wait for
 
 	// ending is done once EndStreams was called.
 	ending     context.Context
@@ -148,6 +150,9 @@ func New(c Config) *Server {
 // wait for them. Clients come back and resume elsewhere. It is meant for
 // http.Server.RegisterOnShutdown.
 func (s *Server) EndStreams() { s.endStreams() }
+
+// Wait returns when what EndStreams has ended is over.
+func (s *Server) Wait() { s.hijacked.Wait() }
 
 // ServeHTTP is the way of every request: [Server.serve] for those of the API, a
 // plain answer for the operator's.

@@ -17,23 +17,23 @@ type Key struct {
 	Parent    api.KeyID // of a session token: the key it was polled with
 }
 
-const keyColumns = "id, kind, hash, name, hint, environment_id, session_id, work_id, parent, created_at, expires_at, last_used_at, revoked_at"
+const keyColumns = "id, kind, hash, name, hint, environment_id, session_id, work_id, parent, created_at, expires_at, last_used_at, revoked_at, shell"
 
 func scanKey(row scanner) (*Key, error) {
 	var k Key
-	var created int64
+	var created, shell int64
 	var expires, used, revoked sql.NullInt64
-	err := row.Scan(&k.ID, &k.Type, &k.Hash, &k.Name, &k.Hint, &k.EnvironmentID, &k.SessionID, &k.WorkID, &k.Parent, &created, &expires, &used, &revoked)
-	k.CreatedAt = fromMicros(created)
+	err := row.Scan(&k.ID, &k.Type, &k.Hash, &k.Name, &k.Hint, &k.EnvironmentID, &k.SessionID, &k.WorkID, &k.Parent, &created, &expires, &used, &revoked, &shell)
+	k.CreatedAt, k.Shell = fromMicros(created), shell != 0
 	k.ExpiresAt, k.LastUsedAt, k.RevokedAt = fromOptMicros(expires), fromOptMicros(used), fromOptMicros(revoked)
 	return &k, err
 }
 
 // InsertKey adds a credential.
 func (tx *Tx) InsertKey(k *Key) error {
-	_, err := tx.exec("INSERT INTO keys ("+keyColumns+") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+	_, err := tx.exec("INSERT INTO keys ("+keyColumns+") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
 		k.ID, k.Type, k.Hash, k.Name, k.Hint, k.EnvironmentID, k.SessionID, k.WorkID, k.Parent,
-		micros(k.CreatedAt), optMicros(k.ExpiresAt), optMicros(k.LastUsedAt), optMicros(k.RevokedAt))
+		micros(k.CreatedAt), optMicros(k.ExpiresAt), optMicros(k.LastUsedAt), optMicros(k.RevokedAt), flag(k.Shell))
 	return err
 }
 

@@ -88,6 +88,11 @@ func (tx *Tx) LockLiveWork(session api.SessionID) (*Work, error) {
 	return one(tx, scanWork, "SELECT "+workColumns+" FROM work WHERE session_id = ? AND state <> 'stopped'"+tx.d.forUpdate, session)
 }
 
+// LiveWork is LockLiveWork without a lock.
+func (tx *Tx) LiveWork(session api.SessionID) (*Work, error) {
+	return one(tx, scanWork, "SELECT "+workColumns+" FROM work WHERE session_id = ? AND state <> 'stopped'", session)
+}
+
 // LockNextWork reads the longest-offered item of an environment that is queued
 // and not in the hands of a poller since reclaim.
 func (tx *Tx) LockNextWork(env api.EnvironmentID, reclaim time.Time) (*Work, error) {
