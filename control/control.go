@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/audit"
 	"github.com/bailey-platform/bailey/store"
 )
 
@@ -24,6 +25,11 @@ type Config struct {
 
 	// Rand is the source of identifiers and secrets; default crypto/rand.
 	Rand io.Reader
+
+	// Audit gets a record of what happens by itself, before it does: leases that
+	// lapse, sessions that are ended. What is asked for by HTTP is recorded there.
+	// Nil: none is kept.
+	Audit *audit.Log
 
 	// Prices are list prices by model id, added to the built-in ones.
 	Prices Prices
@@ -162,6 +168,14 @@ func (c *Control) write(ctx context.Context, fn func(*store.Tx) error) error {
 func (c *Control) Full(err error) bool {
 	e := api.AsError(err)
 	return e != nil && e.Status == http.StatusInsufficientStorage
+}
+
+// announce records what is about to happen by itself. With an error it must not.
+func (c *Control) announce(r audit.Record) error {
+	if c.cfg.Audit == nil {
+		return nil
+	}
+	return c.cfg.Audit.Append(r)
 }
 
 // newID makes an identifier. Its randomness cannot run out: a failure of the

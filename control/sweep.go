@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/audit"
 	"github.com/bailey-platform/bailey/store"
 )
 
@@ -113,6 +115,12 @@ func (c *Control) lapse(tx *store.Tx, s *store.Session, w *store.Work) error {
 		return nil // it beat meanwhile
 	}
 	c.cfg.Logger.Warn("a worker's lease has lapsed", "work_id", w.ID, "session_id", s.ID, "state", w.State, "deliveries", w.Deliveries)
+	if err := c.announce(audit.Record{
+		Action: audit.WorkLapsed, Environment: string(w.EnvironmentID), Session: string(s.ID),
+		Attrs: map[string]string{"work_id": string(w.ID), "state": string(w.State), "deliveries": strconv.Itoa(w.Deliveries)},
+	}); err != nil {
+		return err
+	}
 	open, err := openCalls(tx, s)
 	switch {
 	case err != nil:

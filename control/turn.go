@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/audit"
 	"github.com/bailey-platform/bailey/store"
 )
 
@@ -339,6 +340,11 @@ func (c *Control) append(tx *store.Tx, s *store.Session, drafts []api.Draft) ([]
 		case *api.SessionStatusResched:
 			setStatus(s, api.StatusRescheduling, tx.Now)
 		case *api.SessionStatusTerminated:
+			if err := c.announce(audit.Record{
+				Action: audit.SessionStopped, Environment: string(s.EnvironmentID), Session: string(s.ID), Detail: "the session is terminated",
+			}); err != nil {
+				return nil, err
+			}
 			setStatus(s, api.StatusTerminated, tx.Now)
 		case *api.SessionUsage:
 			d.Body = &api.SessionUsage{Usage: usage(s, tx.Now), Budget: s.Budget}

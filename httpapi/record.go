@@ -34,6 +34,9 @@ type record struct {
 	cause   error             // what went wrong, when the caller is not told
 	gone    bool              // the client left
 	outcome string            // why a stream ended
+
+	announced bool   // in the audit record
+	made      string // the id of what was made
 }
 
 func newRecord(r *http.Request, rt *route) *record {
@@ -68,6 +71,7 @@ func (s *Server) write(w *response, rec *record) {
 	if rec.gone && status == 0 {
 		status = statusClientGone
 	}
+	s.audit.answered(rec, status)
 	took := time.Since(rec.start)
 	s.metrics.requests.WithLabelValues(rec.op, strconv.Itoa(status)).Inc()
 	if !rec.stream {

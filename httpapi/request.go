@@ -33,6 +33,7 @@ type request struct {
 	rec *record
 
 	give func() // gives the room of the body back; nil while none is taken
+	read []byte // the body, once it was read; nil before
 }
 
 // room waits until there is room for the body, which is kept until release.
@@ -81,6 +82,9 @@ func (r *request) shell() api.ShellID     { return api.ShellID(r.PathValue("shel
 
 // body reads the whole body, which may be empty.
 func (r *request) body() ([]byte, error) {
+	if r.read != nil {
+		return r.read, nil
+	}
 	if enc := r.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
 		return nil, api.Invalid("content-encoding: compressed bodies are not accepted")
 	}
@@ -103,6 +107,7 @@ func (r *request) body() ([]byte, error) {
 		}
 		return nil, api.Invalid("the body could not be read to its end")
 	}
+	r.read = data
 	return data, nil
 }
 

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"net/http"
 	"path"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/audit"
 	"github.com/bailey-platform/bailey/control"
 	"github.com/bailey-platform/bailey/model"
 )
@@ -41,6 +43,12 @@ type Config struct {
 	Control *control.Control
 	Model   *model.Client // nil: messages and models answer 404
 	Logger  *slog.Logger  // nil: no records
+
+	// Audit gets a record of every operation that changes something before it is
+	// done; without a record it is refused with 503. Nil: none is kept. AuditReads
+	// has the others recorded as well.
+	Audit      *audit.Log
+	AuditReads bool
 
 	Registerer prometheus.Registerer // nil: no metrics
 	Metrics    http.Handler          // answers GET /metrics; nil: 404
@@ -76,6 +84,7 @@ type Server struct {
 	metrics      *metrics
 	mux          *http.ServeMux
 	rates        *rates
+	audit        *auditor
 	smallBodies  *semaphore.Weighted // see [request.room]
 	largeBodies  *semaphore.Weighted
 	streamsMax   int64
@@ -114,6 +123,7 @@ func New(c Config) *Server {
 		metrics:      newMetrics(c.Registerer),
 		mux:          http.NewServeMux(),
 		rates:        newRates(c.WritesPerMinute, c.ReadsPerMinute),
+		audit:        newAuditor(c.Audit, c.AuditReads),
 		smallBodies:  semaphore.NewWeighted(bodiesSmallMax),
 		largeBodies:  semaphore.NewWeighted(bodiesLargeMax),
 		streamsMax:   int64(c.StreamsMax),
@@ -216,6 +226,7 @@ func (s *Server) serve(hw http.ResponseWriter, hr *http.Request, rt *route, err 
 	var out any
 	if err == nil {
 		out, err = s.call(w, hr, rt, rec)
+		rec.made = madeBy(out)
 	}
 	if err == nil && !w.began() {
 		err = w.json(http.StatusOK, out)
@@ -259,6 +270,9 @@ func (s *Server) call(w *response, hr *http.Request, rt *route, rec *record) (an
 	}
 	r := &request{Request: hr, s: s, w: w, who: rec.who, rec: rec}
 	defer r.release()
+	if err := s.audit.announce(rt, r); err != nil {
+		return nil, err
+	}
 	return rt.handle(s, ctx, r)
 }
 
@@ -294,9 +308,10 @@ func (s *Server) metricsForKeys(h http.Handler) http.HandlerFunc {
 // healthz says that the process serves requests.
 func (s *Server) healthz(w http.ResponseWriter, _ *http.Request) { health(w, nil) }
 
-// readyz says that the database answers too.
+// readyz says that the database answers too, and that the audit record can be
+// written.
 func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
-	err := s.control.Ready(r.Context())
+	err := errors.Join(s.control.Ready(r.Context()), s.audit.err())
 	if err != nil {
 		s.log.WarnContext(r.Context(), "not ready", "error", err)
 	}

@@ -21,7 +21,14 @@ func (s *Server) pollWork(ctx context.Context, r *request) (any, error) {
 	if q.err != nil {
 		return nil, q.err
 	}
-	return s.control.PollWork(ctx, r.who, r.environment(), req)
+	w, err := s.control.PollWork(ctx, r.who, r.environment(), req)
+	if err != nil || w == nil {
+		return nil, err
+	}
+	if err := s.audit.claimed(r, w, req.WorkerID); err != nil {
+		return nil, err
+	}
+	return w, nil
 }
 
 // workerID makes a header value fit to be stored. An odd one only blurs a

@@ -1,0 +1,283 @@
+package httpapi
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/audit"
+	"github.com/bailey-platform/bailey/control"
+)
+
+// An auditor writes the plane's audit record of what is asked of it: an operation
+// before it is done, and what it came to after. Its zero value writes none.
+type auditor struct {
+	log   *audit.Log
+	reads bool // every GET as well
+
+	// Requests turned away at the door are many when somebody tries keys. Beyond a
+	// bound they are counted, and the next record says how many.
+	refusals   *rate.Limiter
+	unrecorded atomic.Int64
+}
+
+const (
+	refusalsPerSecond = 5
+	refusalsBurst     = 50
+
+	policyMax = 64 << 10 // bytes of a policy that are kept
+)
+
+func newAuditor(log *audit.Log, reads bool) *auditor {
+	return &auditor{log: log, reads: reads, refusals: rate.NewLimiter(refusalsPerSecond, refusalsBurst)}
+}
+
+// wants reports whether an operation is on record: all that change something, and
+// of the reads those that show keys or look into a box.
+func (a *auditor) wants(rt *route, r *http.Request) bool {
+	method, _ := rt.split()
+	switch rt.op {
+	case "environments.work.poll", "environments.work.shells.next":
+		return false // asked all the time; what is handed out is: see claimed
+	case "environments.work.heartbeat":
+		// The first takes the lease. The others are the same again, and on record
+		// when they are refused.
+		return r.URL.Query().Get("expected_last_heartbeat") == api.HeartbeatNone
+	case "messages.count_tokens":
+		return a.reads
+	case "keys.list", "environments.keys.list", "sessions.shell", "environments.work.shells.attach":
+		return true
+	}
+	return method != http.MethodGet || a.reads
+}
+
+// announce records an operation that is about to be done. With an error it must
+// not be.
+func (a *auditor) announce(rt *route, r *request) error {
+	if a.log == nil || !a.wants(rt, r.Request) {
+		return nil
+	}
+	about := a.about(r)
+	about.Action = audit.APIRequest
+	about.Attrs["client"] = r.rec.client
+	records := []audit.Record{about}
+	if rt.status != passed && r.ContentLength != 0 {
+		body, err := r.body()
+		if err != nil {
+			return err
+		}
+		records[0].Input = body
+		records = append(records, a.content(rt, r, body)...)
+	}
+	if err := a.log.AppendAll(records); err != nil {
+		return r.unrecorded(err)
+	}
+	r.rec.announced = true
+	return nil
+}
+
+// unrecorded is what the caller is told when there is no record, and so no effect.
+func (r *request) unrecorded(err error) error {
+	r.rec.cause = err
+	return &api.Error{
+		Status: http.StatusServiceUnavailable, Type: api.TypeAPI, RetryAfter: 10 * time.Second,
+		Message: "the audit record cannot be written, so nothing was done; the operator of this server has to see to it",
+	}
+}
+
+// about is what the records of one request have in common.
+func (a *auditor) about(r *request) audit.Record {
+	rec := audit.Record{
+		Actor: actor(r.who), Request: string(r.rec.id),
+		Environment: string(r.who.EnvironmentID), Session: string(r.who.SessionID),
+		Attrs: map[string]string{"operation": r.rec.op, "credential": string(r.who.Kind)},
+	}
+	if r.who.Parent != "" {
+		rec.Attrs["parent_key"] = string(r.who.Parent)
+	}
+	for _, id := range r.rec.ids {
+		switch id.Key {
+		case "environment_id":
+			rec.Environment = id.Value.String()
+		case "session_id":
+			rec.Session = id.Value.String()
+		default:
+			rec.Attrs[id.Key] = id.Value.String()
+		}
+	}
+	return rec
+}
+
+// actor is who asks, as the server resolved the credential; what the client says
+// of itself does not count.
+func actor(p control.Principal) string {
+	if p.KeyID == "" {
+		return "this process" // a worker of its own
+	}
+	return string(p.KeyID)
+}
+
+// content is what a body asks for that has records of its own.
+func (a *auditor) content(rt *route, r *request, body []byte) []audit.Record {
+	switch rt.op {
+	case "sessions.events.send":
+		return a.approvals(r, body)
+	case "environments.create", "environments.update":
+		return a.policy(r, body, "config")
+	case "agents.create", "agents.update":
+		return a.policy(r, body, "tools", "mcp_servers")
+	}
+	return nil
+}
+
+// approvals are the verdicts on tool calls among the events of a body. One that is
+// not well formed is refused later, as is one that nobody asked for; the answer's
+// record says so.
+func (a *auditor) approvals(r *request, body []byte) (records []audit.Record) {
+	if !bytes.Contains(body, []byte(api.EvUserToolConfirmation)) {
+		return nil
+	}
+	var in struct {
+		Events []struct {
+			Type   api.EventType `json:"type"`
+			CallID string        `json:"tool_use_id"`
+			Result string        `json:"result"`
+		} `json:"events"`
+	}
+	if json.Unmarshal(body, &in) != nil || len(in.Events) > api.EventsPerRequestMax {
+		return nil
+	}
+	for _, ev := range in.Events {
+		if ev.Type != api.EvUserToolConfirmation || ev.CallID == "" || ev.Result == "" || len(ev.CallID)+len(ev.Result) > 200 {
+			continue
+		}
+		rec := a.about(r)
+		rec.Action, rec.Call = audit.Approval, ev.CallID
+		rec.Attrs["decision"] = ev.Result
+		records = append(records, rec)
+	}
+	return records
+}
+
+// policy is what a body says about what agents or boxes may do.
+func (a *auditor) policy(r *request, body []byte, members ...string) []audit.Record {
+	var in map[string]json.RawMessage
+	if json.Unmarshal(body, &in) != nil {
+		return nil
+	}
+	out := map[string]json.RawMessage{}
+	for _, m := range members {
+		if v, ok := in[m]; ok {
+			out[m] = v
+		}
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	text, err := json.Marshal(out)
+	if err != nil {
+		return nil
+	}
+	rec := a.about(r)
+	rec.Action = audit.PolicyChange
+	rec.Attrs["policy"] = strings.ToValidUTF8(string(text[:min(len(text), policyMax)]), "")
+	return []audit.Record{rec}
+}
+
+// claimed records that a work item is about to be handed out, with its token. With
+// an error it must not be; it is offered again a little later.
+func (a *auditor) claimed(r *request, w *api.Work, worker string) error {
+	if a.log == nil {
+		return nil
+	}
+	if worker == "" {
+		worker = "unnamed"
+	}
+	rec := a.about(r)
+	rec.Action, rec.Environment, rec.Session = audit.WorkClaimed, string(w.EnvironmentID), string(w.Data.ID)
+	rec.Attrs["work_id"], rec.Attrs["worker"] = string(w.ID), worker
+	if err := a.log.Append(rec); err != nil {
+		return r.unrecorded(err)
+	}
+	return nil
+}
+
+// answered records what a request came to. The effect is there or it is not, so
+// nobody waits for this record.
+func (a *auditor) answered(rec *record, status int) {
+	if a.log == nil {
+		return
+	}
+	r := &request{rec: rec, who: rec.who}
+	out := a.about(r)
+	out.Attrs["status"] = strconv.Itoa(status)
+	switch {
+	case status == statusClientGone:
+		out.Outcome = "gone"
+	case status >= 500:
+		out.Outcome = "error"
+	case status >= 400:
+		out.Outcome = "refused"
+	default:
+		out.Outcome = "ok"
+	}
+	out.Start, out.End, out.Detail = rec.start, time.Now(), rec.outcome
+	if rec.public != nil {
+		out.Attrs["error_type"] = string(rec.public.Type)
+	}
+	if rec.made != "" {
+		out.Attrs["created"] = rec.made
+	}
+	switch {
+	case rec.announced:
+		out.Action = audit.APIAnswer
+	case rec.op == "environments.work.heartbeat" && status == http.StatusPreconditionFailed:
+		out.Action = audit.LeaseRefused
+	case status == http.StatusUnauthorized || status == http.StatusForbidden:
+		if !a.refusals.Allow() {
+			a.unrecorded.Add(1)
+			return
+		}
+		if n := a.unrecorded.Swap(0); n > 0 {
+			out.Attrs["more_refused"] = strconv.FormatInt(n, 10)
+		}
+		out.Action, out.Attrs["client"] = audit.AuthRefused, rec.client
+		if rec.who.Kind == "" {
+			out.Actor = "" // nobody
+			delete(out.Attrs, "credential")
+		}
+	default:
+		return
+	}
+	_ = a.log.Note(out) // logs by itself what it cannot write
+}
+
+// err is why nothing can be recorded, for readiness.
+func (a *auditor) err() error {
+	if a.log == nil {
+		return nil
+	}
+	return a.log.Err()
+}
+
+// madeBy is the id of what an answer says was made.
+func madeBy(out any) string {
+	switch v := out.(type) {
+	case *api.Agent:
+		return string(v.ID)
+	case *api.Environment:
+		return string(v.ID)
+	case *api.Session:
+		return string(v.ID)
+	case *api.Key:
+		return string(v.ID)
+	}
+	return ""
+}
