@@ -8,6 +8,4 @@ import (
 	_ "github.com/landlock-lsm/go-landlock/landlock"
 	_ "github.com/moby/moby/api/types/container"
 	_ "github.com/moby/moby/client"
-	_ "tags.cncf.io/container-device-interface/pkg/cdi"
-	_ "tags.cncf.io/container-device-interface/pkg/parser"
 )
