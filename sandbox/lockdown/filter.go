@@ -1,16 +1,28 @@
 package lockdown
 
 import (
+	"encoding/binary"
 	"math"
 	"slices"
 
 	"golang.org/x/sys/unix"
 )
 
-// Calls say which system calls a program may make: those of every program, and the
-// sockets named here.
+// Calls say which system calls a program may make: those of every program, and what is
+// named here.
 type Calls struct {
-	Unix    bool // sockets with a name on this host; without it there are only pairs
+	Sockets Sockets
+
+	// Box says that all files and processes within reach are the box's own, as they
+	// are in namespaces. Without it, neither the modes, owners, times and attributes of
+	// files are changed by their paths, nor limits and priorities of other processes,
+	// and there are no queues, semaphores or shared memory by name.
+	Box bool
+}
+
+// Sockets say which there may be besides pairs.
+type Sockets struct {
+	Unix    bool // with a name on this host
 	Network bool // TCP and UDP, and asking the kernel for addresses and routes
 }
 
@@ -34,11 +46,14 @@ var terminals = []uint32{unix.TIOCSTI, 0x541C, unix.TIOCSETD, unix.TIOCCONS}
 // personalityQuery asks for the personality and leaves it.
 const personalityQuery = 0xffffffff
 
-// Filter is the program, in the kernel's terms, that lets those calls through. Of the
+// A Filter is a program for the kernel to decide by, in the kernel's own form.
+type Filter []byte
+
+// Filter is the program that lets those calls through. Of the
 // rest it lets a call fail that the kernel had before this list was made, with EPERM,
 // and newer ones as if the kernel had none. A call of another architecture, such as
 // those of 32 bits, ends the process.
-func (c Calls) Filter() []unix.SockFilter {
+func (c Calls) Filter() Filter {
 	p := program{
 		load(atArchitecture),
 		jump(unix.BPF_JEQ, architecture, 1, 0),
@@ -61,9 +76,14 @@ func (c Calls) Filter() []unix.SockFilter {
 		either([]uint32{0, personalityQuery}, answer(unix.SECCOMP_RET_ALLOW), fail(unix.EPERM))...))
 	p.on(unix.SYS_SOCKETPAIR, append(program{argument(0)},
 		either([]uint32{unix.AF_UNIX}, answer(unix.SECCOMP_RET_ALLOW), fail(unix.EAFNOSUPPORT))...))
-	p.on(unix.SYS_SOCKET, c.sockets())
+	p.on(unix.SYS_SOCKET, c.Sockets.decide())
 
-	numbers := append(slices.Clone(ordinary), ordinaryHere...)
+	numbers := slices.Concat(ordinary, ordinaryHere)
+	if c.Box {
+		numbers = slices.Concat(numbers, ofFiles, ofFilesHere, ofProcesses, ofGroups, messages)
+	} else {
+		p.onlyItself()
+	}
 	slices.Sort(numbers)
 	for len(numbers) > 0 {
 		first, last := numbers[0], numbers[0]
@@ -75,17 +95,45 @@ func (c Calls) Filter() []unix.SockFilter {
 			jump(unix.BPF_JGT, last, 1, 0),
 			answer(unix.SECCOMP_RET_ALLOW))
 	}
-	return append(p,
+	p = append(p,
 		jump(unix.BPF_JGT, newest, 0, 1),
 		fail(unix.ENOSYS),
 		fail(unix.EPERM))
+	var f Filter
+	for _, step := range p {
+		f = binary.NativeEndian.AppendUint16(f, step.Code)
+		f = append(f, step.Jt, step.Jf)
+		f = binary.NativeEndian.AppendUint32(f, step.K)
+	}
+	return f
 }
 
 // newest is the last call that this list knows of, whether it lets it through or not.
 const newest = unix.SYS_LISTNS
 
-// sockets decides about a new socket by its family, type and protocol.
-func (c Calls) sockets() program {
+// onlyItself lets the calls about processes through if they are about the caller, and
+// those about the times of files if they are about an open one.
+func (p *program) onlyItself() {
+	zero := either([]uint32{0}, answer(unix.SECCOMP_RET_ALLOW), fail(unix.EPERM))
+	for _, number := range ofProcesses {
+		p.on(number, append(program{argument(0)}, zero...))
+	}
+	p.on(unix.SYS_SETPRIORITY, append(program{
+		argument(0),
+		jump(unix.BPF_JEQ, unix.PRIO_PROCESS, 1, 0),
+		fail(unix.EPERM),
+		argument(1),
+	}, zero...))
+	p.on(unix.SYS_UTIMENSAT, append(program{
+		load(atArguments + 8 + 4),
+		jump(unix.BPF_JEQ, 0, 1, 0),
+		fail(unix.EPERM),
+		argument(1),
+	}, zero...))
+}
+
+// decide decides about a new socket by its family, type and protocol.
+func (c Sockets) decide() program {
 	allow := answer(unix.SECCOMP_RET_ALLOW)
 	p := program{argument(0)}
 	if c.Unix {

@@ -11,6 +11,7 @@ package lockdown
 import (
 	"errors"
 	"fmt"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -56,8 +57,14 @@ func DropCapabilities() error {
 
 // Install puts a filter before every system call of the thread, or of every thread of
 // the process.
-func Install(filter []unix.SockFilter, everyThread bool) error {
-	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+func Install(filter Filter, everyThread bool) error {
+	if len(filter) == 0 || len(filter)%unix.SizeofSockFilter != 0 {
+		return fmt.Errorf("install the filter of system calls: %d bytes are none", len(filter))
+	}
+	program := unix.SockFprog{
+		Len:    uint16(len(filter) / unix.SizeofSockFilter),
+		Filter: (*unix.SockFilter)(unsafe.Pointer(&filter[0])),
+	}
 	flags := uintptr(0)
 	if everyThread {
 		flags = unix.SECCOMP_FILTER_FLAG_TSYNC
@@ -68,6 +75,20 @@ func Install(filter []unix.SockFilter, everyThread bool) error {
 		return fmt.Errorf("install the filter of system calls: %w", errno)
 	case thread != 0:
 		return fmt.Errorf("install the filter of system calls: thread %d has another", thread)
+	}
+	return nil
+}
+
+// Limit lowers a limit of the process, if it is higher.
+func Limit(resource int, most uint64) error {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(resource, &limit); err != nil {
+		return err
+	}
+	limit.Max = min(limit.Max, most)
+	limit.Cur = limit.Max
+	if err := syscall.Setrlimit(resource, &limit); err != nil {
+		return fmt.Errorf("limit resource %d to %d: %w", resource, limit.Max, err)
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -87,7 +88,7 @@ func (b *box) run(launched chan<- error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setsid: true}
 	var err error
 	if b.stdio, err = sandbox.NewStdio(cmd); err == nil {
-		err = cmd.Start()
+		err = b.launch(cmd)
 		b.stdio.Started(b.spec.Stderr)
 		if err != nil {
 			b.stdio.Close()
@@ -108,6 +109,20 @@ func (b *box) run(launched chan<- error) {
 		b.driver.log.Error("something of a box is left on the host", "box", b.spec.ID, "error", err)
 	}
 	close(b.ended)
+}
+
+func (b *box) launch(cmd *exec.Cmd) error {
+	started, err := b.driver.change(cmd, b.spec, b.paths())
+	if err != nil {
+		return err
+	}
+	err = cmd.Start()
+	if failed := started(); err == nil && failed != nil {
+		_ = cmd.Process.Kill() // no error if it has ended
+		_ = cmd.Wait()         // its status says nothing more
+		return failed
+	}
+	return err
 }
 
 func (b *box) explain(status syscall.WaitStatus) sandbox.Exit {

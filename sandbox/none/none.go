@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
 	"slices"
@@ -33,15 +34,30 @@ const Name = "none"
 // A Driver runs processes. Create one with [New].
 type Driver struct {
 	log    *slog.Logger
+	change Change
 	claims sandbox.Claims
 }
 
+// A Change makes a box's process another than it would be, before it is started. paths
+// are what stands in on the host for the paths of the box, by those. The function that
+// it returns is called once the process was started, whether or not that succeeded, and
+// says whether it became what it was to be.
+type Change func(cmd *exec.Cmd, spec sandbox.Spec, paths map[string]string) (started func() error, err error)
+
 // New returns a driver. A nil logger discards.
 func New(log *slog.Logger) *Driver {
+	return NewChanged(log, func(*exec.Cmd, sandbox.Spec, map[string]string) (func() error, error) {
+		return func() error { return nil }, nil
+	})
+}
+
+// NewChanged returns a driver for a backend that runs processes too, though not as they
+// are.
+func NewChanged(log *slog.Logger, change Change) *Driver {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Driver{log: log}
+	return &Driver{log: log, change: change}
 }
 
 // Name implements [sandbox.Driver].
@@ -123,7 +139,7 @@ func (d *Driver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Box, err
 	if err != nil {
 		return nil, fmt.Errorf("start box %s: %w", spec.ID, errors.Join(err, b.tearDown()))
 	}
-	d.log.Warn("a box without isolation runs", "box", spec.ID, "pid", b.process.Pid)
+	d.log.Warn("a box runs that is a process of the host", "box", spec.ID, "pid", b.process.Pid)
 	return b, nil
 }
 
@@ -154,27 +170,33 @@ func (b *box) command() *exec.Cmd {
 // translate replaces a path of a box, or the beginning of one, by what it is on the
 // host.
 func (b *box) translate(name string) string {
-	if name == sandbox.AgentPath && b.spec.Agent != "" {
-		return b.spec.Agent
-	}
 	// What lies within another comes first.
 	best, host := "", ""
-	consider := func(inside, outside string) {
+	for inside, outside := range b.paths() {
 		if within(name, inside) && len(inside) > len(best) {
 			best, host = inside, outside
 		}
-	}
-	consider(sandbox.WorkPath, b.spec.WorkDir)
-	if b.home != "" {
-		consider(sandbox.HomePath, b.home)
-	}
-	for inside, outside := range b.spec.ReadOnly {
-		consider(inside, outside)
 	}
 	if best == "" {
 		return name
 	}
 	return host + strings.TrimPrefix(name, best)
+}
+
+// paths are the host's for those of the box.
+func (b *box) paths() map[string]string {
+	paths := maps.Clone(b.spec.ReadOnly)
+	if paths == nil {
+		paths = make(map[string]string)
+	}
+	paths[sandbox.WorkPath] = b.spec.WorkDir
+	if b.home != "" {
+		paths[sandbox.HomePath] = b.home
+	}
+	if b.spec.Agent != "" {
+		paths[sandbox.AgentPath] = b.spec.Agent
+	}
+	return paths
 }
 
 func within(name, dir string) bool {

@@ -80,7 +80,7 @@ type host struct {
 	seen     *rootfs.Root   // of the host, in boxes without an image
 	users    *ranges        // nil for an ordinary user
 	cgroups  *cgroup.Groups // nil where we may make none
-	filter   []unix.SockFilter
+	filter   lockdown.Filter
 	landlock lockdown.Landlock // without paths if the kernel has none
 
 	mu   sync.Mutex
@@ -154,7 +154,7 @@ func (d *Driver) setUp(ctx context.Context, h *host) (err error) {
 	if h.cgroups, err = cgroup.Find("bailey-" + h.tag); err != nil {
 		d.log.Info("no control groups for boxes; their limits are watched instead", "reason", err)
 	}
-	h.filter = lockdown.Calls{Unix: true, Network: true}.Filter()
+	h.filter = lockdown.Calls{Sockets: lockdown.Sockets{Unix: true, Network: true}, Box: true}.Filter()
 	if lockdown.LandlockVersion() > 0 {
 		h.landlock.Paths = map[string]lockdown.Access{"/": lockdown.Read | lockdown.Write | lockdown.Control}
 	}

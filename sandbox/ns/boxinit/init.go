@@ -186,7 +186,7 @@ func (b *box) run() (int, error) {
 		{unix.RLIMIT_MEMLOCK, 64 << 10},
 		{unix.RLIMIT_MSGQUEUE, 800 << 10},
 	} {
-		if err := atMost(limit.resource, limit.most); err != nil {
+		if err := lockdown.Limit(limit.resource, limit.most); err != nil {
 			return 0, err
 		}
 	}
@@ -254,20 +254,6 @@ func (b *box) confine() error {
 		}
 	}
 	return lockdown.Install(b.plan.Filter, true)
-}
-
-// atMost lowers a limit of the process, if it is higher.
-func atMost(resource int, most uint64) error {
-	var limit syscall.Rlimit
-	if err := syscall.Getrlimit(resource, &limit); err != nil {
-		return err
-	}
-	limit.Max = min(limit.Max, most)
-	limit.Cur = limit.Max
-	if err := syscall.Setrlimit(resource, &limit); err != nil {
-		return fmt.Errorf("limit resource %d to %d: %w", resource, limit.Max, err)
-	}
-	return nil
 }
 
 // reap collects every process of the box that ends, until the command does.

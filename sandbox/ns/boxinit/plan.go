@@ -13,8 +13,6 @@ package boxinit
 import (
 	"slices"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/bailey-platform/bailey/sandbox/lockdown"
 )
 
@@ -30,7 +28,7 @@ type Plan struct {
 	Root     Root
 	Limits   Limits
 	Network  bool // make the exits and send them
-	Filter   []unix.SockFilter
+	Filter   lockdown.Filter
 	Landlock lockdown.Landlock
 }
 
