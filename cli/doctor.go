@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -20,7 +18,6 @@ import (
 	"github.com/bailey-platform/bailey/client"
 	"github.com/bailey-platform/bailey/daemon"
 	"github.com/bailey-platform/bailey/model"
-	"github.com/bailey-platform/bailey/sandbox"
 	"github.com/bailey-platform/bailey/telemetry"
 	"github.com/bailey-platform/bailey/worker"
 )
@@ -49,17 +46,31 @@ fault comes with what to do about it; the exit status is then 9.
 
 It reads the same environment and file as "bailey serve", and the same key as
 the other commands. A worker's own settings are checked with
-"bailey worker --check".`,
+"bailey worker --check". With --leaks it only looks for what boxes of workers that
+were killed have left on this machine: processes, control groups, mounts and,
+in the workers' data directories, files.`,
 		Example: `  bailey doctor
-  bailey doctor --config bailey.yaml -o json`,
+  bailey doctor --config bailey.yaml -o json
+  bailey doctor --leaks --worker-data /var/lib/bailey-worker`,
 	}
 	c := p.connectFlags(cmd)
 	file := cmd.Flags().String("config", "", "the server's YAML `file` (BAILEY_CONFIG)")
+	onlyLeaks := cmd.Flags().Bool("leaks", false, "only look for what boxes have left behind")
+	workerData := cmd.Flags().StringArray("worker-data", []string{"bailey-worker"}, "with --leaks: the data `dir`ectory of a worker; may be repeated")
+	must(cmd.MarkFlagDirname("worker-data"))
 	out := outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		ctx := cmd.Context()
-		findings := []finding{checkHost()}
-		findings = append(findings, p.checkBackends(ctx)...)
+		if *onlyLeaks {
+			return p.printFindings(*out, checkLeaks(*workerData))
+		}
+		boxes := p.checkBackends(ctx)
+		if *out == outTable {
+			if err := p.printMatrix(boxes); err != nil {
+				return err
+			}
+		}
+		findings := append([]finding{checkHost()}, backendFindings(boxes)...)
 		in := daemon.Inputs{Env: p.Env, File: *file}
 		if in.File == "" {
 			in.File, _ = p.Env("BAILEY_CONFIG")
@@ -144,64 +155,6 @@ func charsToString[T int8 | uint8](chars []T) string {
 		out.WriteByte(byte(c))
 	}
 	return out.String()
-}
-
-// checkBackends tests every sandbox of this build, each in a directory of its own
-// so that a running worker is not disturbed.
-func (p *Program) checkBackends(ctx context.Context) []finding {
-	var out []finding
-	for _, b := range p.Backends {
-		out = append(out, checkBackend(ctx, b))
-	}
-	return out
-}
-
-func checkBackend(ctx context.Context, b Backend) finding {
-	f := finding{Name: "sandbox " + b.Name}
-	dir, err := os.MkdirTemp("", "bailey-doctor-")
-	if err != nil {
-		f.Status, f.Detail, f.Remedy = findingFailed, err.Error(), "make the temporary directory writable"
-		return f
-	}
-	defer os.RemoveAll(dir)
-	var r sandbox.Report
-	driver, err := b.New(BackendOptions{State: dir, Logger: slog.New(slog.DiscardHandler)})
-	if err == nil {
-		r, err = driver.Check(ctx)
-	}
-	if unavailable, ok := errors.AsType[*sandbox.Unavailable](err); ok {
-		f.Status, f.Detail, f.Remedy = findingFailed, unavailable.Cause, strings.Join(unavailable.Remedy, ", or ")
-		return f
-	} else if err != nil {
-		f.Status, f.Detail = findingFailed, err.Error()
-		return f
-	}
-	if r.Isolation == sandbox.NoIsolation {
-		f.Status, f.Detail = findingNote, "works, and isolates nothing; a worker uses it only with --sandbox "+b.Name
-		return f
-	}
-	f.Status = findingOK
-	f.Detail = fmt.Sprintf("%s: %s, a box starts in %s; limits: %s", r.Version, r.Isolation, r.Start.Round(time.Millisecond), limitsText(r.Limits))
-	return f
-}
-
-var enforcement = map[sandbox.Enforcement]string{
-	sandbox.Hard: "hard", sandbox.BestEffort: "best effort", sandbox.NotHeld: "not held",
-}
-
-func limitsText(limits map[string]sandbox.Enforcement) string {
-	byKind := map[sandbox.Enforcement][]string{}
-	for name, kind := range limits {
-		byKind[kind] = append(byKind[kind], strings.ReplaceAll(name, "_", " "))
-	}
-	var out []string
-	for _, kind := range []sandbox.Enforcement{sandbox.Hard, sandbox.BestEffort, sandbox.NotHeld} {
-		if names := byKind[kind]; len(names) > 0 {
-			slices.Sort(names)
-			out = append(out, enforcement[kind]+" for "+strings.Join(names, ", "))
-		}
-	}
-	return strings.Join(out, "; ")
 }
 
 // diskFreeMin is the free space below which a data directory is worth a word.

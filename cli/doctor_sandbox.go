@@ -1,0 +1,133 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/sandbox/leaks"
+)
+
+// A backendCheck is what the self-test of a backend came to on this machine.
+type backendCheck struct {
+	name   string
+	report sandbox.Report
+	err    error
+}
+
+// checkBackends tests every sandbox of this build, each in a directory of its own
+// so that a running worker is not disturbed.
+func (p *Program) checkBackends(ctx context.Context) []backendCheck {
+	out := make([]backendCheck, len(p.Backends))
+	for i, b := range p.Backends {
+		out[i].name = b.Name
+		out[i].report, out[i].err = selfTest(ctx, b)
+	}
+	return out
+}
+
+// selfTestTimeout bounds the test of one backend: a daemon may hang.
+const selfTestTimeout = time.Minute
+
+func selfTest(ctx context.Context, b Backend) (sandbox.Report, error) {
+	dir, err := os.MkdirTemp("", "bailey-doctor-")
+	if err != nil {
+		return sandbox.Report{}, err
+	}
+	defer os.RemoveAll(dir)
+	driver, err := b.New(BackendOptions{State: dir, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return sandbox.Report{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, selfTestTimeout)
+	defer cancel()
+	return driver.Check(ctx)
+}
+
+// backendFindings turns the self-tests into findings. That the strongest sandbox works
+// is needed; the others are choices.
+func backendFindings(checks []backendCheck) []finding {
+	out := make([]finding, len(checks))
+	for i, c := range checks {
+		f := finding{Name: "sandbox " + c.name, Status: findingNote}
+		unavailable, ok := errors.AsType[*sandbox.Unavailable](c.err)
+		switch {
+		case c.err != nil:
+			if i == 0 {
+				f.Status = findingFailed
+			}
+			f.Detail = c.err.Error()
+			if ok {
+				f.Detail, f.Remedy = unavailable.Cause, strings.Join(unavailable.Remedy, ", or ")
+			}
+		case c.report.Isolation == sandbox.NoIsolation:
+			f.Detail = "works, and isolates nothing; a worker uses it only with --sandbox " + c.name
+		default:
+			f.Status = findingOK
+			f.Detail = fmt.Sprintf("%s: %s, a box starts in %s", c.report.Version, c.report.Isolation, c.report.Start.Round(time.Millisecond))
+			if len(c.report.Notes) > 0 {
+				f.Detail += ". " + strings.Join(c.report.Notes, " ")
+			}
+		}
+		out[i] = f
+	}
+	return out
+}
+
+// limitColumns are the limits that the matrix shows, by their names in a report.
+var limitColumns = []string{"memory", "cpu", "processes", "disk", "work_folder"}
+
+// printMatrix prints what each backend can do on this machine.
+func (p *Program) printMatrix(checks []backendCheck) error {
+	w := tabwriter.NewWriter(p.Stdout, 0, 0, 2, ' ', 0)
+	head := []string{"SANDBOX", "ISOLATION"}
+	for _, limit := range limitColumns {
+		head = append(head, strings.ToUpper(strings.ReplaceAll(limit, "_", " ")))
+	}
+	head = append(head, "NETWORK RULES", "FREEZE", "CHECKPOINT", "GPU", "START")
+	fmt.Fprintln(w, strings.Join(head, "\t"))
+	for _, c := range checks {
+		row := []string{c.name}
+		if c.err != nil {
+			row = append(row, slices.Repeat([]string{"–"}, len(head)-1)...)
+			row[1] = "not usable here"
+			fmt.Fprintln(w, strings.Join(row, "\t"))
+			continue
+		}
+		row = append(row, string(c.report.Isolation))
+		for _, limit := range limitColumns {
+			row = append(row, map[sandbox.Enforcement]string{
+				sandbox.Hard: "hard", sandbox.BestEffort: "best effort", sandbox.NotHeld: "no", "": "no",
+			}[c.report.Limits[limit]])
+		}
+		for _, has := range []bool{c.report.Network, c.report.Freeze, c.report.Checkpoint, c.report.GPU} {
+			row = append(row, map[bool]string{true: "yes", false: "no"}[has])
+		}
+		fmt.Fprintln(w, strings.Join(append(row, c.report.Start.Round(time.Millisecond).String()), "\t"))
+	}
+	fmt.Fprintln(w)
+	return w.Flush()
+}
+
+// checkLeaks looks for what boxes have left behind.
+func checkLeaks(dataDirs []string) []finding {
+	found, err := leaks.Find(dataDirs...)
+	var out []finding
+	for _, l := range found {
+		out = append(out, finding{"left behind", findingFailed, l.String(), l.Remedy})
+	}
+	if err != nil {
+		out = append(out, finding{"leaks", findingFailed, err.Error(), "run as root to see everything"})
+	}
+	if len(out) == 0 {
+		out = append(out, finding{"leaks", findingOK, "no process, control group, mount, network card or directory of a box is left behind", ""})
+	}
+	return out
+}

@@ -1,0 +1,243 @@
+// Package leaks looks for what boxes have left behind on a host: processes without a
+// worker, control groups without processes, mounts, network cards, and directories of
+// boxes that nobody runs. On a host where workers were killed, at whatever moment, it
+// must find nothing once the next worker on the same data directory has started.
+//
+// It only looks. It knows the names that backends give to things, and none of the
+// backends. Start reading at [Find].
+package leaks
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Leak is one thing that is left of a box.
+type Leak struct {
+	Kind   string `json:"kind"` // "process", "control group", "mount", "network card", "directory"
+	Name   string `json:"name"`
+	Remedy string `json:"remedy"` // a command or a sentence
+}
+
+func (l Leak) String() string { return l.Kind + " " + l.Name }
+
+// programs begin the names that parts of boxes run under: gVisor, the launcher, and the
+// agent in a box.
+var programs = []string{"runsc", "bailey-launcher", "boxlauncher", "boxagent"}
+
+// groupPrefix begins the names of the control groups of each driver, with a tag after
+// it; the groups of its boxes are within.
+const groupPrefix = "bailey-"
+
+// Find looks for leaks on this host, and in the data directories of workers. What a
+// living worker uses is none.
+func Find(dataDirs ...string) ([]Leak, error) {
+	var found []Leak
+	var errs []error
+	for _, look := range []func() ([]Leak, error){processes, controlGroups, mounts, networkCards} {
+		leaks, err := look()
+		found = append(found, leaks...)
+		errs = append(errs, err)
+	}
+	for _, dir := range dataDirs {
+		leaks, err := directories(dir)
+		found = append(found, leaks...)
+		errs = append(errs, err)
+	}
+	return found, errors.Join(errs...)
+}
+
+// processes finds parts of boxes that have outlived the worker which started them: such
+// a one has become a child of the first process of its namespace, or of a reaper.
+func processes() ([]Leak, error) {
+	names, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return nil, err
+	}
+	part := make(map[int]string)
+	for _, name := range names {
+		line, err := os.ReadFile(name)
+		if err != nil {
+			continue // it ended
+		}
+		first, _, _ := bytes.Cut(line, []byte{0})
+		program := filepath.Base(string(first))
+		if !slices.ContainsFunc(programs, func(p string) bool { return strings.HasPrefix(program, p) }) {
+			continue
+		}
+		if pid, err := strconv.Atoi(strings.Split(name, "/")[2]); err == nil {
+			part[pid] = program
+		}
+	}
+	var found []Leak
+	for pid, program := range part {
+		parent, subreaper := parentOf(pid)
+		if _, within := part[parent]; within || parent == 0 {
+			continue // the outermost one is what counts; 0 ended, or is of another namespace
+		}
+		if parent == 1 || subreaper {
+			found = append(found, Leak{"process", fmt.Sprintf("%d (%s)", pid, program), fmt.Sprintf("kill -9 %d", pid)})
+		}
+	}
+	return found, nil
+}
+
+// parentOf returns a process's parent, and whether that is a session's manager that takes
+// in orphans.
+func parentOf(pid int) (parent int, manager bool) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, false
+	}
+	// The name is in parentheses and may hold some itself, see proc_pid_stat(5).
+	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	if len(fields) < 2 {
+		return 0, false
+	}
+	parent, _ = strconv.Atoi(fields[1])
+	name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", parent))
+	return parent, strings.TrimSpace(string(name)) == "systemd"
+}
+
+// controlGroups finds groups of boxes with no process in them.
+func controlGroups() ([]Leak, error) {
+	file, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	var found []Leak
+	lines := bufio.NewScanner(file)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		before, after, _ := strings.Cut(lines.Text(), " - ")
+		fields := strings.Fields(before)
+		if len(fields) < 5 || !strings.HasPrefix(after, "cgroup") {
+			continue
+		}
+		leaks, err := groupsBelow(fields[4])
+		if err != nil {
+			return found, err
+		}
+		found = append(found, leaks...)
+	}
+	return found, lines.Err()
+}
+
+// groupsBelow looks in a hierarchy of control groups. Boxes' groups may be in a group that
+// was handed to their worker, so all of it is looked through.
+func groupsBelow(root string) (found []Leak, err error) {
+	err = filepath.WalkDir(root, func(name string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.IsDir() {
+			return nil // groups come and go
+		}
+		if !strings.HasPrefix(filepath.Base(filepath.Dir(name)), groupPrefix) {
+			return nil
+		}
+		procs, err := os.ReadFile(filepath.Join(name, "cgroup.procs"))
+		if err == nil && len(bytes.TrimSpace(procs)) == 0 && empty(name) {
+			found = append(found, Leak{"control group", name, "rmdir " + name})
+		}
+		return fs.SkipDir
+	})
+	return found, err
+}
+
+// empty reports whether no group within a group has processes.
+func empty(group string) bool {
+	none := true
+	_ = filepath.WalkDir(group, func(name string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.IsDir() {
+			return nil
+		}
+		procs, err := os.ReadFile(filepath.Join(name, "cgroup.procs"))
+		if err == nil && len(bytes.TrimSpace(procs)) > 0 {
+			none = false
+			return fs.SkipAll
+		}
+		return nil
+	})
+	return none
+}
+
+// mounts finds mounts of boxes in our mount namespace: they are all to be in others.
+func mounts() ([]Leak, error) {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	var found []Leak
+	for line := range strings.Lines(string(data)) {
+		fields := strings.Fields(line)
+		if len(fields) < 5 {
+			continue
+		}
+		at := fields[4]
+		if strings.Contains(at, "/sandbox/boxes/") || strings.Contains(at, "null-netns") && strings.Contains(at, "/boxes/") {
+			found = append(found, Leak{"mount", at, "umount " + at})
+		}
+	}
+	return found, nil
+}
+
+// networkCards finds ends of cables to boxes in our network namespace.
+func networkCards() ([]Leak, error) {
+	cards, err := net.Interfaces()
+	if err != nil {
+		return nil, err
+	}
+	var found []Leak
+	for _, card := range cards {
+		if card.Name == "box0" {
+			found = append(found, Leak{"network card", card.Name, "ip link delete " + card.Name})
+		}
+	}
+	return found, nil
+}
+
+// directories finds directories of boxes in a worker's data directory, if no worker uses
+// it. There may be one sandbox in it, or one for each backend.
+func directories(data string) ([]Leak, error) {
+	var found []Leak
+	for _, pattern := range []string{"sandbox", "sandbox/*"} {
+		dirs, err := filepath.Glob(filepath.Join(data, pattern))
+		if err != nil {
+			return nil, err
+		}
+		for _, dir := range dirs {
+			if inUse(filepath.Join(dir, "lock")) {
+				continue
+			}
+			boxes, err := os.ReadDir(filepath.Join(dir, "boxes"))
+			if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+				return found, err
+			}
+			for _, box := range boxes {
+				name := filepath.Join(dir, "boxes", box.Name())
+				found = append(found, Leak{"directory", name, "start a worker on " + data + ", which removes it"})
+			}
+		}
+	}
+	return found, nil
+}
+
+// inUse reports whether somebody holds the lock.
+func inUse(lock string) bool {
+	file, err := os.Open(lock)
+	if err != nil {
+		return false
+	}
+	defer file.Close()
+	return errors.Is(unix.Flock(int(file.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
+}
