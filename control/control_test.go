@@ -112,7 +112,7 @@ func (w *world) calls(s *api.Session, perms ...api.Permission) []api.EventID {
 	w.t.Helper()
 	must1[[]*api.Event](w.t)(w.send(w.admin, s.ID, `{"type":"user.message","content":[{"type":"text","text":"go"}]}`))
 	var ids []api.EventID
-	turn, err := w.ClaimTurn(w.ctx, s.ID, "test", func(v View) (Batch, error) {
+	turn, err := w.ClaimTurn(w.ctx, s.ID, "test", nil, func(v View) (Batch, error) {
 		b := Batch{Release: true}
 		for _, e := range v.Entries {
 			if e.Queued {
@@ -177,7 +177,7 @@ func TestMessageQueuesUntilATurnTakesIt(t *testing.T) {
 	if got := must1[*api.Session](t)(w.GetSession(w.ctx, w.admin, s.ID)); got.Status != api.StatusRunning {
 		t.Errorf("status after a message is %s, want running at once", got.Status)
 	}
-	turn, err := w.ClaimTurn(w.ctx, s.ID, "me", func(v View) (Batch, error) {
+	turn, err := w.ClaimTurn(w.ctx, s.ID, "me", nil, func(v View) (Batch, error) {
 		if len(v.Entries) != 1 || !v.Entries[0].Queued {
 			t.Errorf("entries %+v, want one queued", v.Entries)
 		}
@@ -222,9 +222,9 @@ func TestFencedTurnWritesNothing(t *testing.T) {
 	s, _ := w.session()
 	must1[[]*api.Event](t)(w.send(w.admin, s.ID, `{"type":"user.message","content":[{"type":"text","text":"hi"}]}`))
 	hold := func(v View) (Batch, error) { return Batch{}, nil }
-	old := must1[*Turn](t)(w.ClaimTurn(w.ctx, s.ID, "old", hold))
+	old := must1[*Turn](t)(w.ClaimTurn(w.ctx, s.ID, "old", nil, hold))
 	defer old.Close()
-	if other := must1[*Turn](t)(w.ClaimTurn(w.ctx, s.ID, "new", hold)); other != nil {
+	if other := must1[*Turn](t)(w.ClaimTurn(w.ctx, s.ID, "new", nil, hold)); other != nil {
 		t.Fatal("a held turn was claimed")
 	}
 	w.pass(time.Minute)
@@ -232,7 +232,7 @@ func TestFencedTurnWritesNothing(t *testing.T) {
 		t.Fatalf("nobody claimed it, yet: %v", err)
 	}
 	w.pass(time.Minute)
-	newer := must1[*Turn](t)(w.ClaimTurn(w.ctx, s.ID, "new", hold))
+	newer := must1[*Turn](t)(w.ClaimTurn(w.ctx, s.ID, "new", nil, hold))
 	defer newer.Close()
 	err := old.Commit(w.ctx, func(View) (Batch, error) {
 		return Batch{Append: []api.Draft{{Body: &api.SessionStatusRunning{}}}}, nil
@@ -569,7 +569,7 @@ func TestTurnsSeeEveryEventOnceWhileMessagesArrive(t *testing.T) {
 	for _, owner := range []string{"a", "b"} {
 		owners.Go(func() error {
 			for taken.Load() < messages {
-				turn, err := w.ClaimTurn(w.ctx, s.ID, owner, take(false))
+				turn, err := w.ClaimTurn(w.ctx, s.ID, owner, nil, take(false))
 				if err != nil {
 					return err
 				}
@@ -827,7 +827,7 @@ func TestInterruptIsHeardWhenItsNotificationWasLost(t *testing.T) {
 	w := newWorld(t, Config{})
 	s, _ := w.session()
 	must1[[]*api.Event](t)(w.send(w.admin, s.ID, `{"type":"user.message","content":[{"type":"text","text":"x"}]}`))
-	turn := must1[*Turn](t)(w.ClaimTurn(w.ctx, s.ID, "me", func(View) (Batch, error) { return Batch{}, nil }))
+	turn := must1[*Turn](t)(w.ClaimTurn(w.ctx, s.ID, "me", nil, func(View) (Batch, error) { return Batch{}, nil }))
 	defer turn.Close()
 	must1[[]*api.Event](t)(w.send(w.admin, s.ID, `{"type":"user.interrupt"}`))
 	<-turn.Interrupted() // as if it had never come
@@ -852,7 +852,7 @@ func TestPreviewsEndWithTheirRequest(t *testing.T) {
 	defer f.Close()
 	must1[[]*api.Event](t)(w.send(w.admin, s.ID, `{"type":"user.message","content":[{"type":"text","text":"x"}]}`))
 	span := w.NewEventID()
-	turn := must1[*Turn](t)(w.ClaimTurn(w.ctx, s.ID, "me", func(View) (Batch, error) {
+	turn := must1[*Turn](t)(w.ClaimTurn(w.ctx, s.ID, "me", nil, func(View) (Batch, error) {
 		return Batch{Append: []api.Draft{{ID: span, Body: &api.SpanModelRequestStart{}}}}, nil
 	}))
 	defer turn.Close()

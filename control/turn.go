@@ -65,6 +65,10 @@ type View struct {
 	// their arrival.
 	Entries []api.Entry
 
+	// Reread says that Entries is not what the turn was shown ahead, and more: some of
+	// that has moved.
+	Reread bool
+
 	// Cost is the exact list cost so far; meaningful while Priced.
 	Cost   api.Cost
 	Priced bool
@@ -97,6 +101,7 @@ type Turn struct {
 	epoch       int64
 	entries     []api.Entry
 	lastSeq     int64
+	reread      bool
 	span        api.EventID // the newest model request begun
 	interrupted *signal
 	cancel      func()
@@ -105,11 +110,15 @@ type Turn struct {
 // ClaimTurn takes the lease of a due session and writes the first batch in the
 // same transaction. It returns nil when the session is not due any more, when
 // somebody else holds it, and when the batch released it at once.
-func (c *Control) ClaimTurn(ctx context.Context, id api.SessionID, owner string, decide func(View) (Batch, error)) (*Turn, error) {
+//
+// The log may be long, and while the batch is computed nobody else can write. So ahead,
+// if it is not nil, is called before that with the log as far as it was read by then.
+// If the first View says Reread, that was for nothing: the log is another by now.
+func (c *Control) ClaimTurn(ctx context.Context, id api.SessionID, owner string, ahead func([]api.Entry), decide func(View) (Batch, error)) (*Turn, error) {
 	t := &Turn{c: c, id: id, interrupted: newSignal()}
 	// Subscribed before the log is read, so that no interrupt falls in between.
 	t.cancel = c.hub.subscribe(topicInterrupt(id), t.interrupted)
-	held, err := t.claim(ctx, owner, decide)
+	held, err := t.claim(ctx, owner, ahead, decide)
 	if err != nil || !held {
 		t.Close()
 		return nil, err
@@ -117,7 +126,7 @@ func (c *Control) ClaimTurn(ctx context.Context, id api.SessionID, owner string,
 	return t, nil
 }
 
-func (t *Turn) claim(ctx context.Context, owner string, decide func(View) (Batch, error)) (held bool, err error) {
+func (t *Turn) claim(ctx context.Context, owner string, ahead func([]api.Entry), decide func(View) (Batch, error)) (held bool, err error) {
 	// The long log is read before the lock; only what came since is read under it.
 	seenEpoch := int64(-1)
 	err = t.c.db.Read(ctx, func(tx *store.Tx) error {
@@ -135,6 +144,9 @@ func (t *Turn) claim(ctx context.Context, owner string, decide func(View) (Batch
 		return false, nil // deleted
 	}
 	if err == nil {
+		if ahead != nil && len(t.entries) > 0 {
+			ahead(t.entries)
+		}
 		err = t.c.write(ctx, func(tx *store.Tx) error {
 			s, err := tx.LockSession(t.id)
 			if errors.Is(err, store.ErrNotFound) {
@@ -147,7 +159,8 @@ func (t *Turn) claim(ctx context.Context, owner string, decide func(View) (Batch
 				return nil
 			}
 			if s.TurnEpoch != seenEpoch {
-				t.entries, t.lastSeq = nil, 0 // another turn has taken queued events since
+				// Another turn has taken queued events since.
+				t.entries, t.lastSeq, t.reread = nil, 0, true
 			}
 			if err := t.read(tx, s); err != nil {
 				return err
@@ -272,7 +285,7 @@ func (t *Turn) read(tx *store.Tx, s *store.Session) error {
 // write lets decide compute a batch and writes it under the lease.
 func (t *Turn) write(tx *store.Tx, s *store.Session, decide func(View) (Batch, error)) (held bool, err error) {
 	b, err := decide(View{
-		Session: public(s, tx.Now), ThreadID: s.ThreadID, Entries: t.entries,
+		Session: public(s, tx.Now), ThreadID: s.ThreadID, Entries: t.entries, Reread: t.reread,
 		Cost: s.Cost, Priced: !s.Unpriced, Price: t.c.price, Now: tx.Now,
 	})
 	if err != nil {

@@ -296,7 +296,7 @@ func (s *script) turn(t *testing.T, id api.SessionID, lines []string) {
 func (f *fixture) write(tb testing.TB, id api.SessionID, batch control.Batch) {
 	tb.Helper()
 	ran := false
-	_, err := f.control.ClaimTurn(context.WithoutCancel(tb.Context()), id, "test", func(control.View) (control.Batch, error) {
+	_, err := f.control.ClaimTurn(context.WithoutCancel(tb.Context()), id, "test", nil, func(control.View) (control.Batch, error) {
 		ran = true
 		return batch, nil
 	})

@@ -429,7 +429,7 @@ func TestPreviewsArePrefixes(t *testing.T) {
 	watching := f.open(t, "?event_deltas[]=agent.message&event_deltas%5B%5D=agent.thinking", "")
 	plain := f.open(t, "", "")
 
-	turn, err := f.control.ClaimTurn(t.Context(), f.session, "test", func(control.View) (control.Batch, error) {
+	turn, err := f.control.ClaimTurn(t.Context(), f.session, "test", nil, func(control.View) (control.Batch, error) {
 		return control.Batch{Append: []api.Draft{{Body: &api.SpanModelRequestStart{}}}}, nil
 	})
 	if err != nil || turn == nil {

@@ -20,7 +20,7 @@ func (t *turn) abandon(ctx context.Context) error {
 	if t.held != nil {
 		return t.held.Commit(ctx, decide)
 	}
-	_, err := t.e.cfg.Control.ClaimTurn(ctx, t.id, t.e.cfg.Owner, decide)
+	_, err := t.e.cfg.Control.ClaimTurn(ctx, t.id, t.e.cfg.Owner, nil, decide)
 	return err
 }
 

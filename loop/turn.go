@@ -44,7 +44,7 @@ type outcome struct {
 // those of the database by trying later, since the session stays due; our own by
 // ending the turn visibly.
 func (e *Engine) run(ctx context.Context, id api.SessionID) {
-	t := &turn{e: e, id: id, log: e.log.With("session_id", id), base: State{compactAt: e.cfg.CompactTokens}}
+	t := &turn{e: e, id: id, log: e.log.With("session_id", id), base: e.empty()}
 	err := t.guarded(ctx)
 	if t.held != nil {
 		defer t.held.Close()
@@ -75,7 +75,7 @@ func (t *turn) guarded(ctx context.Context) (err error) {
 
 func (t *turn) play(ctx context.Context) error {
 	err := t.insist(ctx, func(ctx context.Context) (err error) {
-		t.held, err = t.e.cfg.Control.ClaimTurn(ctx, t.id, t.e.cfg.Owner, t.decide(outcome{}))
+		t.held, err = t.e.cfg.Control.ClaimTurn(ctx, t.id, t.e.cfg.Owner, t.ahead, t.decide(outcome{}))
 		return err
 	})
 	if err != nil || t.held == nil {
@@ -154,6 +154,9 @@ func (t *turn) decide(o outcome) func(control.View) (control.Batch, error) {
 			}
 		}()
 		t.hear()
+		if v.Reread && t.held == nil {
+			t.base = t.e.empty()
+		}
 		last := t.now
 		if err := t.fold(v); err != nil {
 			return b, err
@@ -186,6 +189,18 @@ func (t *turn) hear() {
 	select {
 	case <-t.held.Interrupted():
 	default:
+	}
+}
+
+// empty is the state of an empty log.
+func (e *Engine) empty() State { return State{compactAt: e.cfg.CompactTokens} }
+
+// ahead folds a log before the database's write begins. What is wrong with it shows
+// when the write does the same.
+func (t *turn) ahead(entries []api.Entry) {
+	t.base = t.e.empty()
+	if err := t.fold(control.View{Entries: entries}); err != nil {
+		t.base = t.e.empty()
 	}
 }
 
