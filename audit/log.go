@@ -670,6 +670,15 @@ func (l *Log) Err() error {
 	return errors.Join(l.failed, l.trouble)
 }
 
+// Missed is how many lines the best-effort sinks did not get since the log was
+// opened.
+func (l *Log) Missed() (n int) {
+	for _, s := range l.sinks {
+		n += s.missedEver()
+	}
+	return n
+}
+
 // Close waits for records under way, signs the end of the log, gives best-effort
 // sinks a few seconds to take the rest, and closes the files. Later appends fail
 // with [ErrClosed].

@@ -132,6 +132,12 @@ func (o *outlet) confessed() {
 	o.telling = 0
 }
 
+func (o *outlet) missedEver() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.total
+}
+
 // head returns the lines to write next.
 func (o *outlet) head() []Line {
 	o.mu.Lock()

@@ -124,6 +124,23 @@ type Config struct {
 	// process at once, which loses nothing that was acknowledged.
 	ShutdownGrace time.Duration `name:"shutdown-grace"`
 
+	// Audit is the file of the audit record, in which every change is written down
+	// before it is made: without a record it is refused. Empty means audit.jsonl in
+	// the data directory; off keeps none. See docs/audit.md.
+	Audit string `name:"audit"`
+
+	// AuditSinks are second places for the record, with commas between them:
+	// file:PATH, syslog:PATH, syslog+tls://HOST:PORT, otlp+https://HOST, stdout:. With
+	// ?required=true what such a place cannot take is refused as well.
+	AuditSinks string `name:"audit-sinks"`
+
+	// AuditRetainDays is how many days old records have to be before whole segments
+	// of them are removed, unless they are held. 0 keeps them for ever.
+	AuditRetainDays int `name:"audit-retain-days"`
+
+	// AuditReads has requests that change nothing recorded, too.
+	AuditReads bool `name:"audit-reads"`
+
 	// LogLevel is the least severe level that is logged: debug, info, warn or
 	// error.
 	LogLevel string `name:"log-level"`
@@ -207,6 +224,9 @@ func (c *Config) Check() error {
 	}
 	if c.ShutdownGrace < 0 {
 		return badSetting("shutdown-grace", "must not be negative")
+	}
+	if err := c.checkAudit(); err != nil {
+		return err
 	}
 	if _, err := c.level(); err != nil {
 		return badSetting("log-level", "%q is not one of debug, info, warn, error", c.LogLevel)

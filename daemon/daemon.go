@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/audit"
 	"github.com/bailey-platform/bailey/control"
 	"github.com/bailey-platform/bailey/httpapi"
 	"github.com/bailey-platform/bailey/loop"
@@ -32,6 +33,7 @@ type Daemon struct {
 	cfg      Config
 	log      *slog.Logger
 	locks    []*lock
+	audit    *audit.Log // nil if none is kept
 	control  *control.Control
 	loop     *loop.Engine
 	scripted *scripted.Listener // the fake model, if that was asked for
@@ -70,8 +72,12 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err erro
 		return nil, err
 	}
 	registry := telemetry.NewRegistry(telemetry.ReadBuild())
+	if err := d.openAudit(registry); err != nil {
+		return nil, fmt.Errorf("open the audit record: %w", err)
+	}
 	if d.control, err = control.New(ctx, cfg.Database(), store.Options{}, control.Config{
 		Logger: log.With("part", "control"),
+		Audit:  d.audit,
 		Prices: prices,
 		Sole:   strings.HasPrefix(cfg.Database(), "sqlite:"), // the lock says so
 	}); err != nil {
@@ -103,6 +109,8 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err erro
 		Control:    d.control,
 		Model:      endpoint,
 		Logger:     log.With("part", "http"),
+		Audit:      d.audit,
+		AuditReads: cfg.AuditReads,
 		Registerer: registry,
 
 		StreamsMax:      cfg.MaxStreams,
@@ -145,6 +153,11 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err erro
 // bootstrap makes the first API key and keeps it in the data directory.
 func (d *Daemon) bootstrap(ctx context.Context) error {
 	key, made, err := d.control.Bootstrap(ctx, func(secret string) error {
+		if d.audit != nil {
+			if err := d.audit.Append(audit.Record{Action: audit.KeyFirst, Attrs: map[string]string{"file": d.cfg.AdminKeyFile()}}); err != nil {
+				return err
+			}
+		}
 		return writeSecret(d.cfg.AdminKeyFile(), secret)
 	})
 	if err != nil {
@@ -270,6 +283,7 @@ func (d *Daemon) Close() error {
 		errs = append(errs, d.control.Close())
 		d.control = nil
 	}
+	errs = append(errs, d.closeAudit())
 	for _, l := range d.locks {
 		l.release()
 	}
