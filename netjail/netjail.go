@@ -211,7 +211,7 @@ func New(o Options) (*Jail, error) {
 		j.log = slog.New(slog.DiscardHandler)
 	}
 	if j.original == nil {
-		j.original = originalDestination
+		j.original = sandbox.Destination
 	}
 	credentials, err := j.bind(o.Credentials)
 	if err != nil {

@@ -18,10 +18,8 @@ package sandbox
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"net"
 	"slices"
 	"strings"
 	"time"
@@ -100,21 +98,6 @@ type Restorer interface {
 type Network interface {
 	Attach(Exits) error
 }
-
-// Exits are the only ways out of a box's network.
-//
-// Whatever the box connects to by TCP, at any address and port but its own loopback,
-// arrives at TCP; the address it meant is the connection's SO_ORIGINAL_DST (IPv4) or
-// IP6T_SO_ORIGINAL_DST. Whatever it sends to UDP port 53 of any address arrives at
-// DNS, and answers seem to come from there. Nothing else leaves: no other UDP, no
-// ICMP, no raw packets.
-type Exits struct {
-	TCP *net.TCPListener
-	DNS *net.UDPConn
-}
-
-// Close closes both.
-func (e Exits) Close() error { return errors.Join(e.TCP.Close(), e.DNS.Close()) }
 
 // A Spec says what to run and within which bounds. A zero limit means the
 // backend's default; there is no way to ask for "unlimited".
@@ -251,6 +234,11 @@ type Stats struct {
 	MemoryBytes int64
 	CPUTime     time.Duration
 	Processes   int
+
+	// MemoryKills is how many processes the kernel has ended since the start because the
+	// box was out of memory, while the box lived on. When it grows during a tool call,
+	// that is what the call ran into.
+	MemoryKills int
 }
 
 // A Report is what a backend's self-test found: facts, printed by

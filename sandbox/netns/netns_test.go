@@ -4,12 +4,10 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
@@ -159,31 +157,6 @@ func ask(network, addr string) string {
 	return fmt.Sprint(err)
 }
 
-// original returns where a connection was meant to go.
-func original(conn *net.TCPConn) (netip.AddrPort, error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return netip.AddrPort{}, err
-	}
-	v4 := conn.LocalAddr().(*net.TCPAddr).AddrPort().Addr().Unmap().Is4()
-	var addr netip.AddrPort
-	err = control(raw, func(fd uintptr) error {
-		if v4 {
-			a, err := unix.GetsockoptIPv6Mreq(int(fd), unix.IPPROTO_IP, unix.SO_ORIGINAL_DST)
-			if err == nil {
-				addr = netip.AddrPortFrom(netip.AddrFrom4([4]byte(a.Multiaddr[4:8])), binary.BigEndian.Uint16(a.Multiaddr[2:]))
-			}
-			return err
-		}
-		a, err := unix.GetsockoptIPv6MTUInfo(int(fd), unix.IPPROTO_IPV6, unix.SO_ORIGINAL_DST)
-		if err == nil {
-			addr = netip.AddrPortFrom(netip.AddrFrom16(a.Addr.Addr), a.Addr.Port<<8|a.Addr.Port>>8)
-		}
-		return err
-	})
-	return addr, err
-}
-
 // serve answers every connection with where it was meant to go, and every question
 // with itself.
 func serve(t *testing.T, e sandbox.Exits) {
@@ -195,7 +168,7 @@ func serve(t *testing.T, e sandbox.Exits) {
 			if err != nil {
 				return
 			}
-			addr, err := original(conn)
+			addr, err := sandbox.Destination(conn)
 			if err != nil {
 				fmt.Fprint(conn, err)
 			} else {

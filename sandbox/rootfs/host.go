@@ -98,7 +98,7 @@ func SeeHost(dir, from string) (*Host, error) {
 		"group":         fmt.Sprintf("root:x:0:\nagent:x:%d:\nnogroup:x:65534:\n", sandbox.User),
 		"hosts":         hosts,
 		"hostname":      Hostname + "\n",
-		"nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\nservices: files\nprotocols: files\n",
+		"nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n",
 	} {
 		if err := os.WriteFile(filepath.Join(etc, name), []byte(content), 0o644); err != nil {
 			return nil, err

@@ -1,4 +1,4 @@
-package netjail
+package sandbox
 
 import (
 	"encoding/binary"
@@ -9,12 +9,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// originalDestination asks the kernel where a connection that was redirected to us was
-// meant to go (SO_ORIGINAL_DST; IP6T_SO_ORIGINAL_DST has the same number).
-func originalDestination(conn *net.TCPConn) (netip.AddrPort, error) {
+// Exits are the only ways out of a box's network.
+//
+// Whatever the box connects to by TCP, at any address and port but its own loopback,
+// arrives at TCP; [Destination] says where it was meant to go. Whatever it sends to UDP
+// port 53 of any address but its own loopback arrives at DNS, and answers seem to come
+// from there. Nothing else leaves: no other UDP, no ICMP, no raw packets.
+type Exits struct {
+	TCP *net.TCPListener
+	DNS *net.UDPConn
+}
+
+// Close closes both.
+func (e Exits) Close() error { return errors.Join(e.TCP.Close(), e.DNS.Close()) }
+
+// Destination returns where a connection that was accepted from [Exits].TCP was meant
+// to go: its SO_ORIGINAL_DST, or IP6T_SO_ORIGINAL_DST, which has the same number.
+func Destination(conn *net.TCPConn) (netip.AddrPort, error) {
 	local, ok := conn.LocalAddr().(*net.TCPAddr)
 	if !ok {
-		return netip.AddrPort{}, errors.New("no address of our own")
+		return netip.AddrPort{}, errors.New("the connection has no address of our own")
 	}
 	raw, err := conn.SyscallConn()
 	if err != nil {
