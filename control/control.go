@@ -147,6 +147,10 @@ func (c *Control) Close() error {
 // Engine names the database engine.
 func (c *Control) Engine() string { return c.db.Engine() }
 
+// ClockSkew is how far this process's clock is ahead of the database server's. The
+// times of leases are those of the replica that writes them, so all have to agree.
+func (c *Control) ClockSkew(ctx context.Context) (time.Duration, error) { return c.db.ClockSkew(ctx) }
+
 // Ready is nil when the database answers.
 func (c *Control) Ready(ctx context.Context) error { return c.db.Ping(ctx) }
 

@@ -108,6 +108,10 @@ type Config struct {
 	// turned away, to come back later.
 	MaxStreams int `name:"max-streams"`
 
+	// MaxShells is how many shells of people into boxes may be open at the same time. 0
+	// allows none. A worker's operator has to allow them, too.
+	MaxShells int `name:"max-shells"`
+
 	// WritesPerMinute is how many requests that change something one API key may make
 	// a minute. 0 means no bound. Keys of workers are not counted.
 	WritesPerMinute int `name:"writes-per-minute"`
@@ -178,6 +182,7 @@ func Defaults() Config {
 		ModelThinking: "auto",
 		Metrics:       metricsForKeys,
 		MaxStreams:    10_000,
+		MaxShells:     16,
 		MaxTurns:      256,
 		ShutdownGrace: 25 * time.Second,
 		LogLevel:      "info",
@@ -212,6 +217,9 @@ func (c *Config) Check() error {
 	}
 	if c.MaxStreams < 1 {
 		return badSetting("max-streams", "must be at least 1")
+	}
+	if c.MaxShells < 0 {
+		return badSetting("max-shells", "must not be negative")
 	}
 	if c.WritesPerMinute < 0 {
 		return badSetting("writes-per-minute", "must not be negative")
@@ -360,6 +368,14 @@ func (c *Config) NewLogger(w io.Writer, terminal, colour bool) (*slog.Logger, er
 		return nil, badSetting("log-format", "%q is not one of auto, text, json", c.LogFormat)
 	}
 	return log, nil
+}
+
+// orNone is a bound of 0 for those who take 0 as "the default".
+func orNone(most int) int {
+	if most == 0 {
+		return -1
+	}
+	return most
 }
 
 // grace is ShutdownGrace for those who take 0 as "the default".

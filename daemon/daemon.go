@@ -76,12 +76,16 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err erro
 		return nil, fmt.Errorf("open the audit record: %w", err)
 	}
 	if d.control, err = control.New(ctx, cfg.Database(), store.Options{}, control.Config{
-		Logger: log.With("part", "control"),
-		Audit:  d.audit,
-		Prices: prices,
-		Sole:   strings.HasPrefix(cfg.Database(), "sqlite:"), // the lock says so
+		Logger:    log.With("part", "control"),
+		Audit:     d.audit,
+		Prices:    prices,
+		ShellsMax: orNone(cfg.MaxShells),
+		Sole:      strings.HasPrefix(cfg.Database(), "sqlite:"), // the lock says so
 	}); err != nil {
 		return nil, fmt.Errorf("open the database: %w", err)
+	}
+	if err := d.checkClock(ctx); err != nil {
+		return nil, err
 	}
 	if err := d.bootstrap(ctx); err != nil {
 		return nil, err
@@ -226,6 +230,7 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 	parts, ctx := errgroup.WithContext(ctx)
 	parts.Go(func() error { return d.control.Run(ctx) })
 	parts.Go(func() error { return d.loop.Run(ctx) })
+	parts.Go(func() error { return d.watchClock(ctx) })
 	parts.Go(func() error { return d.serveHTTP(ctx) })
 	if d.metrics != nil {
 		parts.Go(func() error { return d.metrics.run(ctx) })

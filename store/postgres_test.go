@@ -295,3 +295,20 @@ func TestPostgresFullDiskIsErrFullAndLosesNothing(t *testing.T) {
 		t.Errorf("with room again: %v", err)
 	}
 }
+
+// Replicas whose clocks differ take each other's leases for ended.
+func TestClockSkewIsTheDistanceToTheServersClock(t *testing.T) {
+	t.Parallel()
+	url := storetest.Postgres(t)
+	for _, ahead := range []time.Duration{0, time.Hour, -time.Hour} {
+		db, err := store.Open(t.Context(), url, store.Options{Clock: func() time.Time { return time.Now().Add(ahead) }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		skew, err := db.ClockSkew(t.Context())
+		if off := (skew - ahead).Abs(); err != nil || off > time.Minute {
+			t.Errorf("%s ahead: %s, %v", ahead, skew, err)
+		}
+	}
+}
