@@ -37,7 +37,10 @@ type box struct {
 	ended chan struct{} // closed when all of the box is gone
 	exit  sandbox.Exit  // written before ended is closed
 
+	freezing sync.Mutex // held while the box is frozen or thawed
+
 	mu     sync.Mutex
+	frozen bool          // or about to be
 	cause  sandbox.Cause // why we ended the box, the first reason counting
 	detail string
 }
@@ -70,19 +73,26 @@ func (b *box) Stats() (sandbox.Stats, error) {
 		return sandbox.Stats{}, errors.New("the box has ended")
 	default:
 	}
-	if b.group != nil {
-		return b.group.Stats(), nil
+	held := b.host.held()
+	if !held.Memory || !held.CPU || !held.Processes {
+		return b.measure(), nil
 	}
-	return b.measure(), nil
+	stats := b.group.Stats()
+	stats.MemoryKills = int(b.group.Kills())
+	return stats, nil
 }
 
 // end kills the first process of the box, and the kernel with it all others.
 func (b *box) end(cause sandbox.Cause, detail string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.cause == "" {
-		b.cause, b.detail = cause, detail
-		_ = b.process.Kill() // no error if it has ended
+	if b.cause != "" {
+		return
+	}
+	b.cause, b.detail = cause, detail
+	_ = b.process.Kill() // no error if it has ended
+	if b.frozen {
+		go b.melt()
 	}
 }
 
@@ -103,7 +113,7 @@ func (b *box) explain() sandbox.Exit {
 		return sandbox.Exit{Cause: b.cause, Detail: b.detail}
 	}
 	memory := sandbox.Exit{Cause: sandbox.CauseMemory, Detail: outOfMemory(b.spec.Limits)}
-	short := b.group != nil && b.group.Killed()
+	short := b.host.held().Memory && b.group.Killed()
 	for {
 		word, more, _, err := b.line.Receive()
 		if err != nil {
@@ -156,6 +166,3 @@ func (b *box) tearDown() error {
 	b.driver.claims.Give(b.spec.ID)
 	return errors.Join(errs...)
 }
-
-// freezable is a box with a control group to be frozen by.
-type freezable struct{ *box }

@@ -27,10 +27,10 @@ func (d *Driver) Check(ctx context.Context) (sandbox.Report, error) {
 		Isolation: sandbox.SharedKernel,
 		Root:      d.root,
 		Network:   true,
-		Freeze:    h.cgroups != nil,
+		Freeze:    h.held().Freeze,
 		Limits: map[string]sandbox.Enforcement{
-			"memory":      sandbox.Hard,
-			"cpu":         sandbox.Hard,
+			"memory":      enforcement(h.held().Memory),
+			"cpu":         enforcement(h.held().CPU),
 			"processes":   sandbox.Hard,
 			"disk":        sandbox.Hard,
 			"work_folder": sandbox.NotHeld,
@@ -45,10 +45,11 @@ func (d *Driver) Check(ctx context.Context) (sandbox.Report, error) {
 			"Boxes cannot be checkpointed: that needs CRIU, which has to keep up with the kernel.",
 		},
 	}
-	if h.cgroups == nil {
-		report.Limits["memory"], report.Limits["cpu"] = sandbox.BestEffort, sandbox.BestEffort
-		report.Notes = append(report.Notes, fmt.Sprintf("Without control groups (run as root, or under systemd with "+
-			"Delegate=yes) memory is looked at every %v, CPU time is limited to whole CPUs, and boxes cannot be frozen.", watchInterval))
+	if held := h.held(); !held.Memory || !held.CPU || !held.Freeze {
+		report.Notes = append(report.Notes, fmt.Sprintf("Run as root, or under systemd with Delegate=yes, for control "+
+			"groups. Without, memory is looked at every %v, CPU time is limited to whole CPUs, and boxes cannot be "+
+			"frozen. Of these groups, there are here for memory: %t, CPU time: %t, freezing: %t.",
+			watchInterval, held.Memory, held.CPU, held.Freeze))
 	}
 	if version := lockdown.LandlockVersion(); version < lockdown.LandlockWhole {
 		report.Notes = append(report.Notes, fmt.Sprintf("This kernel's Landlock is of version %d, and of %d all is used.", version, lockdown.LandlockWhole))
@@ -79,6 +80,13 @@ func (d *Driver) Check(ctx context.Context) (sandbox.Report, error) {
 		return sandbox.Report{}, d.unavailable(fmt.Errorf("the test box said %.80q and ended so: %+v", answer, exit))
 	}
 	return report, nil
+}
+
+func enforcement(held bool) sandbox.Enforcement {
+	if held {
+		return sandbox.Hard
+	}
+	return sandbox.BestEffort
 }
 
 // nobody takes the exits of the test box and serves nothing.

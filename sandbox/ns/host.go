@@ -7,15 +7,14 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"path/filepath"
 	"strconv"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bailey-platform/bailey/sandbox/cgroup"
 	"github.com/bailey-platform/bailey/sandbox/netns"
 	"github.com/bailey-platform/bailey/sandbox/ns/boxinit"
 )
@@ -80,31 +79,11 @@ func pause(ctx context.Context) error {
 	}
 }
 
-// next rotates among the CPUs that boxes are put on.
-var next atomic.Uint32
-
-// pin lets the calling thread, and what it starts, run on no more CPUs than the
-// limit fills, and returns how many those are. Programs in the box then count that
-// many, and start as many workers.
-func pin(cpus float64) (int, error) {
-	var all, some unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &all); err != nil {
-		return 0, err
-	}
-	want, have := int(math.Ceil(cpus)), all.Count()
-	if want >= have {
-		return have, nil
-	}
-	skip := int(next.Add(uint32(want))) % have
-	for cpu := 0; some.Count() < want; cpu = (cpu + 1) % (len(all) * 64) {
-		if !all.IsSet(cpu) {
-			continue
-		}
-		if skip > 0 {
-			skip--
-			continue
-		}
-		some.Set(cpu)
-	}
-	return want, unix.SchedSetaffinity(0, &some)
+// confined puts the calling thread, and what it starts, on as many CPUs as the limit
+// fills, and returns how many those are.
+func confined(cpus float64) (int, error) {
+	err := cgroup.Confine(cpus)
+	var set unix.CPUSet
+	err = errors.Join(err, unix.SchedGetaffinity(0, &set))
+	return set.Count(), err
 }

@@ -151,7 +151,7 @@ func (d *Driver) setUp(ctx context.Context, h *host) (err error) {
 			return fmt.Errorf("find users for boxes: %w", err)
 		}
 	}
-	if h.cgroups, err = cgroup.Find("bailey-" + h.tag); err != nil {
+	if h.cgroups, err = cgroup.FindSome("bailey-" + h.tag); err != nil {
 		d.log.Info("no control groups for boxes; their limits are watched instead", "reason", err)
 	}
 	h.filter = lockdown.Calls{Sockets: lockdown.Sockets{Unix: true, Network: true}, Box: true}.Filter()
@@ -171,6 +171,14 @@ func (h *host) close() {
 	if h.seen != nil {
 		_ = h.seen.Close() // nothing was made of it
 	}
+}
+
+// held says which limits are held by control groups, and whether boxes can be frozen.
+func (h *host) held() cgroup.Held {
+	if h.cgroups == nil {
+		return cgroup.Held{}
+	}
+	return h.cgroups.Held()
 }
 
 // images is where what boxes have for a root is unpacked.

@@ -41,7 +41,7 @@ func (d *Driver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Box, err
 	if err := b.start(ctx); err != nil {
 		return nil, fmt.Errorf("start box %s: %w", spec.ID, err)
 	}
-	if b.group != nil {
+	if h.held().Freeze {
 		return freezable{b}, nil
 	}
 	return b, nil
@@ -65,7 +65,7 @@ func (b *box) start(ctx context.Context) error {
 		b.stdio.Close()
 		return err
 	}
-	if b.group == nil {
+	if !b.host.held().Memory {
 		go b.watch()
 	}
 	return nil
@@ -87,10 +87,20 @@ func (b *box) setUp(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if b.host.cgroups != nil {
-		if b.group, err = b.host.cgroups.Make(b.spec.ID, b.spec.Limits); err != nil {
+	if b.host.cgroups == nil {
+		return nil
+	}
+	if b.group, err = b.host.cgroups.Make(b.spec.ID, b.spec.Limits); err != nil {
+		return fmt.Errorf("control group: %w", err)
+	}
+	if b.host.held().Processes {
+		// The limit of each user is the exact one; this one bounds the box as a whole.
+		if err := b.group.LimitProcesses(b.spec.Limits.Processes + initThreads); err != nil {
 			return fmt.Errorf("control group: %w", err)
 		}
+	}
+	if err := b.group.SpareOthers(); err != nil {
+		return fmt.Errorf("control group: %w", err)
 	}
 	return nil
 }
@@ -140,7 +150,7 @@ func (b *box) run(launched chan<- error) {
 // launch starts the process within the box's limits, in namespaces of its own. It must
 // run on the thread that stays with the box.
 func (b *box) launch() (cmd *exec.Cmd, err error) {
-	cpus, err := pin(b.spec.Limits.CPUs)
+	cpus, err := confined(b.spec.Limits.CPUs)
 	if err != nil {
 		b.log.Warn("box sees every CPU", "error", err)
 		cpus = runtime.NumCPU()

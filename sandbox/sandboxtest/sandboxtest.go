@@ -589,7 +589,8 @@ func (s suite) noPrivileges(t *testing.T) {
 	}
 }
 
-// A box that takes too much memory ends, and says why.
+// A box that takes too much memory ends and says why, or loses some of what takes it
+// and says so.
 func (s suite) memory(t *testing.T) {
 	s.needLimit(t, "memory")
 	for name, command := range map[string]string{
@@ -602,14 +603,41 @@ func (s suite) memory(t *testing.T) {
 			spec := s.spec(t)
 			spec.Limits.MemoryBytes = 192 << 20
 			box, client := s.dial(t, spec)
-			// The shell may go first, and the box a moment later.
-			for range 100 {
-				if _, err := try(t, client, "bash", map[string]any{"command": command, "timeout_ms": 20_000}); err != nil {
-					break
+			lost := make(chan struct{})
+			go func() {
+				defer close(lost)
+				// The shell may go first, and the box a moment later.
+				for range 100 {
+					if _, err := try(t, client, "bash", map[string]any{"command": command, "timeout_ms": 20_000}); err != nil {
+						break
+					}
 				}
-			}
-			if exit := wait(t, box); exit.Cause != sandbox.CauseMemory || exit.Detail == "" {
-				t.Errorf("exit %+v", exit)
+			}()
+			for ticker := time.NewTicker(20 * time.Millisecond); ; {
+				select {
+				case <-lost:
+					if exit := wait(t, box); exit.Cause != sandbox.CauseMemory || exit.Detail == "" {
+						t.Errorf("exit %+v", exit)
+					}
+					return
+				case <-ticker.C:
+				}
+				stats, err := box.Stats()
+				if err != nil || stats.MemoryKills == 0 {
+					continue
+				}
+				if stats.MemoryBytes > spec.Limits.MemoryBytes {
+					t.Errorf("%+v", stats)
+				}
+				// The agent is there, or the box is not.
+				if _, err := try(t, client, "read", map[string]any{"file_path": "/etc/passwd"}); err == nil {
+					stop(t, box)
+				}
+				<-lost
+				if exit := wait(t, box); exit.Cause != sandbox.CauseStopped && exit.Cause != sandbox.CauseMemory {
+					t.Errorf("exit %+v", exit)
+				}
+				return
 			}
 		})
 	}
