@@ -106,6 +106,7 @@ func (l *link) judged(g *guest, open bool) {
 			// As it was judged: not what ReverseProxy thinks of it.
 			r.Out.URL = r.In.URL
 			r.Out.Host = r.In.Host
+			r.Out.Trailer = r.In.Trailer // filled when the body has been read
 		},
 		Transport:      g.transport,
 		FlushInterval:  -1,
@@ -255,6 +256,7 @@ func (g *guest) serve(w http.ResponseWriter, r *http.Request) {
 	out := r.Clone(ctx)
 	out.URL.Scheme, out.URL.Host = g.scheme(), net.JoinHostPort(l.host.String(), strconv.Itoa(int(l.port)))
 	out.Host = g.authority()
+	out.Trailer = r.Trailer
 	out.Header.Del("Host")
 	if !strings.EqualFold(out.Header.Get("Upgrade"), "websocket") || r.ProtoMajor != 1 {
 		out.Header.Del("Upgrade") // a host may answer any request without changing protocols

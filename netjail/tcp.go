@@ -130,7 +130,7 @@ func (j *Jail) serve(conn *net.TCPConn) {
 	// there.
 	opening := to.Port() == 443 && len(s.bound(host)) > 0
 	if access.TCP && !opening {
-		l.pass(nil, func(a egress.Access, _ bool) bool { return a.TCP })
+		l.pass(nil, func(a egress.Access, bound bool) bool { return a.TCP && !bound })
 		return
 	}
 	l.look(access, opening)
@@ -138,17 +138,18 @@ func (j *Jail) serve(conn *net.TCPConn) {
 
 // look serves a connection by what the box says first.
 func (l *link) look(access egress.Access, opening bool) {
-	ctx, cancel := context.WithTimeout(l.jail.ctx, l.jail.limits.Greeting)
-	defer cancel()
-	stop := context.AfterFunc(ctx, func() { _ = l.conn.SetReadDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(l.jail.ctx, func() { reset(l.conn) })
 	defer stop()
+	if l.conn.SetReadDeadline(time.Now().Add(l.jail.limits.Greeting)) != nil {
+		return // it is closed
+	}
 	first := make([]byte, 4096)
 	n, err := l.conn.Read(first)
 	first = first[:n]
 	switch {
-	case n == 0 && access.TCP && errors.Is(err, os.ErrDeadlineExceeded) && l.jail.ctx.Err() == nil:
+	case n == 0 && access.TCP && errors.Is(err, os.ErrDeadlineExceeded):
 		// A protocol in which the server speaks first, so no TLS.
-		l.settled(stop)
+		l.settled()
 		l.pass(nil, func(a egress.Access, _ bool) bool { return a.TCP })
 	case n == 0 && errors.Is(err, os.ErrDeadlineExceeded):
 		l.deny(l.blocked("%s allows only %s there, and nothing was said for %s", l.rule, spoken(access), l.jail.limits.Greeting))
@@ -156,12 +157,12 @@ func (l *link) look(access egress.Access, opening bool) {
 		// Whoever connects and says nothing wants to know whether that works.
 		l.conn.Close()
 	case first[0] == recordTypeHandshake && (access.TLS || access.HTTPS || opening):
-		l.greet(first, access, opening, stop)
+		l.greet(first, access, opening)
 	case access.TCP:
-		l.settled(stop)
+		l.settled()
 		l.pass(first, func(a egress.Access, _ bool) bool { return a.TCP })
 	case first[0] != recordTypeHandshake && access.HTTP:
-		l.settled(stop)
+		l.settled()
 		l.d.Protocol = "http"
 		l.judged(newGuest(l, first), false)
 	default:
@@ -170,19 +171,17 @@ func (l *link) look(access egress.Access, opening bool) {
 }
 
 // settled ends the time that the box has for its first words.
-func (l *link) settled(stop func() bool) {
-	if stop() {
-		_ = l.conn.SetReadDeadline(time.Time{})
-	}
+func (l *link) settled() {
+	_ = l.conn.SetReadDeadline(time.Time{}) // an error comes again with the next read
 }
 
 // greet serves a connection that begins like TLS.
-func (l *link) greet(first []byte, access egress.Access, opening bool, stop func() bool) {
+func (l *link) greet(first []byte, access egress.Access, opening bool) {
 	l.d.Protocol = "tls"
 	hello, raw, err := readHello(&replay{l.conn, first})
 	if err != nil {
 		if access.TCP {
-			l.settled(stop)
+			l.settled()
 			l.pass(raw, func(a egress.Access, _ bool) bool { return a.TCP })
 			return
 		}
@@ -194,7 +193,7 @@ func (l *link) greet(first []byte, access egress.Access, opening bool, stop func
 		l.deny(verdict)
 		return
 	}
-	l.settled(stop)
+	l.settled()
 	if open {
 		l.d.Protocol = "https"
 		l.judged(newGuest(l, raw), true)
