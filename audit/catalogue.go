@@ -53,7 +53,7 @@ const (
 	CredentialUse  = "credential.use"
 	KeyRead        = "key.read"
 
-	// The log's own.
+	// The log's own, which all begin with ownPrefix.
 	logSegment    = "audit.segment"
 	logCheckpoint = "audit.checkpoint"
 	logRecovered  = "audit.recovered"
@@ -62,6 +62,8 @@ const (
 	logHold       = "audit.hold"
 	logRelease    = "audit.release"
 	logRemoved    = "audit.removed"
+
+	ownPrefix = "audit."
 )
 
 // Catalogue is every kind of record there is. Names in Must are those of the line,

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -98,27 +99,66 @@ type Entry struct {
 	Raw []byte `json:"-"` // the line as it stands, without its newline
 }
 
-// parseLine takes a line, newline included, apart. problem says what makes it no
-// line, or one that was changed; whose line it is, the MAC says.
-func parseLine(line []byte) (p Entry, problem string) {
-	const notOne = "is not a line of an audit log"
+// What can be wrong with a line by itself.
+const (
+	notLine = "is not a line of an audit log"
+	notJSON = "is not JSON of an audit log"
+	changed = "was changed: its hash does not match its contents"
+)
+
+// splitLine takes the hash and the MAC off a line, newline included, and checks the
+// hash. Whose line it is, the MAC says.
+func splitLine(line []byte) (hash, mac, problem string) {
 	if len(line) < lineSuffix {
-		return p, notOne
+		return "", "", notLine
 	}
 	body, suffix := line[:len(line)-lineSuffix], line[len(line)-lineSuffix:]
-	hash, rest := suffix[len(hashField):len(hashField)+hashHex], suffix[len(hashField)+hashHex:]
+	rest := suffix[len(hashField)+hashHex:]
 	if !bytes.HasPrefix(suffix, []byte(hashField)) || !bytes.HasPrefix(rest, []byte(macField)) || !bytes.HasSuffix(rest, []byte("\"}\n")) {
-		return p, notOne
+		return "", "", notLine
 	}
-	if hashOf(body) != string(hash) {
-		return p, "was changed: its hash does not match its contents"
+	hash = string(suffix[len(hashField) : len(hashField)+hashHex])
+	if hashOf(body) != hash {
+		return "", "", changed
 	}
-	if json.Unmarshal(line, &p) != nil || p.Action == "" {
-		return p, "is not JSON of an audit log"
+	return hash, string(rest[len(macField) : len(macField)+macHex]), ""
+}
+
+// parseLine reads a line. problem says what makes it none, or a changed one.
+func parseLine(line []byte) (e Entry, problem string) {
+	hash, mac, problem := splitLine(line)
+	if problem != "" {
+		return e, problem
+	}
+	if json.Unmarshal(line, &e) != nil || e.Action == "" {
+		return e, notJSON
 	}
 	// What was hashed is what stands at the end, whatever else the line names so.
-	p.Hash, p.MAC = string(hash), string(rest[len(macField):len(macField)+macHex])
-	return p, ""
+	e.Hash, e.MAC = hash, mac
+	return e, ""
+}
+
+// parsePlace is parseLine for whoever only asks where a line stands: of lines that
+// are not the log's own nothing else is read, which takes half the time.
+func parsePlace(line []byte) (e Entry, problem string) {
+	hash, mac, problem := splitLine(line)
+	if problem != "" {
+		return e, problem
+	}
+	var place struct {
+		Seq    uint64    `json:"seq"`
+		Time   time.Time `json:"time"`
+		Action string    `json:"action"`
+		Prev   string    `json:"prev"`
+	}
+	if json.Unmarshal(line, &place) != nil || place.Action == "" {
+		return e, notJSON
+	}
+	if strings.HasPrefix(place.Action, ownPrefix) {
+		return parseLine(line)
+	}
+	e.Seq, e.Time, e.Action, e.Prev, e.Hash, e.MAC = place.Seq, place.Time, place.Action, place.Prev, hash, mac
+	return e, ""
 }
 
 // by reports whether the owner of key wrote the line.

@@ -195,7 +195,7 @@ func (v *verifier) fail(record uint64, problem string) {
 
 // line checks one line, newline included, and returns what is wrong with it.
 func (v *verifier) line(b []byte) (problem string) {
-	p, problem := parseLine(b)
+	p, problem := parsePlace(b)
 	if problem != "" {
 		return problem
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/audit"
@@ -285,7 +286,10 @@ func TestAuditVerify(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 3 {
-		if err := log.Append(audit.Record{Action: "tool.start", Tool: "bash"}); err != nil {
+		err := log.Append(audit.Record{
+			Actor: "w", Action: audit.ToolStart, Session: "sesn_1", Call: "sevt_1", Tool: "bash", Input: []byte("{}"), Start: time.Now(),
+		})
+		if err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -295,7 +299,7 @@ func TestAuditVerify(t *testing.T) {
 	if out := ok(t, nil, "audit", "verify", path); !strings.Contains(out, "intact and complete") {
 		t.Errorf("verify =\n%s", out)
 	}
-	if s := object[audit.Summary](t, nil, "audit", "verify", path); s.Records != 4 {
+	if s := object[audit.Summary](t, nil, "audit", "verify", path); s.Records != 5 {
 		t.Errorf("summary = %+v", s)
 	}
 	data, err := os.ReadFile(path)
@@ -306,7 +310,7 @@ func TestAuditVerify(t *testing.T) {
 		t.Fatal(err)
 	}
 	var r testRun
-	if code := r.run(t.Context(), "audit", "verify", path); code != 9 || !strings.Contains(r.stderr.String(), "line 2 was changed") {
+	if code := r.run(t.Context(), "audit", "verify", path); code != 9 || !strings.Contains(r.stderr.String(), "record 2 was changed") {
 		t.Errorf("an edited record: exit status %d: %s", code, &r.stderr)
 	}
 }

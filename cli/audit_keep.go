@@ -1,0 +1,214 @@
+package cli
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/bailey-platform/bailey/audit"
+)
+
+func (p *Program) auditHoldCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "hold FILE",
+		Short: "Keep records from being removed",
+		Long: `Places a legal hold: no segment of the record that has a record of one of the
+sessions, that overlaps the time, or that is named will be removed, whatever its
+age, until bailey audit release. The hold itself is a record. It works whether or
+not the process that writes the record is running.`,
+		Example: `  bailey audit hold bailey-data/audit.jsonl --id case-17 --reason "request of 21 November" --session sesn_…
+  bailey audit hold bailey-data/audit.jsonl --id quarter --from 2026-07-01 --to 2026-10-01
+  bailey audit hold bailey-data/audit.jsonl --id freeze --all`,
+		Args: cobra.ExactArgs(1),
+	}
+	var h audit.Hold
+	f := cmd.Flags()
+	f.StringVar(&h.ID, "id", "", "a `name` for the hold, to release it by (default made up and printed); an existing one is replaced")
+	f.StringVar(&h.Reason, "reason", "", "`why`, for those who read the record")
+	f.StringArrayVar(&h.Sessions, "session", nil, "a session's `id`; may be given several times")
+	f.IntSliceVar(&h.Segments, "segment", nil, "`numbers` of segments")
+	from := f.String("from", "", "hold what was recorded from this `time` on")
+	to := f.String("to", "", "and before this `time`")
+	all := f.Bool("all", false, "hold everything")
+	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
+		if h.From, err = auditTime("--from", *from); err != nil {
+			return err
+		}
+		if h.To, err = auditTime("--to", *to); err != nil {
+			return err
+		}
+		some := len(h.Sessions) > 0 || len(h.Segments) > 0 || *from != "" || *to != ""
+		if some == *all {
+			return usageError(cmd, errors.New("say what to hold: --session, --segment, --from and --to, or --all"))
+		}
+		if h.ID == "" {
+			var b [4]byte
+			_, _ = rand.Read(b[:]) // never fails
+			h.ID = "hold-" + hex.EncodeToString(b[:])
+		}
+		if err := h.Check(); err != nil {
+			return usageError(cmd, err)
+		}
+		err = auditAsk(cmd.Context(), args[0], audit.Request{Hold: &h}, func(l *audit.Log, actor string) error { return l.Hold(actor, h) })
+		if err == nil {
+			_, err = fmt.Fprintf(p.Stdout, "held: %s\n", h.ID)
+		}
+		return err
+	}
+	return cmd
+}
+
+func (p *Program) auditReleaseCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "release FILE ID",
+		Short:   "Lift a hold",
+		Long:    `Lifts a hold. What it held and is old enough is removed within the hour. The release is a record.`,
+		Example: `  bailey audit release bailey-data/audit.jsonl case-17 --reason "closed"`,
+		Args:    cobra.ExactArgs(2),
+	}
+	reason := cmd.Flags().String("reason", "", "`why`, for those who read the record")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		err := auditAsk(cmd.Context(), args[0], audit.Request{Release: args[1], Reason: *reason},
+			func(l *audit.Log, actor string) error { return l.Release(actor, args[1], *reason) })
+		if err == nil {
+			_, err = fmt.Fprintf(p.Stdout, "released: %s\n", args[1])
+		}
+		return err
+	}
+	return cmd
+}
+
+func (p *Program) auditCheckpointCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "checkpoint FILE",
+		Short: "Print the newest signed checkpoint, to keep elsewhere",
+		Long: `Prints the newest checkpoint: the signed number and hash of the last record it
+covers. Keep it where nobody who can write the record can write. The record can then
+neither be changed nor cut up to there without bailey audit verify --checkpoint
+noticing. With --sign, one is made now.`,
+		Example: `  bailey audit checkpoint bailey-data/audit.jsonl --sign > /mnt/elsewhere/$(date +%F).json`,
+		Args:    cobra.ExactArgs(1),
+	}
+	sign := cmd.Flags().Bool("sign", false, "sign what is not signed yet first")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if *sign {
+			err := auditAsk(cmd.Context(), args[0], audit.Request{Sign: true}, func(l *audit.Log, _ string) error {
+				_, err := l.Checkpoint()
+				return err
+			})
+			if err != nil {
+				return err
+			}
+		}
+		c, err := audit.ReadCheckpoint(args[0] + ".checkpoint")
+		if errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%w; --sign makes one", err)
+		} else if err != nil {
+			return err
+		}
+		return printJSON(p.Stdout, c)
+	}
+	return cmd
+}
+
+func (p *Program) auditKeysCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "keys FILE",
+		Short: "Show the record's keys, and print the public one",
+		Long: `Shows which keys an audit record has and who needs which. With --public, prints
+the public key: give it to whoever is to check the record, by a way that whoever can
+write the record does not control.`,
+		Example: `  bailey audit keys bailey-data/audit.jsonl
+  bailey audit keys bailey-data/audit.jsonl --public > audit.pub`,
+		Args: cobra.ExactArgs(1),
+	}
+	public := cmd.Flags().Bool("public", false, "print the public key, in PEM")
+	cmd.RunE = func(_ *cobra.Command, args []string) error {
+		pub, err := audit.ReadPublicKey(args[0] + ".pub")
+		if err != nil {
+			return err
+		}
+		if *public {
+			_, err := p.Stdout.Write(pub.PEM())
+			return err
+		}
+		id := "not readable here"
+		if key, err := audit.ReadKey(args[0] + ".key"); err == nil {
+			id = key.ID()
+		}
+		return p.printFields(
+			field{"public key", pub.ID() + "\n" + args[0] + ".pub: checks checkpoints; for everybody"},
+			field{"signing key", args[0] + ".sign: signs checkpoints; stays here, secret"},
+			field{"key", id + "\n" + args[0] + ".key: proves single lines and finds values; secret, for auditors you trust with writing"},
+		)
+	}
+	return cmd
+}
+
+// auditAskWait is how long a running process has to do what it is asked; it looks
+// every second.
+const auditAskWait = 15 * time.Second
+
+// auditAsk has something done to the record at path: by the process that writes
+// it, if there is one, and here otherwise.
+func auditAsk(ctx context.Context, path string, r audit.Request, here func(l *audit.Log, actor string) error) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	// Files made here by somebody else would lock the record's owner out.
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("%s belongs to user %d: run this as that user, such as with sudo -u '#%[2]d'", path, st.Uid)
+	}
+	r.Actor = localUser()
+	log, err := audit.Open(path, audit.Options{})
+	if err == nil {
+		return errors.Join(here(log, r.Actor), log.Close())
+	}
+	if !errors.Is(err, audit.ErrInUse) {
+		return err
+	}
+	file, err := audit.Ask(path, r)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, auditAskWait)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("the process that writes %s has not taken %s yet; it will when it can", path, file)
+		}
+		if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		why, err := os.ReadFile(file + ".refused")
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		_ = os.Remove(file + ".refused")
+		return errors.Join(err, errors.New(strings.TrimSpace(string(why))))
+	}
+}
+
+// localUser names who asks, as this host knows them.
+func localUser() string {
+	name := fmt.Sprintf("uid %d", os.Getuid())
+	if u, err := user.Current(); err == nil && u.Username != "" {
+		name += " (" + u.Username + ")"
+	}
+	return name
+}
