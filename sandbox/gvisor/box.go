@@ -1,17 +1,15 @@
 package gvisor
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -31,6 +29,7 @@ type box struct {
 	dir       string        // the box's own on the host
 	container string        // its name for gVisor
 	group     *cgroup.Group // nil without control groups
+	command   []string      // gVisor's command line but for the container's name
 	root      *rootfs.Root
 	stage     *stage.Stage
 	entrance  *stage.Entrance
@@ -39,6 +38,10 @@ type box struct {
 
 	ended chan struct{} // closed when everything of the box is gone
 	exit  sandbox.Exit  // written before ended is closed
+
+	// still is held while the box is frozen, thawed or checkpointed.
+	still  sync.Mutex
+	frozen atomic.Bool
 
 	mu     sync.Mutex
 	exits  *sandbox.Exits // nil without a network
@@ -152,7 +155,7 @@ func (b *box) explain(status *os.ProcessState) sandbox.Exit {
 		return sandbox.Exit{Cause: sandbox.CauseMemory, Detail: outOfMemory(b.spec.Limits)}
 	}
 	if complaint := b.entrance.Complaint(); complaint != "" {
-		return sandbox.Exit{Cause: sandbox.CauseCrashed, Detail: complaint}
+		return sandbox.Exit{Cause: sandbox.CauseCrashed, Detail: b.scrub(complaint)}
 	}
 	complaint, _ := os.ReadFile(filepath.Join(b.dir, logFile))
 	wait := status.Sys().(syscall.WaitStatus)
@@ -163,20 +166,9 @@ func (b *box) explain(status *os.ProcessState) sandbox.Exit {
 		// gVisor does not say which it was.
 		return sandbox.Exit{Cause: sandbox.CauseCrashed, Code: killed, Detail: "its kernel or its command was killed"}
 	case wait.ExitStatus() == failed && len(complaint) > 0:
-		return sandbox.Exit{Cause: sandbox.CauseCrashed, Detail: message(complaint)}
+		return sandbox.Exit{Cause: sandbox.CauseCrashed, Detail: b.scrub(message(complaint))}
 	}
 	return sandbox.Exit{Cause: sandbox.CauseExited, Code: wait.ExitStatus(), Detail: b.stdio.LastLine()}
-}
-
-// message returns the last message in gVisor's log, whose lines are JSON.
-func message(log []byte) string {
-	lines := bytes.Split(bytes.TrimSpace(log), []byte("\n"))
-	last := lines[len(lines)-1]
-	var entry struct{ Msg string }
-	if json.Unmarshal(last, &entry) == nil && entry.Msg != "" {
-		return entry.Msg
-	}
-	return strings.ToValidUTF8(string(last), "?")
 }
 
 func outOfMemory(limits sandbox.Limits) string {

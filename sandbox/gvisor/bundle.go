@@ -114,9 +114,9 @@ func writeBundle(dir string, b specs.Spec) error {
 
 // arguments is gVisor's command line, up to the subcommand that makes the container.
 // It is run in the box's directory, which keeps the path of the control socket short.
-func arguments(limits sandbox.Limits, network, root bool) []string {
+func arguments(spec sandbox.Spec, root bool) []string {
 	stack := "none"
-	if network {
+	if spec.Network != nil {
 		stack = "sandbox"
 	}
 	return []string{
@@ -132,7 +132,7 @@ func arguments(limits sandbox.Limits, network, root bool) []string {
 		// both are the same user, and this way is faster.
 		fmt.Sprintf("--directfs=%t", !root),
 		"--file-access-mounts=exclusive", // but for those marked as changing
-		fmt.Sprintf("--overlay2=root:memory,size=%d", scratch(limits)),
+		fmt.Sprintf("--overlay2=root:memory,size=%d", scratch(spec.Limits)),
 	}
 }
 

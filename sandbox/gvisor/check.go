@@ -50,36 +50,89 @@ func (d *Driver) Check(ctx context.Context) (sandbox.Report, error) {
 		return sandbox.Report{}, d.unavailable(err)
 	}
 	defer os.RemoveAll(dir)
-	begun := time.Now()
-	box, err := d.Start(ctx, sandbox.Spec{
-		ID:      strings.ToLower(filepath.Base(dir)),
-		Command: []string{"/bin/bash", "--norc", "--noprofile", "-c", "echo ready"},
-		WorkDir: dir,
-	})
-	if err != nil {
+	if err := d.probe(ctx, dir, &report); err != nil {
 		return sandbox.Report{}, d.unavailable(err)
-	}
-	defer box.Stop(context.WithoutCancel(ctx))
-	answer, err := readAll(ctx, box)
-	if err != nil {
-		return sandbox.Report{}, d.unavailable(err)
-	}
-	report.Start = time.Since(begun)
-	if exit := box.Wait(); answer != "ready\n" || exit.Cause != sandbox.CauseExited || exit.Code != 0 {
-		return sandbox.Report{}, d.unavailable(fmt.Errorf("the test box said %.80q and ended so: %+v", answer, exit))
 	}
 	return report, nil
 }
 
-// readAll reads the little that the test box has to say.
-func readAll(ctx context.Context, box sandbox.Box) (string, error) {
-	defer context.AfterFunc(ctx, func() { _ = box.Stop(context.WithoutCancel(ctx)) })()
-	_, stdout := box.Stdio()
-	data, err := io.ReadAll(io.LimitReader(stdout, 1<<10))
-	if ctx.Err() != nil {
-		return "", fmt.Errorf("the test box did not answer: %w", context.Cause(ctx))
+// probe runs a box on dir and sees what can be done with it.
+func (d *Driver) probe(ctx context.Context, dir string, report *sandbox.Report) error {
+	work, image := filepath.Join(dir, "work"), filepath.Join(dir, "checkpoint")
+	for _, name := range []string{work, image} {
+		if err := os.Mkdir(name, 0o700); err != nil {
+			return err
+		}
 	}
-	return string(data), err
+	spec := sandbox.Spec{
+		ID:      strings.ToLower(filepath.Base(dir)),
+		Command: []string{"/bin/bash", "--norc", "--noprofile", "-c", "echo ready; read; echo done"},
+		WorkDir: work,
+		Network: nowhere{},
+	}
+	begun := time.Now()
+	box, err := d.Start(ctx, spec)
+	if err != nil {
+		// Without a network it may do.
+		networkErr := err
+		spec.Network = nil
+		if box, err = d.Start(ctx, spec); err != nil {
+			return err
+		}
+		report.Notes = append(report.Notes, fmt.Sprintf("Boxes can have no network: %v.", networkErr))
+	}
+	defer box.Stop(context.WithoutCancel(ctx))
+	defer context.AfterFunc(ctx, func() { _ = box.Stop(context.WithoutCancel(ctx)) })()
+	stdin, stdout := box.Stdio()
+	if err := answers(ctx, stdout, "ready\n"); err != nil {
+		return err
+	}
+	report.Start = time.Since(begun)
+	report.Network = spec.Network != nil
+
+	able := func(what string, err error) bool {
+		if err != nil {
+			report.Notes = append(report.Notes, fmt.Sprintf("%s does not work: %v.", what, err))
+		}
+		return err == nil
+	}
+	freezer := box.(sandbox.Freezer)
+	err = freezer.Freeze(ctx)
+	if err == nil {
+		err = freezer.Thaw(ctx)
+	}
+	report.Freeze = able("Freezing boxes", err)
+	// One that can be written can be restored here, or that would be refused.
+	report.Checkpoint = able("Checkpointing boxes", box.(sandbox.Checkpointer).Checkpoint(ctx, image))
+
+	if _, err := stdin.Write([]byte("\n")); err != nil {
+		return err
+	}
+	if err := answers(ctx, stdout, "done\n"); err != nil {
+		return err
+	}
+	if exit := box.Wait(); exit.Cause != sandbox.CauseExited || exit.Code != 0 {
+		return fmt.Errorf("the test box ended so: %+v", exit)
+	}
+	return nil
+}
+
+// nowhere is the network of the test box. Nobody serves its exits.
+type nowhere struct{}
+
+func (nowhere) Attach(sandbox.Exits) error { return nil }
+
+// answers reads what the test box has to say.
+func answers(ctx context.Context, stdout io.Reader, want string) error {
+	got := make([]byte, len(want))
+	n, err := io.ReadFull(stdout, got)
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("the test box did not answer: %w", context.Cause(ctx))
+	case err != nil || string(got) != want:
+		return fmt.Errorf("the test box said %.80q", got[:n])
+	}
+	return nil
 }
 
 // unavailable explains why boxes cannot be made here.

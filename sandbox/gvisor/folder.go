@@ -30,14 +30,8 @@ func readyFolder(spec sandbox.Spec, root bool) error {
 		return fmt.Errorf("open the work folder: %w", err)
 	}
 	defer dir.Close()
-	info, err := dir.Stat()
-	if err != nil {
-		return err
-	}
-	if mode := info.Mode(); mode.Perm()&0o700 != 0o700 {
-		if err := dir.Chmod(mode | 0o700); err != nil {
-			return fmt.Errorf("open the work folder to its owner: %w", errors.Unwrap(err))
-		}
+	if err := openUp(dir); err != nil {
+		return fmt.Errorf("open the work folder to its owner: %w", err)
 	}
 	if err := clearMounts(dir, spec); err != nil {
 		return err
@@ -209,6 +203,18 @@ func clearWay(folder *os.File, steps []string) error {
 		}
 		at.Close()
 		at = next
+		if err := openUp(at); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// openUp lets a directory's owner do everything with it.
+func openUp(dir *os.File) error {
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(dir.Fd()), &stat); err != nil || stat.Mode&0o700 == 0o700 {
+		return err
+	}
+	return unix.Fchmod(int(dir.Fd()), stat.Mode&0o7777|0o700)
 }

@@ -27,6 +27,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -300,7 +301,7 @@ func killLeftovers(ctx context.Context, tag string, live func(id string) bool) e
 		if found == 0 {
 			return nil
 		}
-		if err := pause(ctx); err != nil {
+		if err := pause(ctx, 2*time.Millisecond); err != nil {
 			return fmt.Errorf("%d processes of earlier boxes do not end: %w", found, err)
 		}
 	}

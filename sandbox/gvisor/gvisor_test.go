@@ -110,8 +110,8 @@ func TestContractAsOrdinaryUser(t *testing.T) {
 		t.Skip("TestContract does it already; this one is for root")
 	}
 	t.Parallel()
-	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^TestContract$", "-test.v",
-		fmt.Sprintf("-test.short=%t", testing.Short()))
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.v", fmt.Sprintf("-test.short=%t", testing.Short()),
+		"-test.run=^Test(Contract|FrozenBoxDoesNothing|Fork|Network|Image|HostileWorkFolder|MachineSeemsTheBoxs)$")
 	asOrdinary(t, cmd)
 	out, err := cmd.CombinedOutput()
 	t.Logf("%s", out)

@@ -31,7 +31,9 @@ func hold(pid int) (*process, error) {
 }
 
 // kill kills the process. One that has ended is no error.
-func (p *process) kill() { _ = unix.PidfdSendSignal(p.fd, unix.SIGKILL, nil, 0) }
+func (p *process) kill() { _ = p.signal(unix.SIGKILL) }
+
+func (p *process) signal(sig unix.Signal) error { return unix.PidfdSendSignal(p.fd, sig, nil, 0) }
 
 // wait waits until the process has ended, at most until the time given.
 func (p *process) wait(until time.Time) error {
@@ -78,9 +80,21 @@ func containerOf(pid int) string {
 	return string(args[len(args)-1])
 }
 
+// statOf returns what /proc says of a process from its state on (proc_pid_stat(5),
+// field 3), or nothing if it is gone.
+func statOf(pid int) []string {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return nil
+	}
+	// Its name before that is in parentheses, and may hold some itself.
+	line := string(data)
+	return strings.Fields(line[strings.LastIndexByte(line, ')')+1:])
+}
+
 // pause waits a moment for something that gives no signal.
-func pause(ctx context.Context) error {
-	timer := time.NewTimer(2 * time.Millisecond)
+func pause(ctx context.Context, moment time.Duration) error {
+	timer := time.NewTimer(moment)
 	defer timer.Stop()
 	select {
 	case <-timer.C:

@@ -25,6 +25,11 @@ import (
 // Start implements [sandbox.Driver]. As root it gives the work folder, and what root
 // owns in it, to the box's user: nothing that a box makes on the host is root's.
 func (d *Driver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Box, error) {
+	return d.open(ctx, spec, []string{"run", "--bundle=."})
+}
+
+// open starts a box by the subcommand of gVisor's that is given.
+func (d *Driver) open(ctx context.Context, spec sandbox.Spec, command []string) (sandbox.Box, error) {
 	spec, err := validate(spec, d.root)
 	if err != nil {
 		return nil, err
@@ -36,7 +41,7 @@ func (d *Driver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Box, err
 	if err := d.claims.Take(spec); err != nil {
 		return nil, err
 	}
-	b, err := d.start(ctx, h, spec)
+	b, err := d.start(ctx, h, spec, command)
 	if err != nil {
 		return nil, fmt.Errorf("start box %s: %w", spec.ID, err)
 	}
@@ -45,9 +50,10 @@ func (d *Driver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Box, err
 
 // start starts a box whose id and folder are claimed. The claim goes with the box,
 // or with the error.
-func (d *Driver) start(ctx context.Context, h *host, spec sandbox.Spec) (*box, error) {
+func (d *Driver) start(ctx context.Context, h *host, spec sandbox.Spec, command []string) (*box, error) {
 	b := &box{
 		driver:    d,
+		command:   append(arguments(spec, d.root), command...),
 		host:      h,
 		spec:      spec,
 		log:       d.log.With("box", spec.ID),
@@ -56,12 +62,12 @@ func (d *Driver) start(ctx context.Context, h *host, spec sandbox.Spec) (*box, e
 		ended:     make(chan struct{}),
 	}
 	if err := b.setUp(ctx); err != nil {
-		return nil, errors.Join(err, b.tearDown())
+		return nil, b.scrubError(errors.Join(err, b.tearDown()))
 	}
 	launched := make(chan error, 1)
 	go b.run(launched)
 	if err := <-launched; err != nil {
-		return nil, err
+		return nil, b.scrubError(err)
 	}
 	err := b.connect(ctx)
 	if err == nil {
@@ -71,7 +77,7 @@ func (d *Driver) start(ctx context.Context, h *host, spec sandbox.Spec) (*box, e
 		b.end(sandbox.CauseStopped, "")
 		<-b.ended
 		b.stdio.Close()
-		return nil, err
+		return nil, b.scrubError(err)
 	}
 	go b.watch()
 	return b, nil
@@ -122,7 +128,7 @@ func (b *box) run(launched chan<- error) {
 
 	cmd := &exec.Cmd{
 		Path: b.driver.runtime(),
-		Args: append(arguments(b.spec.Limits, b.spec.Network != nil, b.driver.root), "run", "--bundle=.", b.container),
+		Args: append(b.command, b.container),
 		Dir:  b.dir,
 		Env:  []string{}, // nothing of the worker's
 		SysProcAttr: &syscall.SysProcAttr{
@@ -259,7 +265,7 @@ func (b *box) await(ctx context.Context) error {
 			return nil
 		default:
 		}
-		if err := pause(ctx); err != nil {
+		if err := pause(ctx, 2*time.Millisecond); err != nil {
 			return err
 		}
 	}

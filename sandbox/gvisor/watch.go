@@ -1,7 +1,6 @@
 package gvisor
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -35,7 +34,7 @@ func (b *box) watch() {
 	for {
 		select {
 		case <-ticker.C:
-			if over() {
+			if !b.frozen.Load() && over() {
 				b.end(sandbox.CauseMemory, outOfMemory(b.spec.Limits))
 				return
 			}
@@ -95,18 +94,13 @@ func (b *box) cpuTime() time.Duration {
 	b.mu.Unlock()
 	parents, spent := make(map[int]int), make(map[int]int64)
 	for _, pid := range pids() {
-		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err != nil {
-			continue
-		}
-		// See proc_pid_stat(5); the name is in parentheses and may hold some itself.
-		fields := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
+		fields := statOf(pid)
 		if len(fields) < 15 {
 			continue
 		}
-		parents[pid], _ = strconv.Atoi(string(fields[1]))
+		parents[pid], _ = strconv.Atoi(fields[1])
 		for _, field := range fields[11:15] { // its own and its dead children's
-			n, _ := strconv.ParseInt(string(field), 10, 64)
+			n, _ := strconv.ParseInt(field, 10, 64)
 			spent[pid] += n
 		}
 	}
