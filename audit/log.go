@@ -305,12 +305,12 @@ func (l *Log) resume(v *verifier, torn []byte) error {
 		var id [16]byte
 		_, _ = rand.Read(id[:]) // never fails
 		first := Segment{Format: format, Log: hex.EncodeToString(id[:]), Number: 1, KeyID: l.key.ID(), PublicKey: l.signer.public()}
-		if err := l.begin(first, ""); err != nil {
+		if err := l.begin(first, "", l.Clock()); err != nil {
 			return err
 		}
 	case betweenSegments:
 		l.segment = *v.seg
-		if err := l.begin(l.next(), ""); err != nil {
+		if err := l.begin(l.next(), "", l.Clock()); err != nil {
 			return err
 		}
 	default:
@@ -462,23 +462,24 @@ func (l *Log) write(batch []*entry) (stored bool, err error) {
 	if err := l.settle(); err != nil {
 		return false, err
 	}
-	if l.size >= l.SegmentBytes || l.last.Sub(l.began) >= l.SegmentAge {
-		if err := l.rotate(); err != nil {
+	now := l.Clock() // one time for the whole batch: it is written at once
+	if l.size >= l.SegmentBytes || now.Sub(l.began) >= l.SegmentAge {
+		if err := l.rotate(now); err != nil {
 			return false, err
 		}
 	}
 	c := l.chain()
-	if err := l.confess(&c); err != nil {
+	if err := l.confess(&c, now); err != nil {
 		return false, err
 	}
 	for _, e := range batch {
-		c.add(l.Clock(), e.action, e.fields)
+		c.add(now, e.action, e.fields)
 	}
 	if len(c.lines) == 0 {
 		return true, nil
 	}
 	if l.unsigned+len(c.lines) >= l.CheckpointRecords {
-		if err := l.addCheckpoint(&c); err != nil {
+		if err := l.addCheckpoint(&c, now); err != nil {
 			return false, err
 		}
 	}
@@ -489,9 +490,9 @@ func (l *Log) write(batch []*entry) (stored bool, err error) {
 }
 
 // confess adds what was refused or dropped since the log last said so.
-func (l *Log) confess(c *chain) error {
+func (l *Log) confess(c *chain, now time.Time) error {
 	if l.refused > 0 {
-		err := c.addOwn(l.Clock(), Fields{Action: logResumed, Detail: "records were refused, and what depended on them was not done",
+		err := c.addOwn(now, Fields{Action: logResumed, Detail: "records were refused, and what depended on them was not done",
 			Attrs: map[string]string{"refused": strconv.Itoa(l.refused), "since": l.since.UTC().Format(time.RFC3339Nano)}})
 		if err != nil {
 			return err
@@ -499,7 +500,7 @@ func (l *Log) confess(c *chain) error {
 	}
 	for _, s := range l.sinks {
 		if d := s.drops(); d.count > 0 {
-			err := c.addOwn(l.Clock(), Fields{Action: logDropped, Attrs: map[string]string{
+			err := c.addOwn(now, Fields{Action: logDropped, Attrs: map[string]string{
 				"sink": s.Sink.Name(), "records": strconv.Itoa(d.count),
 				"first": strconv.FormatUint(d.first, 10), "last": strconv.FormatUint(d.last, 10),
 			}})
@@ -562,20 +563,19 @@ func (l *Log) advance(c chain) error {
 }
 
 // addCheckpoint signs everything up to the last line of c.
-func (l *Log) addCheckpoint(c *chain) error {
-	now := l.Clock()
+func (l *Log) addCheckpoint(c *chain, now time.Time) error {
 	cp := l.signer.checkpoint(l.segment.Log, c.seq, c.hash, now)
 	c.signed = &cp
 	return c.addOwn(now, Fields{Action: logCheckpoint, Checkpoint: &cp})
 }
 
 // sign signs what is not signed yet. The caller holds commitMu.
-func (l *Log) sign() error {
+func (l *Log) sign(now time.Time) error {
 	if l.unsigned == 0 {
 		return nil
 	}
 	c := l.chain()
-	if err := l.addCheckpoint(&c); err != nil {
+	if err := l.addCheckpoint(&c, now); err != nil {
 		return err
 	}
 	return l.store(c)
@@ -588,7 +588,7 @@ func (l *Log) Checkpoint() (Checkpoint, error) {
 	if l.failed != nil {
 		return Checkpoint{}, l.failed
 	}
-	if err := l.sign(); err != nil {
+	if err := l.sign(l.Clock()); err != nil {
 		return Checkpoint{}, err
 	}
 	l.copyCheckpoint()
@@ -655,7 +655,7 @@ func (l *Log) keepOnce() {
 		l.commit() // finds out whether there is room again, and writes what was noted
 	}
 	if l.trouble == nil && l.unsigned > 0 && time.Since(l.signedAt) >= l.CheckpointEvery {
-		if err := l.sign(); err != nil {
+		if err := l.sign(l.Clock()); err != nil {
 			l.Logger.Warn("audit checkpoint not written; trying again", "error", err)
 		}
 	}
@@ -693,7 +693,7 @@ func (l *Log) Close() error {
 		l.commit() // what was noted
 	}
 	if l.failed == nil {
-		err = l.sign()
+		err = l.sign(l.Clock())
 		l.copyCheckpoint()
 	}
 	l.stop()
@@ -704,9 +704,9 @@ func (l *Log) Close() error {
 	defer l.commitMu.Unlock()
 	if l.failed == nil {
 		// What a sink did not take in time is said in the file, at least.
-		c := l.chain()
-		if cerr := l.confess(&c); cerr == nil && len(c.lines) > 0 {
-			err = errors.Join(err, l.addCheckpoint(&c), l.store(c))
+		c, now := l.chain(), l.Clock()
+		if cerr := l.confess(&c, now); cerr == nil && len(c.lines) > 0 {
+			err = errors.Join(err, l.addCheckpoint(&c, now), l.store(c))
 		}
 		l.copyCheckpoint()
 	}

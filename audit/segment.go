@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -156,7 +157,7 @@ func inspectAll(path string, key Key) ([]closedSegment, error) {
 // missing. It returns what is wrong.
 func (v *verifier) join(closed []closedSegment, first uint64, prev string) (problem string) {
 	last, hash := uint64(0), zeroHash
-	for _, s := range append(closed, closedSegment{first: first, prev: prev}) {
+	for _, s := range append(slices.Clip(closed), closedSegment{first: first, prev: prev}) {
 		switch {
 		case s.first <= last:
 			return fmt.Sprintf("segment %d begins with record %d, which belongs further up", s.number, s.first)
@@ -173,9 +174,9 @@ func (v *verifier) join(closed []closedSegment, first uint64, prev string) (prob
 // begin makes the file of a segment, with its first line, and puts it in the
 // place of the one being written, which is renamed to old. With an error nothing
 // has changed, unless l.failed says otherwise. The caller holds commitMu.
-func (l *Log) begin(next Segment, old string) error {
+func (l *Log) begin(next Segment, old string, now time.Time) error {
 	c := l.chain()
-	if err := c.addOwn(l.Clock(), Fields{Action: logSegment, Segment: &next}); err != nil {
+	if err := c.addOwn(now, Fields{Action: logSegment, Segment: &next}); err != nil {
 		return err
 	}
 	tmp := l.path + ".new"
@@ -218,15 +219,15 @@ func (l *Log) begin(next Segment, old string) error {
 
 // rotate closes the segment being written, signed to its end, and begins
 // another. The caller holds commitMu.
-func (l *Log) rotate() error {
-	if err := l.sign(); err != nil {
+func (l *Log) rotate(now time.Time) error {
+	if err := l.sign(now); err != nil {
 		return err
 	}
 	done := closedSegment{
 		path: segmentPath(l.path, l.segment.Number), number: l.segment.Number,
 		first: l.first, prev: l.prev, last: l.seq, hash: l.hash, from: l.began, to: l.last, bytes: l.size,
 	}
-	if err := l.begin(l.next(), done.path); err != nil {
+	if err := l.begin(l.next(), done.path, now); err != nil {
 		return err
 	}
 	l.closed = append(l.closed, done)
