@@ -44,6 +44,8 @@ func Run(t *testing.T, open func(t *testing.T) sandbox.Driver, agent string) {
 	}
 	t.Logf("%+v", report)
 	s.report = report
+	before := namespaces(t)
+	t.Cleanup(func() { comesHome(t, before) })
 	for name, test := range map[string]func(suite, *testing.T){
 		"Check":           suite.check,
 		"Tools":           suite.tools,
@@ -66,6 +68,26 @@ func Run(t *testing.T, open func(t *testing.T) sandbox.Driver, agent string) {
 		"KillEverything":  suite.killEverything,
 		"Concurrent":      suite.concurrent,
 		"WorkFolder":      suite.workFolder,
+
+		"Files":             suite.files,
+		"WorkFolderRenamed": suite.workFolderRenamed,
+		"Devices":           suite.devices,
+		"Requirements":      suite.requirements,
+
+		"Image":        suite.image,
+		"ImageRefused": suite.imageRefused,
+
+		"Network":          suite.network,
+		"ExitsClose":       suite.exitsClose,
+		"AttachFails":      suite.attachFails,
+		"NetworksAreApart": suite.networksAreApart,
+
+		"Freeze":             suite.freeze,
+		"StopWhenFrozen":     suite.stopWhenFrozen,
+		"LifetimeWhenFrozen": suite.lifetimeWhenFrozen,
+		"Checkpoint":         suite.checkpoint,
+
+		"Leaks": suite.leaks,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -83,13 +105,13 @@ type suite struct {
 	agent  string
 }
 
-// isolated reports whether boxes are more than a process on the host.
-func (s suite) isolated() bool { return s.report.Isolation != sandbox.NoIsolation }
+// isolated reports whether a box has a root, processes and users of its own.
+func (s suite) isolated() bool { return s.report.Isolation.AtLeast(sandbox.SharedKernel) }
 
 func (s suite) needIsolation(t *testing.T) {
 	t.Helper()
 	if !s.isolated() {
-		t.Skip("the backend isolates nothing")
+		t.Skip("the backend's boxes are processes among those of the host")
 	}
 }
 
