@@ -8,10 +8,10 @@ export GOFLAGS += -trimpath
 STATICCHECK = go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 BENCHSTAT   = go run golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 
-.PHONY: help demo build test lint fuzz bench clean
+.PHONY: help demo build programs test lint fuzz bench bench-sandbox clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):[^#]*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 demo: ## play one whole session offline, show it and check it (ARGS=--keep leaves it running)
 	go run . demo $(ARGS)
@@ -19,11 +19,13 @@ demo: ## play one whole session offline, show it and check it (ARGS=--keep leave
 # The version is the repository's own; the toolchain writes it into the binary. The
 # programs that boxes are made of are carried along, each by itself, as small ones
 # start sooner: gVisor in half the time.
-build: ## bin/bailey, static and complete
+build: programs ## bin/bailey, static and complete
+	go build -ldflags '-s -w' -tags 'slim embedagent embedlauncher embedengine' -o bin/bailey .
+
+programs:
 	go build -ldflags '-s -w' -o sandbox/agentbin/boxagent ./tool/agent/boxagent
 	go build -ldflags '-s -w' -o sandbox/agentbin/boxlauncher ./sandbox/launcher/boxlauncher
 	go build -ldflags '-s -w' -o sandbox/agentbin/runsc gvisor.dev/gvisor/runsc
-	go build -ldflags '-s -w' -tags 'slim embedagent embedlauncher embedengine' -o bin/bailey .
 
 test: lint ## everything CI runs: lint, then all tests with the race detector, on PostgreSQL too
 	CGO_ENABLED=1 .ci/with-postgres go test -race -shuffle=on -timeout 20m ./...
@@ -49,6 +51,17 @@ bench: ## all benchmarks, COUNT=6 times, BENCH=. of them; figures and a summary 
 		$$(go list -f '{{.Dir}}' ./... | xargs -I{} sh -c 'grep -qs "^func Benchmark" {}/*_test.go && echo {}') \
 		> bench/out/latest.txt || { cat bench/out/latest.txt; exit 1; }
 	$(BENCHSTAT) bench/out/latest.txt | tee bench/out/summary.txt
+
+# A root folder of Debian's, made once, and the contenders from npm.
+BOXES = bench/out/boxes
+BOXES_ARGS =
+
+bench-sandbox: programs ## our sandboxes beside docker, podman, runc, crun, bubblewrap and others (root; BOXES_ARGS=-h)
+	@mkdir -p $(BOXES)
+	test -x $(BOXES)/root/bin/sh || debootstrap --variant=minbase bookworm $(BOXES)/root
+	test -d $(BOXES)/npm/node_modules || npm install --silent --prefix $(BOXES)/npm @anthropic-ai/sandbox-runtime @openai/codex
+	go build -ldflags '-s -w' -tags 'slim embedagent embedlauncher embedengine' -o $(BOXES)/boxes ./bench/boxes
+	$(BOXES)/boxes -root $(BOXES)/root -npm $(BOXES)/npm $(BOXES_ARGS) | tee $(BOXES)/latest.txt
 
 clean: ## remove what the other targets made
 	rm -rf bin bench/out sandbox/agentbin/boxagent sandbox/agentbin/boxlauncher sandbox/agentbin/runsc

@@ -119,6 +119,8 @@ var house = []row{
 	// Nothing but tests.
 	{"e2e", nil, "e2e drives the built binary"},
 	{"bench", nil, "bench measures the assembled system"},
+	{"bench/boxes", uses("cli", "egress", "netjail", "sandbox", "sandbox/agentbin", "sandbox/docker", "sandbox/gvisor", "sandbox/landlock", "sandbox/launcher", "sandbox/ns", "sandbox/oci", "tool"),
+		"boxes measures the backends beside other people's"},
 }
 
 type row struct {
