@@ -2,7 +2,6 @@ package gvisor
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -14,6 +13,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/sandbox/cdi"
 	"github.com/bailey-platform/bailey/sandbox/gvisor/stage"
 	"github.com/bailey-platform/bailey/sandbox/rootfs"
 )
@@ -26,7 +26,7 @@ const (
 // bundle is a box's description for gVisor, in the terms of the OCI runtime
 // specification. seen are the directories of the host that it sees, and on is where it
 // will run, which gets what the bundle needs there.
-func bundle(on *stage.Stage, seen []rootfs.Mount, spec sandbox.Spec, root bool) specs.Spec {
+func bundle(on *stage.Stage, seen []rootfs.Mount, spec sandbox.Spec, d cdi.Devices, root bool) specs.Spec {
 	processes := uint64(spec.Limits.Processes)
 	b := specs.Spec{
 		Version:  "1.0.2",
@@ -96,6 +96,7 @@ func bundle(on *stage.Stage, seen []rootfs.Mount, spec sandbox.Spec, root bool) 
 	for _, target := range slices.Sorted(maps.Keys(spec.Files)) {
 		b.Mounts = append(b.Mounts, bind(on.Source(spec.Files[target]), target, "ro"))
 	}
+	addDevices(&b, on, d)
 	return b
 }
 
@@ -164,9 +165,6 @@ func virtual(target string) bool {
 func validate(spec sandbox.Spec, root bool) (sandbox.Spec, error) {
 	if err := spec.Validate(); err != nil {
 		return spec, err
-	}
-	if len(spec.Devices) > 0 {
-		return spec, errors.New("devices are not there yet")
 	}
 	spec.Limits = spec.Limits.Defaults()
 	// One folder has one name, and gVisor refuses to mount by way of links.

@@ -45,6 +45,7 @@ func (d *Driver) Check(ctx context.Context) (sandbox.Report, error) {
 	}
 	report.Notes = append(report.Notes, "Boxes without an image see the host's programs (/usr and its like), read-only, and nothing else of it.")
 
+	reportGPU(&report, d.options.DeviceDirs)
 	dir, err := os.MkdirTemp(h.dir, "check-")
 	if err != nil {
 		return sandbox.Report{}, d.unavailable(err)

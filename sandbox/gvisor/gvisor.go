@@ -58,6 +58,9 @@ type Options struct {
 	// default is the one that is running.
 	Launcher string
 
+	// DeviceDirs are where devices are described, [cdi.Dirs] if there are none.
+	DeviceDirs []string
+
 	Logger *slog.Logger // nil discards
 }
 

@@ -105,7 +105,11 @@ func (b *box) setUp(ctx context.Context) error {
 		MemoryBytes: b.spec.Limits.MemoryBytes,
 		Network:     b.spec.Network != nil,
 	}
-	if err := writeBundle(b.dir, bundle(b.stage, b.root.Mounts, b.spec, b.driver.root)); err != nil {
+	found, err := devices(b.spec.Devices, b.driver.options.DeviceDirs)
+	if err != nil {
+		return err
+	}
+	if err := writeBundle(b.dir, bundle(b.stage, b.root.Mounts, b.spec, found, b.driver.root)); err != nil {
 		return err
 	}
 	if b.host.cgroups == nil {
