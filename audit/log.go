@@ -569,7 +569,8 @@ func (l *Log) addCheckpoint(c *chain, now time.Time) error {
 	return c.addOwn(now, Fields{Action: logCheckpoint, Checkpoint: &cp})
 }
 
-// sign signs what is not signed yet. The caller holds commitMu.
+// sign signs what is not signed yet, for the required sinks too. The caller holds
+// commitMu.
 func (l *Log) sign(now time.Time) error {
 	if l.unsigned == 0 {
 		return nil
@@ -578,7 +579,10 @@ func (l *Log) sign(now time.Time) error {
 	if err := l.addCheckpoint(&c, now); err != nil {
 		return err
 	}
-	return l.store(c)
+	if err := l.store(c); err != nil {
+		return err
+	}
+	return l.settle()
 }
 
 // Checkpoint signs what is not signed yet and returns the newest checkpoint.
@@ -706,7 +710,7 @@ func (l *Log) Close() error {
 		// What a sink did not take in time is said in the file, at least.
 		c, now := l.chain(), l.Clock()
 		if cerr := l.confess(&c, now); cerr == nil && len(c.lines) > 0 {
-			err = errors.Join(err, l.addCheckpoint(&c, now), l.store(c))
+			err = errors.Join(err, l.addCheckpoint(&c, now), l.store(c), l.settle())
 		}
 		l.copyCheckpoint()
 	}
