@@ -4,7 +4,7 @@ import errno, socket, struct, sys, threading
 
 QUESTION = b"a question that is no DNS"
 REFUSED = {errno.ECONNREFUSED, errno.EPERM, errno.EACCES, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT,
-           errno.ESOCKTNOSUPPORT, errno.EPROTOTYPE, errno.EINVAL, errno.EOPNOTSUPP, errno.ECONNRESET}
+           errno.ESOCKTNOSUPPORT, errno.EPROTOTYPE, errno.EINVAL, errno.EOPNOTSUPP, errno.ECONNRESET, errno.ENOSYS}
 UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ENODEV}
 
 
