@@ -61,7 +61,7 @@ func tagOfProcess(pid int) string {
 		return ""
 	}
 	args := bytes.Split(bytes.TrimSuffix(line, []byte{0}), []byte{0})
-	if len(args) != 3 || string(args[0]) != netns.LauncherName || string(args[1]) != boxinit.Role {
+	if len(args) < 3 || string(args[0]) != netns.LauncherName || string(args[1]) != boxinit.Role {
 		return ""
 	}
 	return string(args[2])

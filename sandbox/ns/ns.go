@@ -81,6 +81,7 @@ type host struct {
 	users    *ranges        // nil for an ordinary user
 	cgroups  *cgroup.Groups // nil where we may make none
 	filter   lockdown.Filter
+	cpuinfo  string            // the host's /proc/cpuinfo, which takes long to read
 	landlock lockdown.Landlock // without paths if the kernel has none
 
 	mu   sync.Mutex
@@ -154,6 +155,11 @@ func (d *Driver) setUp(ctx context.Context, h *host) (err error) {
 	if h.cgroups, err = cgroup.FindSome("bailey-" + h.tag); err != nil {
 		d.log.Info("no control groups for boxes; their limits are watched instead", "reason", err)
 	}
+	cpuinfo, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return err
+	}
+	h.cpuinfo = string(cpuinfo)
 	h.filter = lockdown.Calls{Sockets: lockdown.Sockets{Unix: true, Network: true}, Box: true}.Filter()
 	if lockdown.LandlockVersion() > 0 {
 		h.landlock.Paths = map[string]lockdown.Access{"/": lockdown.Read | lockdown.Write | lockdown.Control}

@@ -31,7 +31,6 @@ func (d *Driver) plan(h *host, root *rootfs.Root, spec sandbox.Spec, cpus int) (
 		User:     sandbox.User,
 		Change:   d.root,
 		Hostname: rootfs.Hostname,
-		Network:  spec.Network != nil,
 		Filter:   h.filter,
 		Landlock: h.landlock,
 		Limits:   boxinit.Limits{Processes: uint64(spec.Limits.Processes), OpenFiles: openFilesMax},
@@ -42,16 +41,12 @@ func (d *Driver) plan(h *host, root *rootfs.Root, spec sandbox.Spec, cpus int) (
 	scratch := scratch(spec.Limits)
 	p.Root = boxinit.Root{
 		Size: scratch, Files: scratch / fileMin,
-		Shared: min(sharedMax, spec.Limits.MemoryBytes/4),
-		Bare:   devices,
-		Texts: map[string]string{
-			meminfo:     memory(spec.Limits),
-			cpuinfo:     processors(cpus),
-			cpuOnline:   fmt.Sprintf("0-%d\n", cpus-1),
-			cpuPossible: fmt.Sprintf("0-%d\n", cpus-1),
-			cpuPresent:  fmt.Sprintf("0-%d\n", cpus-1),
-		},
-		Covers: map[string]string{"/proc/meminfo": meminfo, "/proc/cpuinfo": cpuinfo},
+		Shared:  min(sharedMax, spec.Limits.MemoryBytes/4),
+		Devices: devices,
+		Texts:   map[string]string{"meminfo": memory(spec.Limits), "cpuinfo": processors(h.cpuinfo, cpus)},
+	}
+	for _, list := range []string{"online", "possible", "present"} {
+		p.Root.Texts["sys/devices/system/cpu/"+list] = fmt.Sprintf("0-%d\n", cpus-1)
 	}
 	for _, layer := range root.Layers {
 		p.Root.Layers = append(p.Root.Layers, boxinit.Mount{Source: layer})
@@ -79,16 +74,6 @@ func (d *Driver) plan(h *host, root *rootfs.Root, spec sandbox.Spec, cpus int) (
 	return p, nil
 }
 
-// Files that a box is given so that programs in it count what it has, not what the host
-// has. There is nothing else in its /sys.
-const (
-	meminfo     = "/.bailey/meminfo"
-	cpuinfo     = "/.bailey/cpuinfo"
-	cpuOnline   = "/sys/devices/system/cpu/online"
-	cpuPossible = "/sys/devices/system/cpu/possible"
-	cpuPresent  = "/sys/devices/system/cpu/present"
-)
-
 // memory is a /proc/meminfo of a box: what it has in all. What is left of that at any
 // moment cannot be told this way; programs that ask get the whole.
 func memory(limits sandbox.Limits) string {
@@ -99,12 +84,8 @@ func memory(limits sandbox.Limits) string {
 }
 
 // processors is a /proc/cpuinfo with the first so many of the host's.
-func processors(count int) string {
-	all, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		return ""
-	}
-	stanzas := strings.SplitAfter(string(all), "\n\n")
+func processors(all string, count int) string {
+	stanzas := strings.SplitAfterN(all, "\n\n", count+1)
 	return strings.Join(stanzas[:min(count, len(stanzas))], "")
 }
 

@@ -166,23 +166,26 @@ func (b *box) launch() (cmd *exec.Cmd, err error) {
 	}
 	b.line = line
 	defer theirLine.Close()
-	exits, theirExits, err := netns.Socket()
-	if err != nil {
-		return nil, err
-	}
-	b.exitsSock = exits
-	defer theirExits.Close()
-
 	cmd = &exec.Cmd{
 		Path:        boxinit.SelfPath,
 		Args:        []string{netns.LauncherName, boxinit.Role, b.host.tag},
 		Dir:         "/",
-		Env:         []string{}, // nothing of the worker's
-		ExtraFiles:  []*os.File{theirLine, plan, theirExits, b.host.launcher},
+		Env:         boxinit.Env, // nothing of the worker's
+		ExtraFiles:  []*os.File{theirLine, plan, b.host.launcher, b.host.launcher},
 		SysProcAttr: b.attributes(),
 	}
 	if b.users != 0 {
-		cmd.ExtraFiles = append(cmd.ExtraFiles, b.host.users.file)
+		cmd.ExtraFiles[3] = b.host.users.file // so that they are ours as long as the box lives
+	}
+	if b.spec.Network != nil {
+		exits, theirs, err := netns.Socket()
+		if err != nil {
+			return nil, err
+		}
+		b.exitsSock = exits
+		defer theirs.Close()
+		cmd.ExtraFiles = append(cmd.ExtraFiles, theirs)
+		cmd.Args = append(cmd.Args, boxinit.TakesExits)
 	}
 	if b.stdio, err = sandbox.NewStdio(cmd); err != nil {
 		return nil, err
@@ -278,7 +281,6 @@ func (b *box) planFile(cpus int) (*os.File, error) {
 func (b *box) attend(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { b.end(sandbox.CauseStopped, "") })()
 	err := b.converse()
-	b.exitsSock.Close()
 	if err != nil && ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -291,6 +293,7 @@ func (b *box) converse() error {
 	}
 	if b.spec.Network != nil {
 		exits, err := netns.Receive(b.exitsSock)
+		b.exitsSock.Close()
 		if err != nil {
 			return b.reason(err)
 		}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"syscall"
 	"unsafe"
@@ -21,17 +22,25 @@ import (
 )
 
 // Role is the first argument of a process that is to become a box, after the name
-// [netns.LauncherName]. The second is for people and for [netns]-like sweeps: it says
-// whose box it is.
-const Role = "box"
+// [netns.LauncherName]. The second is the driver's, to know the process by. The third is
+// [TakesExits] if there is somebody to take the exits of its network.
+const (
+	Role       = "box"
+	TakesExits = "exits"
+)
 
 // The descriptors that the process is started with, after its standard streams.
 const (
 	fdLine  = 3 + iota // a [Line]
 	fdPlan             // a file with the [Plan] in JSON
-	fdExits            // a socket to send the exits by
 	fdSelf             // this executable, for who can find it under no name
+	fdHold             // whatever the driver wants to be held open as long as the box lives
+	fdExits            // a socket to send the exits by, if somebody takes them
 )
+
+// Env is the environment of the process. Without it, Go finds out at its start how many
+// CPUs the control groups leave it, which takes as long as anything here.
+var Env = []string{"GOMAXPROCS=2"}
 
 // SelfPath is the path that the process is started by.
 var SelfPath = fmt.Sprintf("/proc/self/fd/%d", fdSelf)
@@ -45,11 +54,12 @@ func RunIfRole() {
 	// A process of a few milliseconds' work, and then of none: what the collector would
 	// need threads for, which a box may have no room for, is not worth it.
 	debug.SetGCPercent(-1)
-	for fd := fdLine; fd <= fdSelf; fd++ {
-		unix.CloseOnExec(fd)
+	if err := unix.CloseRange(fdLine, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		fmt.Fprintln(os.Stderr, "keep descriptors from the box:", err)
+		os.Exit(1)
 	}
 	unix.Close(fdSelf)
-	b := &box{line: Line{os.NewFile(fdLine, "line to the driver")}}
+	b := &box{exits: slices.Contains(os.Args, TakesExits), line: Line{os.NewFile(fdLine, "line to the driver")}}
 	status, err := b.become()
 	if err != nil {
 		_ = b.line.Send(Failed, err.Error()) // a driver that is gone needs no telling
@@ -60,12 +70,16 @@ func RunIfRole() {
 }
 
 type box struct {
-	line Line
-	plan Plan
+	exits bool // there is somebody to take them
+	line  Line
+	plan  Plan
 }
 
 // become makes the box, runs its command, and returns how that ended.
 func (b *box) become() (syscall.WaitStatus, error) {
+	// What takes the longest, beside the rest.
+	network := make(chan error, 1)
+	go func() { network <- b.connect() }()
 	if err := json.NewDecoder(os.NewFile(fdPlan, "plan")).Decode(&b.plan); err != nil {
 		return 0, fmt.Errorf("read the plan of the box: %w", err)
 	}
@@ -73,8 +87,6 @@ func (b *box) become() (syscall.WaitStatus, error) {
 	if err := b.settle(); err != nil {
 		return 0, err
 	}
-	network := make(chan error, 1)
-	go func() { network <- b.connect() }()
 	_, _, mounts, err := b.expect(Mounts)
 	if err != nil {
 		return 0, err
@@ -137,16 +149,16 @@ func (b *box) settle() error {
 	return nil
 }
 
-// connect makes the box's network what the plan says: with the exits as the only ways
-// out, or with none.
+// connect makes the box's network one with the exits as the only ways out, if there is
+// somebody to take them, or with none.
 func (b *box) connect() error {
+	if !b.exits {
+		return raiseLoopback()
+	}
 	exits := os.NewFile(fdExits, "exits")
 	defer exits.Close()
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if !b.plan.Network {
-		return raiseLoopback()
-	}
 	made, err := netns.Jail()
 	if err != nil {
 		return errors.Join(err, netns.SendError(exits, err))

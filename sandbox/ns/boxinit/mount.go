@@ -39,17 +39,3 @@ func attach(fd int, target string) error {
 	}
 	return nil
 }
-
-// bind shows at target what is at source, both in the box.
-func bind(source, target string, more uint64) error {
-	fd, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
-	if err != nil {
-		return fmt.Errorf("mount %s: %w", source, err)
-	}
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC | more}
-	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
-		unix.Close(fd)
-		return fmt.Errorf("restrict the mount of %s: %w", source, err)
-	}
-	return attach(fd, target)
-}

@@ -27,7 +27,6 @@ type Plan struct {
 	Hostname string
 	Root     Root
 	Limits   Limits
-	Network  bool // make the exits and send them
 	Filter   lockdown.Filter
 	Landlock lockdown.Landlock
 }
@@ -41,11 +40,13 @@ type Root struct {
 	// ones first.
 	Layers []Mount
 
-	Texts  map[string]string // files that only the box's root could write, and what they hold
-	Mounts []Mount           // in this order, over all that
-	Shared int64             // size of /dev/shm, in bytes
-	Bare   []string          // device nodes of the host, by their paths, in /dev as there
-	Covers map[string]string // from files in the box to files in the box that are seen in their place
+	Mounts  []Mount  // in this order, over the layers
+	Devices []string // device nodes, the same in the box as on the host
+	Shared  int64    // size of /dev/shm, in bytes
+
+	// Texts are what the box sees as /proc/meminfo, /proc/cpuinfo and, in as many files
+	// as there are, /sys: by the names meminfo, cpuinfo and sys/….
+	Texts map[string]string
 }
 
 // A Mount is something of the host's that the box sees.

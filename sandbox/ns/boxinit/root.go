@@ -4,11 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path"
-	"path/filepath"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -33,15 +30,11 @@ func (b *box) makeRoot(sent []int) error {
 	if err != nil {
 		return err
 	}
-	devices := make(map[string]int)
-	for _, device := range r.Bare {
-		fd, err := unix.OpenTree(unix.AT_FDCWD, device, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
-		if err != nil {
-			return fmt.Errorf("mount %s: %w", device, err)
-		}
-		devices[device] = fd
+	host, err := openPlace("/")
+	if err != nil {
+		return err
 	}
-
+	defer host.close()
 	size := fmt.Sprintf("size=%d,nr_inodes=%d,mode=755", r.Size, r.Files)
 	if err := unix.Mount("scratch", stage, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, size); err != nil {
 		return fmt.Errorf("make scratch space: %w", err)
@@ -49,39 +42,65 @@ func (b *box) makeRoot(sent []int) error {
 	if err := unix.Chdir(stage); err != nil {
 		return err
 	}
-	if err := overlay(mounts[:len(r.Layers)]); err != nil {
-		return err
-	}
-	mounts = mounts[len(r.Layers):]
-	if err := unix.PivotRoot(".", "."); err != nil {
-		return fmt.Errorf("change the root: %w", err)
-	}
 	if err := b.furnish(); err != nil {
 		return err
 	}
-	// The kernel lets a box have a /proc only while it can see that of the host.
-	if err := makeProc(); err != nil {
+	store, err := openPlace(furniture)
+	if err != nil {
 		return err
 	}
-	if err := makeDev(devices, r.Shared); err != nil {
+	defer store.close()
+	if err := overlay(mounts[:len(r.Layers)]); err != nil {
 		return err
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("change the root: %w", err)
+	}
+	// The kernel lets a box have a /proc only while it can see that of the host.
+	if err := makeProc(store); err != nil {
+		return err
+	}
+	if err := makeDev(host, r); err != nil {
+		return err
+	}
+	for name, target := range map[string]string{"meminfo": "/proc/meminfo", "cpuinfo": "/proc/cpuinfo", "sys": "/sys"} {
+		if err := store.show(name, target); err != nil {
+			return err
+		}
 	}
 	for i, m := range r.Mounts {
 		if err := makePlace(m); err != nil {
 			return err
 		}
-		if err := attach(mounts[i], m.Target); err != nil {
-			return err
-		}
-	}
-	for target, source := range r.Covers {
-		if err := bind(source, target, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NODEV); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := attach(mounts[len(r.Layers)+i], m.Target); err != nil {
 			return err
 		}
 	}
 	// The host's root lies over ours, which the working directory still is.
 	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
 		return fmt.Errorf("leave the host's root: %w", err)
+	}
+	return nil
+}
+
+// A place is a directory that is left behind with the host's root, but from which
+// things can still be shown in the box.
+type place struct{ fd int }
+
+func openPlace(name string) (place, error) {
+	fd, err := unix.Open(name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return place{}, fmt.Errorf("open %s: %w", name, err)
+	}
+	return place{fd}, nil
+}
+
+func (p place) close() { unix.Close(p.fd) }
+
+// show shows at target in the box what the place has under a name.
+func (p place) show(name, target string) error {
+	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d/%s", p.fd, name), target, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("show %s as %s: %w", name, target, err)
 	}
 	return nil
 }
@@ -132,46 +151,50 @@ func overlay(layers []int) error {
 	return unix.Chdir("root")
 }
 
-// furnish makes the files of the root.
+// furniture is a directory beside the root, for the files and directories that are shown
+// in the box in place of others. Only the box's root could write there, and there is
+// none; what an ordinary user changes there is seen in that box alone.
+const furniture = "furniture"
+
+// furnish makes them, and in the working directory.
 func (b *box) furnish() error {
 	unix.Umask(0)
-	if err := os.MkdirAll(emptyDir, 0o555); err != nil {
-		return err
-	}
-	if err := os.WriteFile(emptyFile, nil, 0o444); err != nil {
-		return err
+	for _, dir := range []string{furniture, furniture + "/nowhere", furniture + "/sys"} {
+		if err := unix.Mkdir(dir, 0o555); err != nil {
+			return err
+		}
 	}
 	for name, text := range b.plan.Root.Texts {
-		if err := os.MkdirAll(path.Dir(name), 0o755); err != nil {
+		name = furniture + "/" + name
+		if err := os.MkdirAll(path.Dir(name), 0o555); err != nil {
 			return err
 		}
 		if err := os.WriteFile(name, []byte(text), 0o444); err != nil {
 			return err
 		}
 	}
-	return nil
+	return os.WriteFile(furniture+"/nothing", nil, 0o444)
 }
 
 // makePlace makes what a mount is put over, unless there is something.
 func makePlace(m Mount) error {
-	if _, err := os.Lstat(m.Target); err == nil {
-		return nil
+	make := func() error {
+		if m.File {
+			return unix.Mknod(m.Target, unix.S_IFREG|0o444, 0)
+		}
+		return unix.Mkdir(m.Target, 0o755)
 	}
-	dir := m.Target
-	if m.File {
-		dir = path.Dir(m.Target)
+	err := make()
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = os.MkdirAll(path.Dir(m.Target), 0o755); err == nil {
+			err = make()
+		}
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	// What is there may be read-only.
+	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("make room for %s: %w", m.Target, err)
 	}
-	if !m.File {
-		return nil
-	}
-	fd, err := unix.Open(m.Target, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o444)
-	if err != nil {
-		return fmt.Errorf("make room for %s: %w", m.Target, err)
-	}
-	return unix.Close(fd)
+	return nil
 }
 
 // What of /proc tells of the host rather than of the box, or reaches into it.
@@ -184,16 +207,21 @@ var (
 	procReadOnly = []string{"sys"}
 )
 
-func makeProc() error {
-	if err := os.MkdirAll("/proc", 0o555); err != nil {
+func makeProc(store place) error {
+	if err := makeDir("/proc"); err != nil {
 		return err
 	}
-	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	if err := unix.Mount("proc", "/proc", "proc", flags, ""); err != nil {
 		return fmt.Errorf("mount /proc: %w", err)
 	}
 	for _, name := range procReadOnly {
-		if err := bind("/proc/"+name, "/proc/"+name, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NODEV); err != nil {
-			return err
+		name = "/proc/" + name
+		if err := unix.Mount(name, name, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("mount %s: %w", name, err)
+		}
+		if err := unix.Mount("", name, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|flags, ""); err != nil {
+			return fmt.Errorf("make %s read-only: %w", name, err)
 		}
 	}
 	for _, name := range procHidden {
@@ -202,38 +230,29 @@ func makeProc() error {
 		if err := unix.Lstat(name, &stat); err != nil {
 			continue // this kernel has none
 		}
-		var err error
+		empty := "nothing"
 		if stat.Mode&unix.S_IFMT == unix.S_IFDIR {
-			err = bind(emptyDir, name, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NODEV)
-		} else {
-			err = bind(emptyFile, name, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NODEV)
+			empty = "nowhere"
 		}
-		if err != nil {
-			return fmt.Errorf("hide %s: %w", name, err)
+		if err := store.show(empty, name); err != nil {
+			return err
 		}
 	}
-	return nil
+	return makeDir("/sys")
 }
 
-// What is seen in the box in place of what is hidden. Only the box's root could write
-// there, and there is none.
-const (
-	emptyFile = "/.bailey/nothing"
-	emptyDir  = "/.bailey/nowhere"
-)
-
-func makeDev(devices map[string]int, shared int64) error {
-	if err := os.MkdirAll("/dev", 0o755); err != nil {
+func makeDev(host place, r Root) error {
+	if err := makeDir("/dev"); err != nil {
 		return err
 	}
 	if err := unix.Mount("dev", "/dev", "tmpfs", unix.MS_NOSUID|unix.MS_NOEXEC, "size=65536,nr_inodes=128,mode=755"); err != nil {
 		return fmt.Errorf("mount /dev: %w", err)
 	}
-	for _, name := range slices.Sorted(maps.Keys(devices)) {
-		if err := makePlace(Mount{Target: filepath.Clean(name), File: true}); err != nil {
+	for _, device := range r.Devices {
+		if err := makePlace(Mount{Target: device, File: true}); err != nil {
 			return err
 		}
-		if err := attach(devices[name], name); err != nil {
+		if err := host.show(device, device); err != nil {
 			return err
 		}
 	}
@@ -247,7 +266,7 @@ func makeDev(devices map[string]int, shared int64) error {
 	}
 	for _, m := range []struct{ kind, target, options string }{
 		{"devpts", "/dev/pts", "newinstance,ptmxmode=0666,mode=0620"},
-		{"tmpfs", "/dev/shm", fmt.Sprintf("size=%d,nr_inodes=%d,mode=1777", shared, shared/4096)},
+		{"tmpfs", "/dev/shm", fmt.Sprintf("size=%d,nr_inodes=%d,mode=1777", r.Shared, r.Shared/4096)},
 	} {
 		if err := unix.Mkdir(m.target, 0o755); err != nil {
 			return err
@@ -257,5 +276,16 @@ func makeDev(devices map[string]int, shared int64) error {
 		}
 	}
 	// Nothing is written there but to the devices.
-	return unix.MountSetattr(unix.AT_FDCWD, "/dev", 0, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+	if err := unix.Mount("", "/dev", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("make /dev read-only: %w", err)
+	}
+	return nil
+}
+
+// makeDir makes a directory of the box's, unless its image has it.
+func makeDir(name string) error {
+	if err := unix.Mkdir(name, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("make %s: %w", name, err)
+	}
+	return nil
 }
