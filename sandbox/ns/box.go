@@ -37,7 +37,6 @@ type box struct {
 	ended chan struct{} // closed when all of the box is gone
 	exit  sandbox.Exit  // written before ended is closed
 
-	marks    string
 	freezing sync.Mutex // held while the box is frozen or thawed
 
 	mu     sync.Mutex
