@@ -3,7 +3,9 @@ package egress
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -79,6 +81,11 @@ func (h Host) String() string {
 		return h.addr.String()
 	}
 	return h.name
+}
+
+// JoinPort is the host and a port as they are written together.
+func (h Host) JoinPort(port uint16) string {
+	return net.JoinHostPort(h.String(), strconv.Itoa(int(port)))
 }
 
 // literal reads an address in its usual notation.

@@ -162,26 +162,28 @@ func (r *Rules) Connect(h Host, port uint16) (Access, Verdict) {
 			}
 		}
 	}
+	if verdict.Allow {
+		return access, verdict
+	}
+	at := h.JoinPort(port)
 	addr, isAddr := h.Addr()
 	class := Public
 	if isAddr {
 		class = ClassOf(addr)
 	}
 	switch {
-	case verdict.Allow:
-		return access, verdict
 	case port == 0 || h.IsZero():
-		return access, deny(DefaultRule, "%s:%d is no destination", h, port)
+		return access, deny(DefaultRule, "%s is no destination", at)
 	case r.unrestricted && class == Public && !localName(h.name):
 		return Access{TCP: true}, Verdict{Allow: true, Rule: UnrestrictedRule}
 	case len(rules) > 0:
-		return access, deny(DefaultRule, "%s:%d is blocked by the network policy: %s is allowed, but not on port %d", h, port, h, port)
+		return access, deny(DefaultRule, "%s is blocked by the network policy: %s is allowed, but not on port %d", at, h, port)
 	case class != Public:
-		return access, deny(string(class), "%s:%d is blocked by the network policy: it is a %s address, and no rule names it", h, port, class)
+		return access, deny(string(class), "%s is blocked by the network policy: it is a %s address, and no rule names it", at, class)
 	case isAddr:
-		return access, deny(DefaultRule, "%s:%d is blocked by the network policy: no rule allows this address; connect by name to what is allowed by name", h, port)
+		return access, deny(DefaultRule, "%s is blocked by the network policy: no rule allows this address; connect by name to what is allowed by name", at)
 	}
-	return access, deny(DefaultRule, "%s:%d is blocked by the network policy: no rule allows it", h, port)
+	return access, deny(DefaultRule, "%s is blocked by the network policy: no rule allows it", at)
 }
 
 // Dial decides on the address that is about to be dialled for a host that [Rules.Connect]
@@ -206,7 +208,7 @@ func (r *Rules) Dial(h Host, to netip.AddrPort) Verdict {
 	}
 	// The address itself is not told: what a private name leads to is not the box's
 	// business.
-	return deny(string(class), "%s:%d is blocked by the network policy: the name leads to a %s address, and no rule names that", h, to.Port(), class)
+	return deny(string(class), "%s is blocked by the network policy: the name leads to a %s address, and no rule names that", h.JoinPort(to.Port()), class)
 }
 
 // A Request is an HTTP request, as far as rules look at it.
@@ -255,7 +257,7 @@ func (r *Rules) Request(q Request) Verdict {
 	if q.TLS {
 		scheme = "https"
 	}
-	what := fmt.Sprintf("%s %s://%s:%d%.200s", q.Method, scheme, q.Host, q.Port, q.Path)
+	what := fmt.Sprintf("%s %s://%s%.200s", q.Method, scheme, q.Host.JoinPort(q.Port), q.Path)
 	addr, isAddr := q.Host.Addr()
 	switch {
 	case unclear != nil:

@@ -50,7 +50,7 @@ const (
 func (d Decision) Target() string {
 	target := d.Host
 	if d.Port != 0 {
-		target = net.JoinHostPort(d.Host, strconv.Itoa(int(d.Port)))
+		target = d.place()
 	}
 	if d.Method != "" {
 		target = d.Method + " " + d.Protocol + "://" + target + d.Path
@@ -60,6 +60,9 @@ func (d Decision) Target() string {
 	}
 	return target
 }
+
+// place is the host and port as people write them.
+func (d Decision) place() string { return net.JoinHostPort(d.Host, strconv.Itoa(int(d.Port))) }
 
 // A Denial is something that was refused, or that was allowed and could not be reached,
 // to be shown to the model beside what its tool returned.

@@ -259,7 +259,7 @@ func (u *use) stray(placeholder string) error {
 			d.Credential = c.name
 		}
 	}
-	d.Reason = fmt.Sprintf("%s is a credential that may not be sent to %s:%d", d.Credential, d.Host, d.Port)
+	d.Reason = fmt.Sprintf("%s is a credential that may not be sent to %s", d.Credential, d.place())
 	if !u.guest.tls {
 		d.Reason += " without TLS"
 	}
@@ -275,7 +275,7 @@ func (u *use) left(c *credential) {
 	u.reported[c.name] = true
 	d := u.request
 	d.Rule, d.Credential = egress.DefaultRule, c.name
-	d.Reason = fmt.Sprintf("credential %s is not put into this part of a request to %s:%d: the placeholder was sent as it is", c.name, d.Host, d.Port)
+	d.Reason = fmt.Sprintf("credential %s is not put into this part of a request to %s: the placeholder was sent as it is", c.name, d.place())
 	u.guest.link.jail.refuse(d)
 }
 

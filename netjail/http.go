@@ -118,7 +118,7 @@ func (l *link) judged(g *guest, open bool) {
 	conn, err := g.open()
 	if err != nil {
 		if j.ctx.Err() == nil && !l.wasCut() {
-			j.tell(l.d.Call, fmt.Sprintf("%s:%d: TLS with the box failed: %v; its programs must trust the certificates in %s", l.host, l.port, err, BundlePath))
+			j.tell(l.d.Call, fmt.Sprintf("%s: TLS with the box failed: %v; its programs must trust the certificates in %s", l.at(), err, BundlePath))
 		}
 		_ = g.Close()
 	} else if !j.guests.hand(conn) {
@@ -254,7 +254,7 @@ func (g *guest) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	out := r.Clone(ctx)
-	out.URL.Scheme, out.URL.Host = g.scheme(), net.JoinHostPort(l.host.String(), strconv.Itoa(int(l.port)))
+	out.URL.Scheme, out.URL.Host = g.scheme(), l.at()
 	out.Host = g.authority()
 	out.Trailer = r.Trailer
 	out.Header.Del("Host")
@@ -324,7 +324,7 @@ func (g *guest) refuseRequest(err error) {
 	j, l := g.link.jail, g.link
 	d := j.decision(ActionRequest)
 	d.Host, d.Port, d.Protocol, d.Rule = l.host.String(), l.port, g.scheme(), l.rule
-	d.Reason = fmt.Sprintf("a request to %s:%d was refused: %v", l.host, l.port, err)
+	d.Reason = fmt.Sprintf("a request to %s was refused: %v", l.at(), err)
 	j.refuse(d)
 }
 
@@ -352,7 +352,7 @@ func (g *guest) failed(w http.ResponseWriter, r *http.Request, err error) {
 		if errors.As(err, &authority) || errors.As(err, &hostname) {
 			reason += " (certificates of hosts whose TLS is opened are verified outside the box, against the worker's roots)"
 		}
-		reason = fmt.Sprintf("%s:%d is allowed by the network policy, but could not be reached: %s", l.host, l.port, reason)
+		reason = fmt.Sprintf("%s is allowed by the network policy, but could not be reached: %s", l.at(), reason)
 		j.tell(l.d.Call, reason)
 		g.answer(w, http.StatusBadGateway, reason)
 	}

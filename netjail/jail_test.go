@@ -519,3 +519,26 @@ func TestTLSIsPassedOnUnopened(t *testing.T) {
 	}
 	client.Close()
 }
+
+func TestABoxWithANetworkCard(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	s := new(site)
+	addr := w.host("web.example", s)
+	w.serve(addr, 5432, greeter("postgres"))
+	b := w.pairedBox(netjail.Options{Policy: limited(egress.Rule{Hosts: []string{"web.example"}, Ports: ports(80, 443, 5432)})})
+	if line, err := b.hears("web.example", 5432); line != "postgres\n" {
+		t.Errorf("heard %q, %v", line, err)
+	}
+	if r, body := b.fetch(b.client(), "GET", "http://web.example/", ""); r.StatusCode != 200 || body != "hello" {
+		t.Errorf("%d %s", r.StatusCode, body)
+	}
+	for _, addr := range []string{"169.254.169.254:80", "8.8.8.8:443", "[2606:4700::1]:443", "[fd00:ec2::254]:80"} {
+		conn, err := b.dial(addr)
+		refused(t, addr, conn, err)
+	}
+	b.denied("[fd00:ec2::254]:80 is blocked")
+	if m, err := b.ask("8.8.8.8:53", question("denied.example", dnsmessage.TypeA)); err != nil || m.RCode != dnsmessage.RCodeRefused {
+		t.Errorf("%v, %v", m, err)
+	}
+}

@@ -371,8 +371,33 @@ func until(t testing.TB, what string, cond func() bool) {
 	}
 }
 
-// box starts a box.
+// box starts a box whose own namespace has the exits.
 func (w *world) box(o netjail.Options) *box {
+	w.t.Helper()
+	return w.start(o, func() (sandbox.Exits, error) {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return sandbox.Exits{}, err
+		}
+		return netns.Jail()
+	})
+}
+
+// pairedBox starts a box that has a network card, with the exits at the other end of its
+// cable.
+func (w *world) pairedBox(o netjail.Options) *box {
+	w.t.Helper()
+	return w.start(o, func() (sandbox.Exits, error) {
+		file, exits, err := netns.Pair()
+		if err != nil {
+			return exits, err
+		}
+		defer file.Close()
+		return exits, unix.Setns(int(file.Fd()), unix.CLONE_NEWNET)
+	})
+}
+
+// start starts a box on a thread that enters it.
+func (w *world) start(o netjail.Options, enter func() (sandbox.Exits, error)) *box {
 	w.t.Helper()
 	b := &box{t: w.t, do: make(chan func())}
 	o.Box, o.Record, o.Dialer, o.Roots = "box1", b.record, &egress.Dialer{Resolver: w, Timeout: 5 * time.Second}, w.roots
@@ -380,10 +405,8 @@ func (w *world) box(o netjail.Options) *box {
 	go func() {
 		// Never unlocked: the thread ends with the goroutine, and the namespace with it.
 		runtime.LockOSThread()
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			b.exits, err = netns.Jail()
-		}
+		var err error
+		b.exits, err = enter()
 		ready <- err
 		for f := range b.do {
 			f()

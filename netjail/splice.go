@@ -60,10 +60,10 @@ func (j *Jail) watch() error {
 			switch {
 			case err != nil: // it is closed
 			case quiet >= j.limits.Idle:
-				j.limit("idle", fmt.Sprintf("the connection to %s:%d was cut, as nothing was sent on it for %s", l.host, l.port, j.limits.Idle))
+				j.limit("idle", fmt.Sprintf("the connection to %s was cut, as nothing was sent on it for %s", l.at(), j.limits.Idle))
 				l.cut()
 			case time.Since(l.opened) >= j.limits.Total:
-				j.limit("total", fmt.Sprintf("the connection to %s:%d was cut, as it was open for %s", l.host, l.port, j.limits.Total))
+				j.limit("total", fmt.Sprintf("the connection to %s was cut, as it was open for %s", l.at(), j.limits.Total))
 				l.cut()
 			}
 		}

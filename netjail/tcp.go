@@ -239,7 +239,7 @@ func spoken(a egress.Access) string {
 func (l *link) blocked(format string, args ...any) egress.Verdict {
 	return egress.Verdict{
 		Rule:   l.rule,
-		Reason: fmt.Sprintf("%s:%d is blocked by the network policy: ", l.host, l.port) + fmt.Sprintf(format, args...),
+		Reason: fmt.Sprintf("%s is blocked by the network policy: ", l.at()) + fmt.Sprintf(format, args...),
 	}
 }
 
@@ -259,6 +259,9 @@ func (l *link) cut() {
 		reset(l.upstream)
 	}
 }
+
+// at is where the connection goes, as people write it.
+func (l *link) at() string { return l.host.JoinPort(l.port) }
 
 // wasCut reports whether cut was called.
 func (l *link) wasCut() bool {
@@ -341,7 +344,7 @@ func (l *link) unreachable(err error) {
 		return
 	}
 	if l.jail.ctx.Err() == nil {
-		l.jail.tell(l.d.Call, fmt.Sprintf("%s:%d is allowed by the network policy, but could not be reached: %v", l.host, l.port, plain(err)))
+		l.jail.tell(l.d.Call, fmt.Sprintf("%s is allowed by the network policy, but could not be reached: %v", l.at(), plain(err)))
 	}
 	reset(l.conn)
 }
