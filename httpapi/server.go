@@ -226,6 +226,8 @@ func (s *Server) serve(hw http.ResponseWriter, hr *http.Request, rt *route, err 
 	var out any
 	if err == nil {
 		out, err = s.call(w, hr, rt, rec)
+	}
+	if err == nil {
 		rec.made = madeBy(out)
 	}
 	if err == nil && !w.began() {
