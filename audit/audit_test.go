@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -503,6 +504,71 @@ func TestDiskFull(t *testing.T) {
 	}
 }
 
+// TestDiskFullOfItsOwn fills a small file system that only a process of its own
+// sees, with the log on it or with a required copy on it.
+func TestDiskFullOfItsOwn(t *testing.T) {
+	t.Parallel()
+	if dir := os.Getenv("AUDIT_TMPFS"); dir != "" {
+		fillTmpfs(t, dir)
+		return
+	}
+	if os.Getuid() != 0 {
+		t.Skip("mounting a small file system takes root")
+	}
+	dir := t.TempDir()
+	cmd := exec.Command(os.Args[0], "-test.run=^TestDiskFullOfItsOwn$", "-test.v")
+	cmd.Env = append(os.Environ(), "AUDIT_TMPFS="+dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+func fillTmpfs(t *testing.T, dir string) {
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=96k"); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "audit.jsonl")
+	l := open(t, path, Options{})
+	fill(t, l, dir)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := VerifyFile(path)
+	if err != nil || !s.Complete {
+		t.Errorf("VerifyFile: %+v, %v", s, err)
+	}
+}
+
+// fill appends until the disk under dir is full, wants refusals until there is room
+// again, and records from then on.
+func fill(t *testing.T, l *Log, dir string) {
+	t.Helper()
+	filler := filepath.Join(dir, "filler")
+	if err := os.WriteFile(filler, bytes.Repeat([]byte{1}, 32<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	taken := 0
+	for ; err == nil && taken < 1000; taken++ {
+		err = l.Append(call(taken))
+	}
+	if !errors.Is(err, syscall.ENOSPC) || taken < 10 {
+		t.Fatalf("after %d records: %v", taken, err)
+	}
+	for range 50 {
+		if l.Append(call(0)) == nil {
+			t.Fatal("a record was taken on a full disk")
+		}
+	}
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Append(call(0)); err != nil {
+		t.Errorf("with room again: %v", err)
+	}
+}
+
 func fillToLimit(t *testing.T, path string) {
 	l := open(t, path, Options{})
 	var old syscall.Rlimit
@@ -542,35 +608,69 @@ func TestKeyStaysSecret(t *testing.T) {
 func FuzzVerify(f *testing.F) {
 	dir := f.TempDir()
 	path := filepath.Join(dir, "audit.jsonl")
-	l, err := Open(path, Options{Clock: tick()})
+	l, err := Open(path, Options{Clock: tick(), CheckpointRecords: 3, SegmentAge: 6 * time.Second})
 	if err != nil {
 		f.Fatal(err)
 	}
-	for i := range 3 {
+	for i := range 6 {
 		if err := l.Append(call(i)); err != nil {
 			f.Fatal(err)
 		}
 	}
-	key := l.key
+	if err := l.Hold("a", Hold{ID: "h", Sessions: []string{"sesn_1"}}); err != nil {
+		f.Fatal(err)
+	}
+	key, public := l.key, l.signer.public()
+	held, err := l.Checkpoint()
+	if err != nil {
+		f.Fatal(err)
+	}
 	l.Close()
-	log, _ := os.ReadFile(path)
+	segments, err := OpenSegments(path)
+	if err != nil {
+		f.Fatal(err)
+	}
+	log, err := io.ReadAll(segments)
+	segments.Close()
+	if err != nil {
+		f.Fatal(err)
+	}
 	head, _ := os.ReadFile(headPath(path))
-	f.Add(log, head)
-	f.Add(log[:len(log)/2], head)
-	f.Add([]byte{}, []byte{})
-	f.Add([]byte("\n\n"), head[:10])
-	f.Fuzz(func(t *testing.T, b, h []byte) {
-		s, err := Verify(bytes.NewReader(b), Evidence{Key: &key, Head: h})
-		if err != nil {
-			t.Fatal(err)
+	f.Add(log, head, held.file())
+	f.Add(log[:len(log)/2], head, held.file())
+	f.Add(log[bytes.LastIndex(log, []byte(`"action":"audit.segment"`))-60:], head, []byte{})
+	f.Add([]byte{}, []byte{}, []byte("{}"))
+	f.Add([]byte("\n\n"), head[:10], held.file()[:20])
+	f.Fuzz(func(t *testing.T, b, h, c []byte) {
+		var checkpoints []Checkpoint
+		if cp, err := ParseCheckpoint(c); err == nil {
+			checkpoints = append(checkpoints, cp)
+			if cp.SignedBy(public) && (cp.Count > held.Count || cp.Log != held.Log) {
+				t.Errorf("forged checkpoint %+v", cp)
+			}
 		}
-		// Only the owner of the key can write a line, so whatever verifies must
-		// begin as the log it was made from.
-		if s.Intact && !bytes.HasPrefix(log, b) {
-			t.Errorf("forged log verifies: %q", b)
+		for _, e := range []Evidence{{Key: &key, Head: h}, {Key: &key, Public: public, Checkpoints: checkpoints}, {Public: public, Checkpoints: checkpoints}} {
+			s, err := Verify(bytes.NewReader(b), e)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Only the owner of a key can write a line, or sign for one, so whatever
+			// is proven is a part of the log that the keys made.
+			if s.Intact && s.Proven > 0 {
+				proven := b
+				if s.Proven < s.LastSeq {
+					// A checkpoint's own line says no more than its signature.
+					proven = b[:bytes.Index(b, fmt.Appendf(nil, `{"seq":%d,`, s.Proven+1))]
+				}
+				if len(s.Removed)+len(s.Missing) == 0 && !bytes.HasPrefix(log, proven) {
+					t.Errorf("forged log verifies: %q", proven)
+				}
+			}
+			if s.Complete && (s.Problem != "" || s.BadRecord != 0 || !s.Intact || len(s.Missing) > 0) || s.Intact && s.Proven == 0 && s.Records > 0 {
+				t.Errorf("contradictory summary %+v", s)
+			}
 		}
-		if s.Complete && (s.Problem != "" || s.BadRecord != 0 || !s.Intact) {
-			t.Errorf("contradictory summary %+v", s)
+		for range Entries(bytes.NewReader(b), Filter{}) {
 		}
 	})
 }

@@ -1,11 +1,15 @@
 package audit
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
 	"strconv"
 	"strings"
 	"time"
@@ -163,3 +167,38 @@ func parsePlace(line []byte) (e Entry, problem string) {
 
 // by reports whether the owner of key wrote the line.
 func (p *Entry) by(key Key) bool { return hmac.Equal([]byte(p.MAC), []byte(key.lineMAC(p.Hash))) }
+
+// errLong is a line that is longer than LineMax.
+var errLong = fmt.Errorf("is longer than %d bytes", LineMax)
+
+// eachLine calls do with every line of r, newline included, until it returns
+// false. torn is what follows the last newline. The line is good until the next.
+func eachLine(r io.Reader, do func(line []byte) (more bool)) (torn []byte, err error) {
+	s := bufio.NewScanner(r)
+	s.Buffer(nil, LineMax+1)
+	s.Split(func(data []byte, atEOF bool) (int, []byte, error) {
+		if i := bytes.IndexByte(data, '\n'); i >= 0 {
+			return i + 1, data[:i+1], nil
+		}
+		if atEOF {
+			return len(data), data, bufio.ErrFinalToken
+		}
+		return 0, nil, nil
+	})
+	for s.Scan() {
+		line := s.Bytes()
+		if len(line) == 0 || line[len(line)-1] != '\n' {
+			torn = bytes.Clone(line)
+			break
+		}
+		if !do(line) {
+			return nil, nil
+		}
+	}
+	if err := s.Err(); errors.Is(err, bufio.ErrTooLong) {
+		return nil, errLong
+	} else if err != nil {
+		return nil, fmt.Errorf("read audit log: %w", err)
+	}
+	return torn, nil
+}

@@ -1,7 +1,6 @@
 package audit
 
 import (
-	"bufio"
 	"bytes"
 	"fmt"
 	"io"
@@ -41,28 +40,24 @@ func (f *Filter) Match(e *Entry) bool {
 // is none, with an error; a line that is still being written is not there yet.
 func Entries(log io.Reader, f Filter) iter.Seq2[*Entry, error] {
 	return func(yield func(*Entry, error) bool) {
-		r := bufio.NewReaderSize(log, LineMax)
-		for n := 1; ; n++ {
-			line, err := r.ReadSlice('\n')
-			if err == io.EOF {
-				return
-			}
-			if err != nil {
-				yield(nil, fmt.Errorf("read audit log: line %d: %w", n, err))
-				return
-			}
+		n, stopped := 0, false
+		_, err := eachLine(log, func(line []byte) bool {
+			n++
 			e, problem := parseLine(line)
 			if problem != "" {
+				stopped = true
 				yield(nil, fmt.Errorf("read audit log: line %d %s", n, problem))
-				return
+				return false
 			}
 			if !f.Match(&e) {
-				continue
+				return true
 			}
 			e.Raw = bytes.Clone(line[:len(line)-1])
-			if !yield(&e, nil) {
-				return
-			}
+			stopped = !yield(&e, nil)
+			return !stopped
+		})
+		if err != nil && !stopped {
+			yield(nil, fmt.Errorf("line %d: %w", n+1, err))
 		}
 	}
 }

@@ -1,11 +1,9 @@
 package audit
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -83,22 +81,13 @@ func (h *Hold) covers(s closedSegment) (bool, error) {
 		return false, err
 	}
 	defer f.Close()
-	r := bufio.NewReaderSize(f, LineMax)
-	for {
-		line, err := r.ReadSlice('\n')
-		if err == io.EOF {
-			return false, nil
-		}
-		if err != nil {
-			return false, err
-		}
-		for _, id := range h.Sessions {
-			// Wherever it stands, be it in an attribute or an input that was kept.
-			if bytes.Contains(line, []byte(id)) {
-				return true, nil
-			}
-		}
-	}
+	held := false
+	_, err = eachLine(f, func(line []byte) bool {
+		// Wherever it stands, be it in an attribute or an input that was kept.
+		held = slices.ContainsFunc(h.Sessions, func(id string) bool { return bytes.Contains(line, []byte(id)) })
+		return !held
+	})
+	return held, err
 }
 
 // withHold and withoutHold copy, as segments keep what was in force.

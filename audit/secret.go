@@ -19,7 +19,7 @@ var maskable = []struct {
 	shape *regexp.Regexp
 }{
 	{[]string{"sk-", "sk_"}, regexp.MustCompile(`\bsk[-_](?:[A-Za-z0-9]+[-_]){0,3}[A-Za-z0-9_-]{12,}`)},
-	{[]string{"gh", "glpat-"}, regexp.MustCompile(`\b(?:gh[pousr]_[A-Za-z0-9]{16,}|github_pat_[A-Za-z0-9_]{16,}|glpat-[A-Za-z0-9_-]{16,})`)},
+	{[]string{"gh", "github_pat_", "glpat-"}, regexp.MustCompile(`\b(?:gh[pousr]_[A-Za-z0-9]{16,}|github_pat_[A-Za-z0-9_]{16,}|glpat-[A-Za-z0-9_-]{16,})`)},
 	{[]string{"xox", "npm_", "hf_"}, regexp.MustCompile(`\b(?:xox[a-z]-[A-Za-z0-9-]{10,}|npm_[A-Za-z0-9]{24,}|hf_[A-Za-z0-9]{24,})`)},
 	{[]string{"akia", "asia", "aiza"}, regexp.MustCompile(`\b(?:(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[A-Za-z0-9_-]{30,})`)},
 	{[]string{"eyj"}, regexp.MustCompile(`\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?`)},

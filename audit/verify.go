@@ -1,8 +1,6 @@
 package audit
 
 import (
-	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -167,24 +165,19 @@ func newVerifier(e Evidence) *verifier {
 // scan reads lines until the end or the first bad one. It returns what follows
 // the last line without a newline, and how many bytes are before that.
 func (v *verifier) scan(log io.Reader) (torn []byte, size int64, err error) {
-	r := bufio.NewReaderSize(log, LineMax)
-	for {
-		line, err := r.ReadSlice('\n')
-		switch {
-		case err == io.EOF:
-			return bytes.Clone(line), size, nil
-		case err == bufio.ErrBufferFull:
-			v.fail(v.LastSeq+1, fmt.Sprintf("is longer than %d bytes", LineMax))
-			return nil, size, nil
-		case err != nil:
-			return nil, size, fmt.Errorf("read audit log: %w", err)
-		}
+	torn, err = eachLine(log, func(line []byte) bool {
 		if problem := v.line(line); problem != "" {
 			v.fail(v.LastSeq+1, problem)
-			return nil, size, nil
+			return false
 		}
 		size += int64(len(line))
+		return true
+	})
+	if errors.Is(err, errLong) {
+		v.fail(v.LastSeq+1, errLong.Error())
+		err = nil
 	}
+	return torn, size, err
 }
 
 // fail records the first thing wrong with the lines.
