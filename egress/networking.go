@@ -10,7 +10,12 @@ func Networking(allowedHosts []string, packageManagers bool) Policy {
 	if packageManagers {
 		policy.Presets = []string{"package-managers"}
 	}
+	seen := make(map[string]bool)
 	for _, host := range allowedHosts {
+		if seen[host] {
+			continue
+		}
+		seen[host] = true
 		rule := Rule{Name: "allowed_hosts " + host}
 		if parsed, err := ParseHost(host); err == nil && parsed.addr.IsValid() {
 			rule.CIDRs, rule.Ports = []string{parsed.String()}, []Ports{Port(80), Port(443)}

@@ -389,7 +389,7 @@ func TestPresetsCompile(t *testing.T) {
 // The public API's "*." means names at any depth.
 func TestNetworking(t *testing.T) {
 	t.Parallel()
-	r, err := Networking([]string{"api.example.com", "*.example.org", "192.0.2.7"}, true).Compile()
+	r, err := Networking([]string{"api.example.com", "*.example.org", "192.0.2.7", "api.example.com"}, true).Compile()
 	if err != nil {
 		t.Fatal(err)
 	}

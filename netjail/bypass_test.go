@@ -579,11 +579,15 @@ func TestBypassAuthorityOfAnotherBox(t *testing.T) {
 	one, two := w.box(o), w.box(o)
 	c := one.client()
 	c.Transport.(*http.Transport).TLSClientConfig.RootCAs = two.trusts()
+	c.Transport.(*http.Transport).ForceAttemptHTTP2 = false
 	_, err := c.Get("https://allowed.example/")
 	var unknown x509.UnknownAuthorityError
 	if !errors.As(err, &unknown) {
 		t.Errorf("err = %v", err)
 	}
+	until(t, "the box is told what to trust", func() bool {
+		return slices.ContainsFunc(one.jail.Denials(), func(d netjail.Denial) bool { return strings.Contains(d.Text, "must trust the certificates in") })
+	})
 }
 
 // A proxy in the box, or none, changes nothing: the verdict depends on where a

@@ -247,6 +247,9 @@ func (c *framed) Read(p []byte) (int, error) {
 		return 0, c.refused
 	}
 	n, err := c.Conn.Read(p)
+	if err != nil {
+		c.guest.distrusted(err)
+	}
 	if c.raw.Load() {
 		return n, err
 	}

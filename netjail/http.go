@@ -117,9 +117,7 @@ func (l *link) judged(g *guest, open bool) {
 
 	conn, err := g.open()
 	if err != nil {
-		if j.ctx.Err() == nil && !l.wasCut() {
-			j.tell(l.d.Call, fmt.Sprintf("%s: TLS with the box failed: %v; its programs must trust the certificates in %s", l.at(), err, BundlePath))
-		}
+		g.distrusted(err)
 		_ = g.Close()
 	} else if !j.guests.hand(conn) {
 		_ = g.Close()
@@ -144,6 +142,15 @@ func (g *guest) open() (net.Conn, error) {
 		return g.framed(conn), nil
 	}
 	return g.framed(g), nil
+}
+
+// distrusted tells why TLS with the box failed, where it did: most often a program has
+// authorities of its own to trust.
+func (g *guest) distrusted(err error) {
+	var alert *net.OpError
+	if errors.As(err, &alert) && alert.Op == "remote error" {
+		g.link.jail.tell(g.link.d.Call, fmt.Sprintf("%s: the program in the box broke off TLS: %v; it must trust the certificates in %s", g.link.at(), alert.Err, BundlePath))
+	}
 }
 
 func (g *guest) framed(conn net.Conn) net.Conn {
@@ -368,7 +375,10 @@ func (g *guest) response(r *http.Response) error {
 	// Another address or protocol for the host would not be served.
 	r.Header.Del("Alt-Svc")
 	upgraded := r.StatusCode == http.StatusSwitchingProtocols
-	if upgraded && g.upgrade != nil {
+	if upgraded {
+		if g.upgrade == nil || r.Request.Header.Get("Upgrade") == "" {
+			return errors.New("it changes to another protocol without being asked to")
+		}
 		g.upgrade()
 	}
 	if len(j.state.Load().bound(g.link.host)) == 0 {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -238,5 +239,48 @@ func TestFilesAndEnvironment(t *testing.T) {
 	}
 	if _, err := full.Files("/nonexistent", nil); err == nil {
 		t.Error("files were written nowhere")
+	}
+}
+
+func TestAClosedRangeCutsWhatIsOpenedToo(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	inner := netip.MustParseAddr("10.79.0.1")
+	w.name("intra.example", inner)
+	cert := w.certificate("intra.example")
+	started := make(chan bool, 1)
+	w.web(inner, 443, &cert, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, "part")
+		w.(http.Flusher).Flush()
+		started <- true
+		<-r.Context().Done()
+	}))
+	name := egress.Rule{Name: "name", Hosts: []string{"intra.example"}, Protocol: egress.HTTPS}
+	b := w.box(netjail.Options{Policy: limited(name, egress.Rule{Name: "net", CIDRs: []string{"10.79.0.0/24"}, Ports: ports(443)})})
+	r, err := b.client().Get("https://intra.example/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-started
+	if err := b.jail.SetPolicy(limited(name)); err != nil {
+		t.Fatal(err)
+	}
+	if body, err := io.ReadAll(r.Body); err == nil {
+		t.Errorf("the response went on to its end: %q", body)
+	}
+	if r, body := b.fetch(b.client(), "GET", "https://intra.example/", ""); r.StatusCode != http.StatusForbidden || !strings.Contains(body, "private address") {
+		t.Errorf("%d %s", r.StatusCode, body)
+	}
+}
+
+func TestAHostThatChangesProtocolsUnasked(t *testing.T) {
+	t.Parallel()
+	b, _ := opened(t, upgrader)
+	for _, scheme := range []string{"http", "https"} {
+		c := b.client()
+		c.Transport.(*http.Transport).ForceAttemptHTTP2 = false
+		if r, body := b.fetch(c, "GET", scheme+"://web.example/", ""); r.StatusCode != http.StatusBadGateway {
+			t.Errorf("%d %s", r.StatusCode, body)
+		}
 	}
 }

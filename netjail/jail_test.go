@@ -425,9 +425,6 @@ func TestTheLossOfTheJailIsTold(t *testing.T) {
 
 func TestAPanicLosesTheJailAndNothingElse(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	addr := w.address()
-	w.name("a.example", addr)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -324,6 +324,7 @@ type box struct {
 	jail  *netjail.Jail
 	exits sandbox.Exits
 	do    chan func()
+	ended chan struct{}
 
 	mu        sync.Mutex
 	decisions []netjail.Decision
@@ -399,7 +400,7 @@ func (w *world) pairedBox(o netjail.Options) *box {
 // start starts a box on a thread that enters it.
 func (w *world) start(o netjail.Options, enter func() (sandbox.Exits, error)) *box {
 	w.t.Helper()
-	b := &box{t: w.t, do: make(chan func())}
+	b := &box{t: w.t, do: make(chan func()), ended: make(chan struct{})}
 	o.Box, o.Record, o.Dialer, o.Roots = "box1", b.record, &egress.Dialer{Resolver: w, Timeout: 5 * time.Second}, w.roots
 	ready := make(chan error)
 	go func() {
@@ -408,8 +409,13 @@ func (w *world) start(o netjail.Options, enter func() (sandbox.Exits, error)) *b
 		var err error
 		b.exits, err = enter()
 		ready <- err
-		for f := range b.do {
-			f()
+		for {
+			select {
+			case f := <-b.do:
+				f()
+			case <-b.ended:
+				return
+			}
 		}
 	}()
 	if err := <-ready; err != nil {
@@ -423,7 +429,7 @@ func (w *world) start(o netjail.Options, enter func() (sandbox.Exits, error)) *b
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(func() {
-		close(b.do)
+		close(b.ended)
 		b.exits.Close()
 		<-b.jail.Done()
 		if err := b.jail.Close(); err != nil || b.jail.Err() != nil {
@@ -436,8 +442,11 @@ func (w *world) start(o netjail.Options, enter func() (sandbox.Exits, error)) *b
 // inside runs f on the thread that is in the box.
 func (b *box) inside(f func()) {
 	done := make(chan struct{})
-	b.do <- func() { defer close(done); f() }
-	<-done
+	select {
+	case b.do <- func() { defer close(done); f() }:
+		<-done
+	case <-b.ended:
+	}
 }
 
 const patience = 20 * time.Second
@@ -445,7 +454,7 @@ const patience = 20 * time.Second
 // dial connects from within the box to an address.
 func (b *box) dial(addr string) (*net.TCPConn, error) {
 	var conn net.Conn
-	var err error
+	err := errors.New("the box has ended")
 	b.inside(func() { conn, err = net.DialTimeout("tcp", addr, patience) })
 	if err != nil {
 		return nil, err

@@ -3,7 +3,6 @@ package netjail
 import (
 	"encoding/binary"
 	"net/netip"
-	"slices"
 	"sync"
 
 	"github.com/bailey-platform/bailey/egress"
@@ -27,31 +26,35 @@ type names struct {
 	most int
 
 	mu    sync.Mutex
-	all   []string // in the order of their addresses
-	index map[string]int
+	all   []egress.Host // in the order of their addresses
+	index map[egress.Host]int
 }
 
-func newNames(most int, was []string) *names {
-	n := &names{most: most, index: make(map[string]int)}
+func newNames(most int, was []string) (*names, error) {
+	n := &names{most: most, index: make(map[egress.Host]int)}
 	for _, name := range was {
-		n.index[name] = len(n.all)
-		n.all = append(n.all, name)
+		h, err := egress.ParseHost(name)
+		if err != nil {
+			return nil, err
+		}
+		n.index[h] = len(n.all)
+		n.all = append(n.all, h)
 	}
-	return n
+	return n, nil
 }
 
 // address is the address that stands for a name. It fails when there are too many names.
 func (n *names) address(h egress.Host) (netip.Addr, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	i, ok := n.index[h.Name()]
+	i, ok := n.index[h]
 	if !ok {
 		if len(n.all) >= n.most {
 			return netip.Addr{}, false
 		}
 		i = len(n.all)
-		n.index[h.Name()] = i
-		n.all = append(n.all, h.Name())
+		n.index[h] = i
+		n.all = append(n.all, h)
 	}
 	return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, fakeFirst+uint32(i)))), true
 }
@@ -70,12 +73,15 @@ func (n *names) host(addr netip.Addr) (egress.Host, bool) {
 	if i < 0 || i >= int64(len(n.all)) {
 		return egress.Host{}, false
 	}
-	h, err := egress.ParseHost(n.all[i])
-	return h, err == nil
+	return n.all[i], true
 }
 
 func (n *names) list() []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return slices.Clone(n.all)
+	var list []string
+	for _, h := range n.all {
+		list = append(list, h.Name())
+	}
+	return list
 }

@@ -183,8 +183,12 @@ func New(o Options) (*Jail, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, stop := context.WithCancel(context.Background())
 	limits := o.Limits.defaults()
+	names, err := newNames(limits.Names, was.Names)
+	if err != nil {
+		return nil, fmt.Errorf("state of a jail: %w", err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
 	j := &Jail{
 		box:      o.Box,
 		record:   o.Record,
@@ -195,7 +199,7 @@ func New(o Options) (*Jail, error) {
 		roots:    o.Roots,
 		slots:    make(chan struct{}, limits.Connections),
 		queries:  rate.NewLimiter(rate.Limit(limits.Queries), 4*limits.Queries),
-		names:    newNames(limits.Names, was.Names),
+		names:    names,
 		secrets:  newSecrets(was.Placeholders),
 		ctx:      ctx,
 		stop:     stop,

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -85,7 +86,8 @@ type link struct {
 	opened time.Time
 
 	mu       sync.Mutex
-	upstream *net.TCPConn // once there is one that bytes are passed to as they are
+	led      []netip.AddrPort // the addresses that it was found to lead to
+	upstream *net.TCPConn     // once there is one that bytes are passed to as they are
 	isCut    bool
 }
 
@@ -284,16 +286,11 @@ func (l *link) grant(may func(a egress.Access, bound bool) bool) *grant {
 	}
 }
 
-// reachable reports whether the address that the connection leads to is still allowed.
+// reachable reports whether the addresses that the connection leads to are still allowed.
 func (l *link) reachable(s *state) bool {
 	l.mu.Lock()
-	upstream := l.upstream
-	l.mu.Unlock()
-	if upstream == nil || l.jail.dialer.Proxy != nil {
-		return true
-	}
-	addr, ok := upstream.RemoteAddr().(*net.TCPAddr)
-	return ok && s.rules.Dial(l.host, addr.AddrPort()).Allow
+	defer l.mu.Unlock()
+	return !slices.ContainsFunc(l.led, func(to netip.AddrPort) bool { return !s.rules.Dial(l.host, to).Allow })
 }
 
 // pass connects to the host and passes on what is said, beginning with first, as it is.
@@ -320,8 +317,7 @@ func (l *link) pass(first []byte, may func(a egress.Access, bound bool) bool) {
 	l.upstream = upstream
 	gone := l.isCut
 	l.mu.Unlock()
-	if gone || !g.holds(j.state.Load()) {
-		reset(l.conn)
+	if gone {
 		return
 	}
 	sent, received := splice(l.conn, upstream, first)
@@ -330,10 +326,22 @@ func (l *link) pass(first []byte, may func(a egress.Access, bound bool) bool) {
 
 // dial connects to the host at an address that the policy of this moment allows.
 func (l *link) dial(ctx context.Context) (*net.TCPConn, error) {
-	conn, _, err := l.jail.dialer.Dial(ctx, l.host, l.port, func(to netip.AddrPort) egress.Verdict {
-		return l.jail.state.Load().rules.Dial(l.host, to)
-	})
-	return conn, err
+	judge := func(to netip.AddrPort) egress.Verdict { return l.jail.state.Load().rules.Dial(l.host, to) }
+	conn, to, err := l.jail.dialer.Dial(ctx, l.host, l.port, judge)
+	if err != nil || !to.IsValid() {
+		return conn, err
+	}
+	l.mu.Lock()
+	if !slices.Contains(l.led, to) {
+		l.led = append(l.led, to)
+	}
+	l.mu.Unlock()
+	// A change of policy before it was on the list did not see it.
+	if verdict := judge(to); !verdict.Allow {
+		conn.Close()
+		return nil, &egress.Refused{Verdict: verdict}
+	}
+	return conn, nil
 }
 
 // unreachable ends a connection whose host could not be connected to.
