@@ -52,12 +52,12 @@ func build() (string, error) {
 	if info, err := os.Lstat(dir); err != nil || !info.IsDir() || int(info.Sys().(*syscall.Stat_t).Uid) != os.Geteuid() {
 		return "", fmt.Errorf("%s is not ours (%v)", dir, err)
 	}
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", dir, "./testdata/launcher", "../../tool/agent/boxagent")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", dir, "./testdata/launcher", "./testdata/attacker", "../../tool/agent/boxagent")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w\n%s", err, out)
 	}
-	for _, name := range []string{"", "launcher", "boxagent"} {
+	for _, name := range []string{"", "launcher", "attacker", "boxagent"} {
 		if err := os.Chmod(filepath.Join(dir, name), 0o755); err != nil {
 			return "", err
 		}
