@@ -44,8 +44,11 @@ stdout:                       JSON lines on standard output`
 func Open(text string, stdout io.Writer) (audit.SinkOptions, error) {
 	var none audit.SinkOptions
 	u, err := url.Parse(text)
-	if err != nil || u.User != nil {
-		return none, fmt.Errorf("audit sink %q is not one of:\n%s", name(text), Forms)
+	if err != nil {
+		return none, fmt.Errorf("an audit sink is not one of:\n%s", Forms) // without the text, which may hold anything
+	}
+	if u.User != nil {
+		return none, fmt.Errorf("audit sink %s: its address has no place for a credential; for OTLP there is OTEL_EXPORTER_OTLP_HEADERS", u.Scheme)
 	}
 	q := u.Query()
 	required := q.Get("required") == "true"
