@@ -176,6 +176,17 @@ func TestFrozenBoxDoesNothing(t *testing.T) {
 
 func TestFork(t *testing.T) {
 	t.Parallel()
+	t.Run("with a network", func(t *testing.T) {
+		t.Parallel()
+		fork(t, true)
+	})
+	t.Run("without one at first", func(t *testing.T) {
+		t.Parallel()
+		fork(t, false)
+	})
+}
+
+func fork(t *testing.T, network bool) {
 	driver := newDriver(t)
 	root, image := t.TempDir(), t.TempDir()
 	folder := func(name string) string {
@@ -185,7 +196,15 @@ func TestFork(t *testing.T) {
 		}
 		return dir
 	}
-	original := start(t, driver, spec("original", folder("original")))
+	sp := spec("original", folder("original"))
+	if network {
+		sp.Network = new(exits)
+	}
+	original := start(t, driver, sp)
+	if network {
+		// A connection does not go with it, and is not in the way.
+		original.run(fmt.Sprintf("exec 5<>/dev/tcp/192.0.2.1/%d", keptOpen))
+	}
 	original.run("shell=remembered; echo scratch >/tmp/scratch; cd /tmp; sleep 1000 & echo $RANDOM")
 	checkpointer, ok := original.box.(sandbox.Checkpointer)
 	if !ok {
@@ -219,6 +238,7 @@ func TestFork(t *testing.T) {
 	for i := range 3 {
 		s := spec(fmt.Sprint("clone-", i), folder(fmt.Sprint("clone-", i)))
 		s.Stderr = logWriter{t}
+		s.Network = new(exits)
 		wg.Go(func() {
 			begun := time.Now()
 			box, err := driver.Restore(t.Context(), s, image)
@@ -243,6 +263,9 @@ func TestFork(t *testing.T) {
 				t.Errorf("a clone says %q", got)
 			}
 			t.Logf("restored and answered in %v", time.Since(begun))
+			if got := clone.run("exec 3<>/dev/tcp/192.0.2.7/80 && cat <&3; exec 3>&-"); got != "192.0.2.7:80 <nil>" {
+				t.Errorf("a clone's network says %q", got)
+			}
 			clone.run(fmt.Sprintf("echo %d >/workspace/mine; echo %d >/tmp/mine", i, i))
 			secret := clone.run("head -c 16 /dev/urandom | od -An -tx1; head -c 16 /proc/sys/kernel/random/uuid")
 			mu.Lock()
@@ -264,6 +287,9 @@ func TestFork(t *testing.T) {
 	}
 }
 
+// keptOpen is a port to which connections are not closed.
+const keptOpen = 1
+
 // exits serves the ways out of a box: every connection is told where it was meant to
 // go, every question is its own answer.
 type exits struct {
@@ -284,7 +310,9 @@ func (e *exits) Attach(now sandbox.Exits) error {
 			}
 			addr, err := original(conn)
 			fmt.Fprintln(conn, addr, err)
-			conn.Close()
+			if addr.Port() != keptOpen {
+				conn.Close()
+			}
 		}
 	}()
 	go func() {

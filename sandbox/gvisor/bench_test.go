@@ -1,0 +1,181 @@
+package gvisor_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/sandbox/gvisor"
+	"github.com/bailey-platform/bailey/tool"
+)
+
+// release returns a driver as a release has it: gVisor, agent and launcher each a
+// program of its own.
+func release(b *testing.B) *gvisor.Driver {
+	b.Helper()
+	needRuntime(b)
+	engine := filepath.Join(filepath.Dir(runtimePath), "runsc")
+	if _, err := os.Stat(engine); err != nil {
+		cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", engine, "gvisor.dev/gvisor/runsc")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			b.Fatalf("%v\n%s", err, out)
+		}
+	}
+	driver := gvisor.New(gvisor.Options{Root: b.TempDir(), Runtime: engine, Launcher: launcherPath})
+	if err := driver.Prepare(b.Context(), ""); err != nil {
+		b.Fatal(err)
+	}
+	return driver
+}
+
+// each measures f by itself, and reports how long it took half of the time and almost
+// always. What f returns is undone outside of the measurement.
+func each(b *testing.B, f func() (undo func())) {
+	b.Helper()
+	var took []time.Duration
+	for b.Loop() {
+		begun := time.Now()
+		undo := f()
+		took = append(took, time.Since(begun))
+		if undo != nil {
+			b.StopTimer()
+			undo()
+			b.StartTimer()
+		}
+	}
+	slices.Sort(took)
+	for name, at := range map[string]int{"p50-ms": len(took) / 2, "p95-ms": len(took) * 95 / 100} {
+		b.ReportMetric(float64(took[at].Microseconds())/1000, name)
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+// dial starts a box and meets its agent.
+func dial(b *testing.B, driver *gvisor.Driver, s sandbox.Spec) session {
+	b.Helper()
+	box, err := driver.Start(b.Context(), s)
+	if err != nil {
+		b.Fatal(err)
+	}
+	client, err := tool.Dial(b.Context(), stdin(box), stdout(box))
+	if err != nil {
+		b.Fatal(err)
+	}
+	return session{b, box, client}
+}
+
+func (s session) stop() {
+	if err := s.box.Stop(context.Background()); err != nil {
+		s.t.Error(err)
+	}
+}
+
+func (s session) must(name, input string) {
+	result, err := s.Call(context.Background(), tool.Call{Tool: name, Input: json.RawMessage(input)})
+	if err != nil || result.IsError {
+		s.t.Fatalf("%s, %v", result.Content, err)
+	}
+}
+
+// BenchmarkBox measures what a session waits for.
+func BenchmarkBox(b *testing.B) {
+	driver := release(b)
+	b.Run("start", func(b *testing.B) {
+		for name, network := range map[string]sandbox.Network{"no network": nil, "network": new(exits)} {
+			b.Run(name, func(b *testing.B) {
+				each(b, func() func() {
+					s := spec("bench", b.TempDir())
+					s.Network = network
+					return dial(b, driver, s).stop
+				})
+			})
+		}
+	})
+
+	dir := b.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "4k"), bytes.Repeat([]byte("x"), 4096), 0o644); err != nil {
+		b.Fatal(err)
+	}
+	s := dial(b, driver, spec("bench-calls", dir))
+	b.Cleanup(s.stop)
+	stats, err := s.box.Stats()
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Logf("memory at rest: %.1f MiB", float64(stats.MemoryBytes)/(1<<20))
+	b.Run("call", func(b *testing.B) {
+		for _, c := range []struct{ name, tool, input string }{
+			{"bash true", "bash", `{"command":"true"}`},
+			{"sh", "bash", `{"command":"sh -c 'echo hi'"}`},
+			{"read 4 KiB", "read", `{"file_path":"4k"}`},
+			{"write 4 KiB", "write", fmt.Sprintf(`{"file_path":"w","content":%q}`, bytes.Repeat([]byte("x"), 4096))},
+		} {
+			b.Run(c.name, func(b *testing.B) {
+				each(b, func() func() { s.must(c.tool, c.input); return nil })
+			})
+		}
+	})
+	freezer := s.box.(sandbox.Freezer)
+	check := func(err error) {
+		b.Helper()
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.Run("freeze", func(b *testing.B) {
+		each(b, func() func() {
+			check(freezer.Freeze(b.Context()))
+			return func() { check(freezer.Thaw(b.Context())) }
+		})
+	})
+	b.Run("thaw and first answer", func(b *testing.B) {
+		check(freezer.Freeze(b.Context()))
+		each(b, func() func() {
+			check(freezer.Thaw(b.Context()))
+			s.must("read", `{"file_path":"4k"}`)
+			return func() { check(freezer.Freeze(b.Context())) }
+		})
+		check(freezer.Thaw(b.Context()))
+	})
+	image := filepath.Join(b.TempDir(), "image")
+	b.Run("checkpoint", func(b *testing.B) {
+		check(os.Mkdir(image, 0o700))
+		first := true
+		each(b, func() func() {
+			if !first {
+				check(os.RemoveAll(image))
+				check(os.Mkdir(image, 0o700))
+			}
+			first = false
+			check(s.box.(sandbox.Checkpointer).Checkpoint(b.Context(), image))
+			return nil
+		})
+	})
+	b.Run("restore", func(b *testing.B) {
+		if _, err := os.Stat(image); err != nil {
+			b.Skip("no checkpoint was made")
+		}
+		each(b, func() func() {
+			box, err := driver.Restore(b.Context(), spec("bench-clone", b.TempDir()), image)
+			check(err)
+			return func() { check(box.Stop(context.Background())) }
+		})
+	})
+	b.Run("stop", func(b *testing.B) {
+		for b.Loop() {
+			b.StopTimer()
+			s := dial(b, driver, spec("bench-stop", b.TempDir()))
+			b.StartTimer()
+			s.stop()
+		}
+	})
+}
