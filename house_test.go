@@ -61,7 +61,7 @@ var house = []row{
 		"netns makes the ways out of a box; what may pass is netjail's business"},
 	{"sandbox/cdi", uses("sandbox"),
 		"cdi says what a device's name means; it knows no backend"},
-	{"sandbox/launcher", uses("sandbox/gvisor/stage", "sandbox/netns", "sandbox/ns/boxinit", "sandbox/oci/cradle"),
+	{"sandbox/launcher", uses("sandbox/gvisor/stage", "sandbox/landlock/cage", "sandbox/netns", "sandbox/ns/boxinit", "sandbox/oci/cradle"),
 		"the small executable that boxes are started by"},
 	{"sandbox/launcher/boxlauncher", uses("sandbox/launcher"),
 		"the small executable is the launcher alone"},
@@ -79,6 +79,12 @@ var house = []row{
 		"a backend makes boxes; what runs in them is not its business"},
 	{"sandbox/oci/cradle", uses("sandbox/netns"),
 		"a cradle does what it is told; why is the backend's business"},
+	{"sandbox/landlock", uses("sandbox", "sandbox/landlock/cage", "sandbox/lockdown", "sandbox/netns", "sandbox/none"),
+		"a backend makes boxes; this one's are those of none with fewer rights"},
+	{"sandbox/landlock/cage", uses("sandbox/lockdown", "sandbox/netns"),
+		"cage is what a process does to have fewer rights, which it is told"},
+	{"sandbox/docker", uses("sandbox", "sandbox/cdi", "sandbox/cgroup", "sandbox/netns", "sandbox/rootfs"),
+		"a backend makes boxes; what runs in them is not its business"},
 	{"sandbox/none", uses("sandbox"),
 		"a backend makes boxes; what runs in them is not its business"},
 	{"sandbox/leaks", nil,
@@ -109,11 +115,13 @@ var house = []row{
 		"a worker runs on the customer's side and sees the plane only through its public API"},
 
 	// Assembly.
+	{"field", uses("audit", "audit/sink", "egress", "netjail", "sandbox", "telemetry", "worker"),
+		"field assembles the worker's side of what its file asks for; the plane is beyond its horizon"},
 	{"daemon", uses("api", "audit", "audit/sink", "control", "httpapi", "loop", "model", "model/scripted", "store", "telemetry"),
 		"daemon assembles the plane; a worker beside it is cli's to start"},
-	{"cli", uses("api", "audit", "audit/sink", "client", "daemon", "model", "model/scripted", "sandbox", "sandbox/agentbin", "sandbox/verify", "sandbox/leaks", "telemetry", "tool/agent", "worker"),
+	{"cli", uses("api", "audit", "audit/sink", "client", "daemon", "field", "model", "model/scripted", "sandbox", "sandbox/agentbin", "sandbox/verify", "sandbox/leaks", "telemetry", "tool/agent", "worker"),
 		"cli is a person's hands: it starts the parts, and talks to the plane as any client does"},
-	{"", uses("cli", "sandbox", "sandbox/agentbin", "sandbox/gvisor", "sandbox/launcher", "sandbox/none"),
+	{"", uses("cli", "sandbox", "sandbox/agentbin", "sandbox/docker", "sandbox/gvisor", "sandbox/landlock", "sandbox/launcher", "sandbox/none", "sandbox/ns", "sandbox/oci"),
 		"main names the sandboxes of this build and calls cli"},
 
 	// Nothing but tests.
@@ -135,7 +143,7 @@ func uses(names ...string) []string { return names }
 // api, over the public HTTP API.
 var (
 	plane = []string{"control", "loop", "webhook", "httpapi", "console", "store"}
-	field = []string{"worker", "sandbox", "tool/agent", "tunnel/gateway"}
+	field = []string{"worker", "field", "sandbox", "tool/agent", "tunnel/gateway"}
 )
 
 const module = "github.com/bailey-platform/bailey"

@@ -6,6 +6,4 @@ import (
 	_ "github.com/creack/pty"
 	_ "github.com/elastic/go-seccomp-bpf"
 	_ "github.com/landlock-lsm/go-landlock/landlock"
-	_ "github.com/moby/moby/api/types/container"
-	_ "github.com/moby/moby/client"
 )

@@ -1,0 +1,383 @@
+package docker_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/sandbox/docker"
+	"github.com/bailey-platform/bailey/sandbox/sandboxtest"
+	"github.com/bailey-platform/bailey/tool"
+)
+
+// Variables that tell a test process to be a worker with a box.
+const workerVar = "DOCKER_TEST_WORKER" // kind, socket, image, directory
+
+// patience bounds every wait. It is far more than any takes.
+const patience = time.Minute
+
+// shared is what all tests of a run use, made when the first wants it: executables, an
+// image, and a daemon of each kind.
+var shared struct {
+	dir string // of all of it
+
+	executables, image func() (string, error)
+	daemons            map[docker.Kind]func() (*daemon, error)
+
+	mu   sync.Mutex
+	stop []func()
+}
+
+func TestMain(m *testing.M) {
+	if args := os.Getenv(workerVar); args != "" {
+		if err := worker(strings.Split(args, " ")); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	// Short, as sockets are made in it.
+	dir, err := os.MkdirTemp("", "bd")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	shared.dir = dir
+	shared.executables = sync.OnceValues(build)
+	shared.image = sync.OnceValues(makeImage)
+	shared.daemons = map[docker.Kind]func() (*daemon, error){
+		docker.Docker: sync.OnceValues(startDocker),
+		docker.Podman: sync.OnceValues(startPodman),
+	}
+	defer func() {
+		for i := len(shared.stop) - 1; i >= 0; i-- {
+			shared.stop[i]()
+		}
+	}()
+	return m.Run()
+}
+
+// build builds what boxes run.
+func build() (string, error) {
+	dir := filepath.Join(shared.dir, "bin")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return "", err
+	}
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", dir, "../launcher/boxlauncher", "../../tool/agent/boxagent")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w\n%s", err, out)
+	}
+	return dir, nil
+}
+
+// makeImage makes a directory with a few of the host's programs.
+func makeImage() (string, error) {
+	dir := filepath.Join(shared.dir, "image")
+	for _, name := range []string{"usr/bin", "usr/lib", "usr/lib64", "etc", "tmp", "root/.ssh"} {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
+			return "", err
+		}
+	}
+	for _, name := range []string{"bin", "lib", "lib64"} {
+		if err := os.Symlink("usr/"+name, filepath.Join(dir, name)); err != nil {
+			return "", err
+		}
+	}
+	if err := os.Chmod(filepath.Join(dir, "root"), 0o700); err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "etc/passwd"), []byte("root:x:0:0::/root:/bin/bash\nagent:x:61000:61000::/home/agent:/bin/bash\n"), 0o644); err != nil {
+		return "", err
+	}
+	programs := strings.Fields(`bash cat chmod chroot cp cut date dd df du echo env false find getent grep head id ln ls mkdir mkfifo mknod
+		mount mv nohup nproc pgrep python3 rm sed seq setsid sh sleep sort stat stty tail tar tee timeout touch tr true uname unshare wc yes`)
+	for _, name := range programs {
+		path, err := exec.LookPath("/usr/bin/" + name) // rather than what a developer has in front of it
+		if err != nil {
+			path, err = exec.LookPath(name)
+		}
+		if err != nil {
+			return "", err
+		}
+		out, err := exec.Command("ldd", path).Output()
+		if err != nil {
+			return "", fmt.Errorf("ldd %s: %w", path, err)
+		}
+		if err := copyFile(path, filepath.Join(dir, "usr/bin", name)); err != nil {
+			return "", err
+		}
+		for _, field := range strings.Fields(string(out)) {
+			if !filepath.IsAbs(field) {
+				continue
+			}
+			target := filepath.Join(dir, field)
+			if _, err := os.Lstat(target); err == nil {
+				continue
+			}
+			if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
+				return "", err
+			}
+			if err := copyFile(field, target); err != nil {
+				return "", err
+			}
+		}
+	}
+	// For the probes of the network.
+	libraries, err := filepath.Glob("/usr/lib/python3.*")
+	if err != nil {
+		return "", err
+	}
+	for _, library := range libraries {
+		if err := os.CopyFS(filepath.Join(dir, library), withoutTests{os.DirFS(library)}); err != nil {
+			return "", err
+		}
+	}
+	return dir, nil
+}
+
+// withoutTests is a Python library without what nobody here uses.
+type withoutTests struct{ fs.FS }
+
+func (w withoutTests) ReadDir(name string) ([]fs.DirEntry, error) {
+	entries, err := fs.ReadDir(w.FS, name)
+	return slices.DeleteFunc(entries, func(e fs.DirEntry) bool {
+		return slices.Contains([]string{"test", "idlelib", "lib2to3", "pydoc_data", "__pycache__", "dist-packages", "ensurepip", "distutils"}, e.Name()) ||
+			strings.HasPrefix(e.Name(), "config-") || e.Type()&fs.ModeSymlink != 0
+	}), err
+}
+
+func copyFile(from, to string) error {
+	data, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, data, 0o755)
+}
+
+// A daemon is one that these tests have started.
+type daemon struct{ host string }
+
+// spawn starts a process that is ended with the run of the tests, and waits until it
+// listens at the socket.
+func spawn(socket string, env []string, name string, args ...string) error {
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return err
+	}
+	log, err := os.Create(filepath.Join(shared.dir, filepath.Base(name)+".log"))
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(path, args...)
+	cmd.Stdout, cmd.Stderr, cmd.Env = log, log, append(os.Environ(), env...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	log.Close()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait()
+	}()
+	shared.mu.Lock()
+	shared.stop = append(shared.stop, func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-ended:
+		case <-time.After(20 * time.Second):
+			_ = cmd.Process.Kill()
+			<-ended
+		}
+	})
+	shared.mu.Unlock()
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		conn, err := net.Dial("unix", socket)
+		if err == nil {
+			return conn.Close()
+		}
+		select {
+		case <-ended:
+			said, _ := os.ReadFile(log.Name())
+			return fmt.Errorf("%s ended: %s", name, said)
+		default:
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s does not listen: %w", name, err)
+		}
+	}
+}
+
+func startDocker() (*daemon, error) {
+	dir := filepath.Join(shared.dir, "d")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return nil, err
+	}
+	config := filepath.Join(dir, "containerd.toml")
+	if err := os.WriteFile(config, fmt.Appendf(nil, `version = 2
+root = %q
+state = %q
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+[grpc]
+  address = %q
+`, dir+"/croot", dir+"/cstate", dir+"/c.sock"), 0o644); err != nil {
+		return nil, err
+	}
+	if err := spawn(dir+"/c.sock", nil, "containerd", "--config", config); err != nil {
+		return nil, err
+	}
+	err := spawn(dir+"/d.sock", nil, "dockerd", "--host", "unix://"+dir+"/d.sock", "--containerd", dir+"/c.sock",
+		"--data-root", dir+"/data", "--exec-root", dir+"/exec", "--pidfile", dir+"/pid",
+		"--iptables=false", "--ip-forward=false", "--ip-masq=false", "--bridge=none")
+	return &daemon{"unix://" + dir + "/d.sock"}, err
+}
+
+func startPodman() (*daemon, error) {
+	dir := filepath.Join(shared.dir, "p")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return nil, err
+	}
+	config := filepath.Join(dir, "containers.conf")
+	if err := os.WriteFile(config, fmt.Appendf(nil, `[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+runtime = "runc"
+tmp_dir = %q
+static_dir = %q
+volume_path = %q
+`, dir+"/tmp", dir+"/static", dir+"/volumes"), 0o644); err != nil {
+		return nil, err
+	}
+	err := spawn(dir+"/p.sock", []string{"CONTAINERS_CONF=" + config}, "podman", "--root", dir+"/root", "--runroot", dir+"/run",
+		"system", "service", "--time=0", "unix://"+dir+"/p.sock")
+	return &daemon{"unix://" + dir + "/p.sock"}, err
+}
+
+// kinds are those of the daemons that the tests are run with.
+var kinds = []docker.Kind{docker.Docker, docker.Podman}
+
+// need returns what a test needs of the shared things, or skips it.
+func need[T any](t testing.TB, make func() (T, error)) T {
+	t.Helper()
+	got, err := make()
+	if err != nil {
+		if os.Getenv("CI") == "true" || !errors.Is(err, exec.ErrNotFound) {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	return got
+}
+
+func options(t testing.TB, kind docker.Kind, root string) docker.Options {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, as a daemon is started")
+	}
+	return docker.Options{
+		Kind: kind, Host: need(t, shared.daemons[kind]).host, Image: need(t, shared.image), Root: root,
+		Launcher: filepath.Join(need(t, shared.executables), "boxlauncher"),
+	}
+}
+
+func agentPath(t testing.TB) string { return filepath.Join(need(t, shared.executables), "boxagent") }
+
+func TestContract(t *testing.T) {
+	for _, kind := range kinds {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			o := options(t, kind, t.TempDir())
+			sandboxtest.Run(t, func(*testing.T) sandbox.Driver { return docker.New(o) }, agentPath(t))
+		})
+	}
+}
+
+func spec(t testing.TB, id string) sandbox.Spec {
+	return sandbox.Spec{
+		ID:      id,
+		Command: []string{sandbox.AgentPath, "tool", "serve", "--workdir", sandbox.WorkPath},
+		Agent:   agentPath(t),
+		WorkDir: t.TempDir(),
+		Env:     []string{"PATH=/usr/local/bin:/usr/bin:/bin", "HOME=" + sandbox.HomePath},
+	}
+}
+
+// start starts a box that is stopped with the test, and meets its agent.
+func start(t testing.TB, driver sandbox.Driver, spec sandbox.Spec) (sandbox.Box, *tool.Client) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	box, err := driver.Start(ctx, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := box.Stop(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	stdin, stdout := box.Stdio()
+	client, err := tool.Dial(ctx, stdin, stdout)
+	if err != nil {
+		t.Fatalf("%v; the box ended so: %+v", err, box.Wait())
+	}
+	t.Cleanup(func() { client.Close() })
+	return box, client
+}
+
+// bash runs a command and returns what it printed.
+func bash(t testing.TB, client *tool.Client, command string) string {
+	t.Helper()
+	input, err := json.Marshal(map[string]string{"command": command})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	result, err := client.Call(ctx, tool.Call{Tool: "bash", Input: input})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text strings.Builder
+	for _, raw := range result.Content {
+		var block struct{ Text string }
+		if err := json.Unmarshal(raw, &block); err != nil {
+			t.Fatal(err)
+		}
+		text.WriteString(block.Text)
+	}
+	return strings.TrimSpace(text.String())
+}
+
+var _ = bytes.NewReader
+var _ io.Reader
+var _ = unix.AF_INET
+
+func worker([]string) error { return nil }

@@ -1,0 +1,240 @@
+package docker
+
+import (
+	"archive/tar"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/client"
+
+	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/sandbox/rootfs"
+)
+
+// repository is what the images are called that we import, with a tag that tells their
+// content. No registry has the name.
+const repository = "localhost/bailey-box"
+
+// An image is one that the daemon has.
+type image struct {
+	id      string
+	volumes []string // directories that it wants kept
+}
+
+// image makes an image one that the daemon has, by the name that a Spec gives it.
+func (d *Driver) image(ctx context.Context, found *daemon, name string) (image, error) {
+	if name == "" {
+		name = d.options.Image
+	}
+	if name == "" {
+		return image{}, &sandbox.Unavailable{
+			Backend: d.Name(),
+			Cause:   "no image is named, and a daemon has nothing that is the host's own programs",
+			Remedy: []string{"name an image that the daemon has, such as debian:12",
+				"name a directory, a tar archive or an OCI layout, which is imported once"},
+		}
+	}
+	ref := name
+	if filepath.IsAbs(name) {
+		// One at a time, and each once.
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		var ok bool
+		if ref, ok = d.images[name]; !ok {
+			var err error
+			if ref, err = found.importImage(ctx, name); err != nil {
+				return image{}, err
+			}
+			d.images[name] = ref
+		}
+	}
+	got, err := found.client.ImageInspect(ctx, ref)
+	if errdefs.IsNotFound(err) {
+		return image{}, fmt.Errorf("image %q: the daemon does not have it, and it is not fetched from elsewhere; %s pull %[1]s", name, d.Name())
+	}
+	if err != nil {
+		return image{}, fmt.Errorf("image %q: %w", name, err)
+	}
+	i := image{id: got.ID}
+	if got.Config != nil {
+		i.volumes = slices.Sorted(maps.Keys(got.Config.Volumes))
+	}
+	return i, nil
+}
+
+// importImage has the daemon import what is at a path of the host, unless it has, and
+// returns the daemon's name for it. What is in a directory is looked at once in the
+// life of a driver.
+func (found *daemon) importImage(ctx context.Context, path string) (ref string, err error) {
+	root, err := rootfs.Open(ctx, path, filepath.Join(found.dir, "images"))
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, root.Close()) }()
+	files, err := merge(ctx, root.Layers)
+	if err != nil {
+		return "", err
+	}
+	ref = repository + ":" + files.fingerprint()
+	if _, err := found.client.ImageInspect(ctx, ref); err == nil || !errdefs.IsNotFound(err) {
+		return ref, err
+	}
+	r, w := io.Pipe()
+	go func() { w.CloseWithError(files.archive(ctx, w)) }()
+	defer r.Close()
+	progress, err := found.client.ImageImport(ctx, client.ImageImportSource{Source: r, SourceName: "-"}, ref, client.ImageImportOptions{})
+	if err != nil {
+		return "", fmt.Errorf("import image %q: %w", path, err)
+	}
+	defer progress.Close()
+	for messages := json.NewDecoder(progress); ; {
+		var message struct{ Error string }
+		switch err := messages.Decode(&message); {
+		case errors.Is(err, io.EOF):
+			return ref, nil
+		case err != nil:
+			return "", fmt.Errorf("import image %q: %w", path, err)
+		case message.Error != "":
+			return "", fmt.Errorf("import image %q: %s", path, message.Error)
+		}
+	}
+}
+
+// files are those of an image, in the order of their names within each layer.
+type files []file
+
+// A file is one of an image. The content is read when it is archived.
+type file struct {
+	name string // in the image, without a slash at its beginning
+	path string // on the host
+	info fs.FileInfo
+}
+
+// merge lays the layers one on another, the upper ones first.
+func merge(ctx context.Context, layers []string) (files, error) {
+	var all files
+	seen := make(map[string]bool) // whether it is a directory
+	for _, layer := range layers {
+		err := filepath.WalkDir(layer, func(path string, entry fs.DirEntry, err error) error {
+			if err := errors.Join(err, context.Cause(ctx)); err != nil {
+				return err
+			}
+			name, err := filepath.Rel(layer, path)
+			if err != nil || name == "." {
+				return err
+			}
+			if dir, ok := seen[name]; ok {
+				if entry.IsDir() && !dir {
+					return fs.SkipDir // a file hides it
+				}
+				return nil
+			}
+			info, err := entry.Info()
+			if err != nil {
+				return err
+			}
+			// The rest has no business in an image: sockets, devices.
+			if mode := info.Mode(); mode.IsRegular() || mode.IsDir() || mode&fs.ModeSymlink != 0 {
+				seen[name] = entry.IsDir()
+				all = append(all, file{name, path, info})
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+// fingerprint tells images apart, by all that can be known without reading them.
+func (all files) fingerprint() string {
+	sum := sha256.New()
+	for _, f := range all {
+		stat := f.info.Sys().(*syscall.Stat_t)
+		fmt.Fprintf(sum, "%q %s %d %d", f.name, f.info.Mode(), stat.Uid, stat.Gid)
+		if !f.info.IsDir() {
+			fmt.Fprintf(sum, " %d %d %d", stat.Size, f.info.ModTime().UnixNano(), stat.Ino)
+		}
+		fmt.Fprintln(sum)
+	}
+	return hex.EncodeToString(sum.Sum(nil)[:16])
+}
+
+// archive writes the files as a tar archive.
+func (all files) archive(ctx context.Context, to io.Writer) error {
+	w := tar.NewWriter(to)
+	type inode struct{ dev, ino uint64 }
+	linked := make(map[inode]string) // files of several names, by the first
+	for _, f := range all {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		stat := f.info.Sys().(*syscall.Stat_t)
+		h := &tar.Header{
+			Format: tar.FormatPAX, Name: f.name, Mode: int64(stat.Mode & 0o7777), ModTime: f.info.ModTime(),
+		}
+		if os.Geteuid() == 0 {
+			h.Uid, h.Gid = int(stat.Uid), int(stat.Gid)
+		} // else all of it is ours, which is nobody's there
+		var err error
+		switch mode := f.info.Mode(); {
+		case mode.IsDir():
+			h.Typeflag = tar.TypeDir
+			h.Name += "/"
+			if "/"+f.name == sandbox.HomePath {
+				// What is mounted there may get the mode, but not the owner.
+				h.Mode = 0o1777
+			}
+		case mode&fs.ModeSymlink != 0:
+			h.Typeflag = tar.TypeSymlink
+			h.Linkname, err = os.Readlink(f.path)
+		default:
+			h.Typeflag, h.Size = tar.TypeReg, f.info.Size()
+			if id := (inode{stat.Dev, stat.Ino}); stat.Nlink > 1 {
+				if first, ok := linked[id]; ok {
+					h.Typeflag, h.Size, h.Linkname = tar.TypeLink, 0, first
+				} else {
+					linked[id] = f.name
+				}
+			}
+		}
+		if err == nil {
+			err = w.WriteHeader(h)
+		}
+		if err == nil && h.Typeflag == tar.TypeReg {
+			err = copyFile(w, f.path, h.Size)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return w.Close()
+}
+
+// copyFile copies a file whose size has been announced.
+func copyFile(to io.Writer, path string, size int64) error {
+	from, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	if n, err := io.Copy(to, io.LimitReader(from, size)); err != nil {
+		return err
+	} else if n < size {
+		return fmt.Errorf("%s became shorter while it was read", path)
+	}
+	return nil
+}
