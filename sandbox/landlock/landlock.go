@@ -7,7 +7,8 @@
 // memory, processor time or processes. The command sees the names and arguments of the
 // host's processes, and what all users may read of its programs and settings. It has
 // no network at all, as Landlock knows ports but no addresses. Nothing falls back to
-// it: an operator writes its name.
+// it: an operator writes its name. The worker should be a user that nobody logs in as:
+// terminals of the same user are not out of reach.
 //
 // As in package none, which does the rest, the paths of the box do not exist, and the
 // host's stand in for them.
@@ -137,21 +138,17 @@ func (d *Driver) Check(ctx context.Context) (sandbox.Report, error) {
 			"WEAK: a box is a process of this host with fewer rights. It sees the names and arguments of the host's " +
 				"processes and what every user may read of the host's programs and settings, and shares its kernel.",
 			"Boxes have no network and no sockets. No limit on memory, CPU, processes or disk is held.",
+			"Boxes cannot change the mode, owner, times or attributes of a file by its path (chmod, touch -d, tar): " +
+				"Landlock could not keep them to their own.",
+			"Boxes can read what is typed at other terminals of the user that they run as: the worker's, who must be one " +
+				"that nobody logs in as, or for a worker that is root a user of their own.",
 		},
-	}
-	if !d.root {
-		report.Notes = append(report.Notes, "Being of the worker's user, boxes cannot change the mode, owner, times or "+
-			"attributes of any file by its path (chmod, touch -d, tar): Landlock could not keep them to their own.")
 	}
 	return report, nil
 }
 
 func unavailable(err error) error {
-	u := &sandbox.Unavailable{Backend: Name, Cause: err.Error()}
-	if strings.Contains(u.Cause, "permission denied") {
-		u.Remedy = []string{fmt.Sprintf("let user %d, which boxes run as, reach the data directory and the agent in it (chmod o+x)", sandbox.User)}
-	}
-	return u
+	return &sandbox.Unavailable{Backend: Name, Cause: err.Error()}
 }
 
 // Start implements [sandbox.Driver].
@@ -173,6 +170,9 @@ func (d *Driver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Box, err
 var (
 	readable = []string{"/bin", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/proc", "/sbin", "/usr"}
 	devices  = []string{"/dev/full", "/dev/null", "/dev/random", "/dev/tty", "/dev/urandom", "/dev/zero"}
+
+	// The agent's shell has a terminal, whose name cannot be known before it is made.
+	terminals = []string{"/dev/ptmx", "/dev/pts"}
 )
 
 const openFilesMax = 8192 // descriptors a process in a box may have open
@@ -190,6 +190,9 @@ func (d *Driver) restrict(cmd *exec.Cmd, spec sandbox.Spec, paths map[string]str
 		FileBytes: uint64(spec.Limits.DiskBytes),
 	}
 	for inside, outside := range paths {
+		if err := d.reachable(outside); err != nil {
+			return nil, err
+		}
 		access := lockdown.Read
 		if inside == sandbox.WorkPath || inside == sandbox.HomePath {
 			access |= lockdown.Write
@@ -204,9 +207,14 @@ func (d *Driver) restrict(cmd *exec.Cmd, spec sandbox.Spec, paths map[string]str
 			plan.Landlock.Paths[dir] |= lockdown.Read
 		}
 	}
-	for _, device := range devices {
+	for _, device := range slices.Concat(devices, terminals) {
 		if _, err := os.Stat(device); err == nil {
 			plan.Landlock.Paths[device] |= lockdown.Read | lockdown.Write
+		}
+	}
+	for _, terminal := range terminals {
+		if plan.Landlock.Paths[terminal] != 0 {
+			plan.Landlock.Paths[terminal] |= lockdown.Control
 		}
 	}
 	data, err := json.Marshal(plan)
@@ -243,6 +251,27 @@ func (d *Driver) restrict(cmd *exec.Cmd, spec sandbox.Spec, paths map[string]str
 
 // reasonMax bounds what a process says of why it cannot be restricted, in bytes.
 const reasonMax = 4 << 10
+
+// reachable refuses a path on the way to which a directory is closed to the box's user:
+// there are no mounts by which it would appear elsewhere.
+func (d *Driver) reachable(path string) error {
+	if !d.root {
+		return nil
+	}
+	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
+		info, err := os.Stat(dir)
+		if err != nil {
+			return err
+		}
+		if info.Mode().Perm()&0o001 == 0 {
+			return fmt.Errorf("user %d, which boxes run as, cannot reach %s: let it through %s (chmod o+x), or run the worker as an ordinary user",
+				sandbox.User, path, dir)
+		}
+		if dir == "/" {
+			return nil
+		}
+	}
+}
 
 // give makes the box's user the owner of dir, and of what root owns in it, if we are
 // root: nothing that a box makes on the host is root's.

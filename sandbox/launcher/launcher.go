@@ -8,6 +8,7 @@ package launcher
 
 import (
 	"github.com/bailey-platform/bailey/sandbox/gvisor/stage"
+	"github.com/bailey-platform/bailey/sandbox/landlock/cage"
 	"github.com/bailey-platform/bailey/sandbox/netns"
 	"github.com/bailey-platform/bailey/sandbox/ns/boxinit"
 	"github.com/bailey-platform/bailey/sandbox/oci/cradle"
@@ -19,6 +20,7 @@ import (
 func RunIf() {
 	boxinit.RunIfRole()
 	netns.RunIfRole()
+	cage.RunIfRole()
 	cradle.RunIfRole()
 	stage.RunIfRole()
 }

@@ -55,7 +55,7 @@ func (d *Driver) Check(ctx context.Context) (sandbox.Report, error) {
 		report.Notes = append(report.Notes, fmt.Sprintf("This kernel's Landlock is of version %d, and of %d all is used.", version, lockdown.LandlockWhole))
 	}
 
-	dir, err := os.MkdirTemp(h.dir, "check-")
+	dir, err := os.MkdirTemp(h.dir, checkPrefix)
 	if err != nil {
 		return sandbox.Report{}, d.unavailable(err)
 	}

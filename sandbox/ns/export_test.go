@@ -1,7 +1,9 @@
 package ns
 
+import "path/filepath"
+
 // Tag is the name of the driver at dir on the host.
-var Tag = tagOf
+func Tag(dir string) string { return tagOf(filepath.Join(dir, Name)) }
 
 // Processes are all those of the driver's live boxes, by their ids on the host.
 func Processes(d *Driver) []int {

@@ -43,7 +43,7 @@ const Name = "ns"
 // Options say how boxes are made.
 type Options struct {
 	// Root is a directory for what the driver keeps on the host while boxes run.
-	// It is made if it does not exist, and one driver at a time uses it.
+	// It is made if it does not exist, and one driver of this kind at a time uses it.
 	Root string
 
 	// Launcher is the executable that calls launcher.RunIf in its main. The default is
@@ -128,7 +128,7 @@ func (d *Driver) prepare(ctx context.Context) (*host, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	h := &host{dir: dir, tag: tagOf(dir), pids: make(map[int]bool)}
+	h := &host{dir: dir, tag: tagOf(filepath.Join(dir, Name)), pids: make(map[int]bool)}
 	if err := d.setUp(ctx, h); err != nil {
 		h.close()
 		return nil, err
@@ -138,7 +138,7 @@ func (d *Driver) prepare(ctx context.Context) (*host, error) {
 }
 
 func (d *Driver) setUp(ctx context.Context, h *host) (err error) {
-	if h.lock, err = lock(filepath.Join(h.dir, "lock")); err != nil {
+	if h.lock, err = lock(filepath.Join(h.dir, Name+".lock")); err != nil {
 		return fmt.Errorf("sandbox directory %s: %w", h.dir, err)
 	}
 	if h.launcher, err = os.Open(d.launcher()); err != nil {
@@ -187,6 +187,9 @@ func (h *host) held() cgroup.Held {
 	return h.cgroups.Held()
 }
 
+// checkPrefix begins the names of the work folders of test boxes.
+const checkPrefix = Name + "-check-"
+
 // images is where what boxes have for a root is unpacked.
 func (h *host) images() string { return filepath.Join(h.dir, "images") }
 
@@ -224,7 +227,7 @@ func (d *Driver) Sweep(ctx context.Context) error {
 	if h.cgroups != nil {
 		errs = append(errs, h.cgroups.Sweep(d.claims.Holds))
 	}
-	checks, err := filepath.Glob(filepath.Join(h.dir, "check-*"))
+	checks, err := filepath.Glob(filepath.Join(h.dir, checkPrefix+"*"))
 	errs = append(errs, err)
 	for _, dir := range checks {
 		if !d.claims.Holds(filepath.Base(dir)) {

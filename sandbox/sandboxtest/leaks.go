@@ -124,7 +124,7 @@ func (s suite) leaks(t *testing.T) {
 	for range 3 {
 		spec := s.spec(t)
 		box, client := s.dial(t, spec)
-		bash(t, client, "setsid sleep 1000 & echo x >/tmp/x")
+		bash(t, client, "setsid sleep 1000 & echo x >~/x")
 		client.Close()
 		stop(t, box)
 		gone(t, spec.ID)

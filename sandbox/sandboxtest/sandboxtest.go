@@ -586,6 +586,9 @@ func (s suite) noNetwork(t *testing.T) {
 	default:
 	}
 	// Sockets by name that have no address on the network.
+	if !s.isolated() {
+		return // the host's are seen
+	}
 	if text, failed := call(t, client, "bash", map[string]any{"command": "cat /proc/net/unix | grep -v '^Num' | grep -c / || true"}); !failed && strings.TrimSpace(text) != "0" {
 		t.Errorf("unix sockets: %s", text)
 	}
@@ -798,16 +801,15 @@ func (s suite) concurrent(t *testing.T) {
 			t.Run(fmt.Sprint(i), func(t *testing.T) {
 				spec := s.spec(t)
 				_, client := s.dial(t, spec)
-				bash(t, client, fmt.Sprintf("echo %d >mine; echo %[1]d >/tmp/mine-%[1]d", i))
+				bash(t, client, fmt.Sprintf("echo %d >mine", i))
 				if got := bash(t, client, "cat mine"); got != fmt.Sprint(i) {
 					t.Errorf("mine holds %q", got)
 				}
 				if s.isolated() {
+					bash(t, client, fmt.Sprintf("echo %d >/tmp/mine-%[1]d", i))
 					if got := bash(t, client, "ls -d /tmp/mine-*"); got != fmt.Sprintf("/tmp/mine-%d", i) {
 						t.Errorf("scratch files of others: %q", got)
 					}
-				} else {
-					os.Remove(fmt.Sprintf("/tmp/mine-%d", i))
 				}
 			})
 		})
