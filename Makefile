@@ -8,10 +8,10 @@ export GOFLAGS += -trimpath
 STATICCHECK = go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 BENCHSTAT   = go run golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 
-.PHONY: help demo build programs test lint fuzz bench bench-sandbox clean
+.PHONY: help demo build programs test test-cgroup2 lint fuzz bench bench-sandbox clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):[^#]*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 15
 
 demo: ## play one whole session offline, show it and check it (ARGS=--keep leaves it running)
 	go run . demo $(ARGS)
@@ -29,6 +29,9 @@ programs:
 
 test: lint ## everything CI runs: lint, then all tests with the race detector, on PostgreSQL too
 	CGO_ENABLED=1 .ci/with-postgres go test -race -shuffle=on -timeout 20m ./...
+
+test-cgroup2: ## control groups of version 2, in a virtual machine (Debian with qemu-system-x86; a minute)
+	.ci/cgroup2
 
 lint: ## gofmt, vet, staticcheck, govulncheck
 	@echo gofmt -l .
