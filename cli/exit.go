@@ -14,8 +14,10 @@ import (
 
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/daemon"
+	fieldwork "github.com/bailey-platform/bailey/field"
 	"github.com/bailey-platform/bailey/sandbox"
 	"github.com/bailey-platform/bailey/telemetry"
+	"github.com/bailey-platform/bailey/worker"
 )
 
 type exit struct {
@@ -30,10 +32,12 @@ var exits = []exit{
 	{0, "it worked", func(err error) bool { return err == nil }},
 	{130, "interrupted by a signal", is[*interrupted]},
 	{2, "the command line, a setting or an input is wrong", func(err error) bool {
-		return is[*badUsage](err) || is[*daemon.SettingError](err)
+		return is[*badUsage](err) || is[*daemon.SettingError](err) || is[*fieldwork.Invalid](err)
 	}},
 	{3, "no such thing, or not yours", apiError(api.TypeNotFound)},
-	{4, "the key is missing, wrong, or of the wrong kind", apiError(api.TypeAuthentication, api.TypePermission)},
+	{4, "the key is missing, wrong, or of the wrong kind", func(err error) bool {
+		return is[*worker.KeyRefused](err) || apiError(api.TypeAuthentication, api.TypePermission)(err)
+	}},
 	{5, "the state of things does not allow it (a conflict)", apiError(api.TypeConflict)},
 	{6, "the server refused the request as it was sent", apiError(api.TypeInvalidRequest, api.TypeRequestTooLarge)},
 	{7, "the server cannot be reached", unreachable},

@@ -4,14 +4,13 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
-	"github.com/bailey-platform/bailey/sandbox"
+	fieldwork "github.com/bailey-platform/bailey/field"
 	"github.com/bailey-platform/bailey/sandbox/verify"
 	"github.com/bailey-platform/bailey/tool/agent"
 )
@@ -32,16 +31,10 @@ type Program struct {
 
 // A Backend makes one kind of sandbox. Package main lists them, so that this
 // package builds without their engines.
-type Backend struct {
-	Name string // as --sandbox takes it; equal to the driver's
-	New  func(BackendOptions) (sandbox.Driver, error)
-}
+type Backend fieldwork.Backend
 
 // BackendOptions are what a backend may need to know of this run.
-type BackendOptions struct {
-	State  string // a directory for the backend's own files; it exists
-	Logger *slog.Logger
-}
+type BackendOptions = fieldwork.BackendOptions
 
 // Main runs one command and returns the process's exit status, from the table in
 // exit.go. Interrupts and SIGTERM end the command's context; a second one ends

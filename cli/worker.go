@@ -2,24 +2,19 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
-	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/bailey-platform/bailey/audit"
+	fieldwork "github.com/bailey-platform/bailey/field"
 	"github.com/bailey-platform/bailey/sandbox"
 	"github.com/bailey-platform/bailey/sandbox/agentbin"
 	"github.com/bailey-platform/bailey/telemetry"
@@ -28,50 +23,63 @@ import (
 
 // workerFlags are what `bailey worker` was told.
 type workerFlags struct {
+	config                                         string
 	environmentID, key, keyFile, baseURL, workerID string
 
-	data, sandbox, agent, auditInput string
-	maxSessions                      int
-	maxIdle, toolTimeout, drain      time.Duration
-	eager                            bool
-	boxEnv                           []string
-	memory, disk                     byteSize
-	cpus                             float64
-	processes                        int
-	lifetime                         time.Duration
+	data, workDir, sandbox, agent, auditInput string
+	maxSessions, pool                         int
+	maxIdle, toolTimeout, drain               time.Duration
+	eager                                     bool
+	boxEnv                                    []string
+	memory, disk                              byteSize
+	cpus                                      float64
+	processes                                 int
+	lifetime                                  time.Duration
 
 	listen, logLevel, logFormat string
 	check                       bool
+
+	set func(name string) bool // whether a flag was given
 }
 
 func (p *Program) workerCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "worker",
 		Short: "Run a worker: claim sessions and run their tools in boxes",
-		Long: `Runs a worker for one self-hosted environment: it claims sessions, runs their
-tools in isolated boxes on this machine and sends the results back. It only
-makes outgoing connections, and its keys never enter a box.
+		Long: `Runs a worker for self-hosted environments: it claims sessions, runs their tools
+in isolated boxes on this machine and sends the results back. It only makes
+outgoing connections, and its keys never enter a box.
+
+One environment can be given by flags. For more, and for network rules,
+credentials, a pool of boxes and audit sinks there is a file: see
+docs/worker.yaml. Flags override the file, which is read again on SIGHUP.
 
 The server is ours, or Anthropic's with --base-url https://api.anthropic.com.
 The first interrupt or SIGTERM lets what is under way finish; a second one ends
 the process, and the next start on the same --data carries on.
 
-The variables of the official tools work too: ANTHROPIC_ENVIRONMENT_ID,
-ANTHROPIC_ENVIRONMENT_KEY, ANTHROPIC_BASE_URL and ANTHROPIC_WORKER_ID.`,
+The variables of the official tools work too, where neither a flag nor the file
+says anything: ANTHROPIC_ENVIRONMENT_ID, ANTHROPIC_ENVIRONMENT_KEY,
+ANTHROPIC_BASE_URL and ANTHROPIC_WORKER_ID.`,
 		Example: `  bailey worker --environment-id env_… --environment-key-file worker.key
-  bailey worker --environment-id env_… --environment-key-file worker.key --check
+  bailey worker --config worker.yaml
+  bailey worker --config worker.yaml --check
   ANTHROPIC_ENVIRONMENT_ID=env_… ANTHROPIC_ENVIRONMENT_KEY=… bailey worker --base-url https://bailey.example.org`,
 	}
 	var w workerFlags
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.StringVar(&w.environmentID, "environment-id", "", "the environment's `id` (ANTHROPIC_ENVIRONMENT_ID)")
+	w.set = f.Changed
+	f.StringVar(&w.config, "config", "", "a `file` with the settings; docs/worker.yaml is an example of all of them")
+	f.StringVar(&w.environmentID, "environment-id", "", "the environment's `id` (ANTHROPIC_ENVIRONMENT_ID); of several in the file, serve only this one")
 	f.StringVar(&w.key, "environment-key", "", "the environment `key` (ANTHROPIC_ENVIRONMENT_KEY); others on this machine may see a flag, so prefer the file")
 	f.StringVar(&w.keyFile, "environment-key-file", "", "a `file` with the environment key; it is read again when the key is refused")
 	f.StringVar(&w.baseURL, "base-url", "", "the server's `address` (ANTHROPIC_BASE_URL; default "+defaultURL+")")
 	f.StringVar(&w.workerID, "worker-id", "", "a `name` for this worker in statistics and the audit record (ANTHROPIC_WORKER_ID; default host and a random suffix)")
-	f.StringVar(&w.data, "data", "bailey-worker", "a `dir`ectory of this worker's own, for work folders, journals and the audit record")
-	f.IntVar(&w.maxSessions, "max-sessions", 16, "how many sessions to serve at a time; an idle one keeps its place for --max-idle")
+	f.StringVar(&w.data, "data", "bailey-worker", "a `dir`ectory of this worker's own, for journals, the audit record and work folders")
+	f.StringVar(&w.workDir, "work-dir", "", "a `dir`ectory for the sessions' work folders, on a disk of its own if it can be (default in --data)")
+	f.IntVar(&w.maxSessions, "max-sessions", 16, "how many sessions to serve at a time")
+	f.IntVar(&w.pool, "pool", 0, "how many boxes to keep ready for sessions to come")
 	f.StringVar(&w.sandbox, "sandbox", p.strongest(), "what makes the boxes: "+p.backendNames())
 	f.Var(&w.memory, "memory", "the most memory a box may use, such as 512MiB (default 2GiB)")
 	f.Float64Var(&w.cpus, "cpus", 0, "the most CPU a box may use, in cores (default 2)")
@@ -79,7 +87,7 @@ ANTHROPIC_ENVIRONMENT_KEY, ANTHROPIC_BASE_URL and ANTHROPIC_WORKER_ID.`,
 	f.Var(&w.disk, "disk", "the most scratch space of a box outside its work folder (default 1GiB)")
 	f.DurationVar(&w.lifetime, "lifetime", 0, "the longest a box may live (default 24h)")
 	f.DurationVar(&w.toolTimeout, "tool-timeout", 0, "the longest a tool call may take (default 2m)")
-	f.DurationVar(&w.maxIdle, "max-idle", 0, "how long to keep a session whose turn is over; below 0 is for ever (default 1m)")
+	f.DurationVar(&w.maxIdle, "max-idle", 0, "how long a session with nothing to do keeps its place, unless it is needed; below 0 is until then (default 1m)")
 	f.DurationVar(&w.drain, "drain-timeout", 0, "how long calls under way may take once the worker is to stop (default 30s)")
 	f.BoolVar(&w.eager, "eager-box", false, "start a box when a session is claimed, not when it first needs one")
 	f.StringArrayVar(&w.boxEnv, "box-env", nil, "`NAME=value` for the environment inside boxes, which the model can read; may be repeated")
@@ -90,8 +98,10 @@ ANTHROPIC_ENVIRONMENT_KEY, ANTHROPIC_BASE_URL and ANTHROPIC_WORKER_ID.`,
 	f.BoolVar(&w.check, "check", false, "only check that everything a worker needs is there")
 	f.StringVar(&w.agent, "agent", "", "the executable `file` that runs inside boxes (default this program)")
 	must(f.MarkHidden("agent"))
+	must(cmd.MarkFlagFilename("config", "yaml", "yml"))
 	must(cmd.MarkFlagFilename("environment-key-file"))
 	must(cmd.MarkFlagDirname("data"))
+	must(cmd.MarkFlagDirname("work-dir"))
 	out := outputFlag(cmd)
 	must(f.MarkHidden("output")) // of --check only
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -99,18 +109,23 @@ ANTHROPIC_ENVIRONMENT_KEY, ANTHROPIC_BASE_URL and ANTHROPIC_WORKER_ID.`,
 		if err != nil {
 			return err
 		}
-		cfg, err := w.config(p, log)
+		registry := telemetry.NewRegistry(telemetry.ReadBuild())
+		fd, err := fieldwork.New(fieldwork.Options{
+			Load: func() (*fieldwork.Config, error) { return w.load(p) }, Backends: p.fieldBackends(),
+			Agent: w.agentPath, AgentArgs: agentArgs(), Env: p.Env, Logger: log, Metrics: registry, Stdout: p.Stdout,
+		})
 		if err != nil {
 			return err
 		}
+		warnInTheClear(log, fd.Config().Server.BaseURL)
 		if w.check {
-			findings, err := worker.Check(cmd.Context(), cfg)
+			findings, err := fd.Check(cmd.Context())
 			if err != nil {
 				return err
 			}
-			return p.printFindings(*out, workerFindings(findings))
+			return p.printFindings(*out, fieldFindings(findings))
 		}
-		return w.run(cmd.Context(), cfg, log)
+		return runField(cmd.Context(), fd, log)
 	}
 	return cmd
 }
@@ -129,124 +144,209 @@ func (w *workerFlags) logger(p *Program) (*slog.Logger, error) {
 	return log, nil
 }
 
-// config makes a worker's configuration of the flags and the environment.
-func (w *workerFlags) config(p *Program, log *slog.Logger) (worker.Config, error) {
-	env := func(flag, name, otherwise string) string {
-		if flag != "" {
-			return flag
+// load puts the configuration together: the file, if there is one, what flags say
+// instead, and the environment's variables where neither says anything.
+func (w *workerFlags) load(p *Program) (*fieldwork.Config, error) {
+	c := new(fieldwork.Config)
+	if w.config != "" {
+		var err error
+		if c, err = fieldwork.Load(w.config); err != nil {
+			return nil, err
 		}
-		if v, _ := p.Env(name); v != "" {
-			return strings.TrimSpace(v)
+	}
+	variable := func(name string) string {
+		v, _ := p.Env(name)
+		return strings.TrimSpace(v)
+	}
+	for _, s := range []struct {
+		to              *string
+		flag, given, or string
+	}{
+		{&c.Server.BaseURL, "base-url", w.baseURL, variable("ANTHROPIC_BASE_URL")},
+		{&c.Server.BaseURL, "", "", defaultURL},
+		{&c.WorkerID, "worker-id", w.workerID, variable("ANTHROPIC_WORKER_ID")},
+		{&c.Data, "data", w.data, w.data},
+		{&c.WorkDir, "work-dir", w.workDir, ""},
+		{&c.Listen, "listen", w.listen, ""},
+		{&c.Audit.Input, "audit-input", w.auditInput, ""},
+	} {
+		if w.set(s.flag) {
+			*s.to = s.given
+		} else if *s.to == "" {
+			*s.to = s.or
 		}
-		return otherwise
 	}
-	c := worker.Config{
-		EnvironmentID: env(w.environmentID, "ANTHROPIC_ENVIRONMENT_ID", ""),
-		BaseURL:       env(w.baseURL, "ANTHROPIC_BASE_URL", defaultURL),
-		WorkerID:      env(w.workerID, "ANTHROPIC_WORKER_ID", ""),
-		MaxSessions:   w.maxSessions,
-		Agent:         w.agent,
-		AgentArgs:     agentArgs(),
-		BoxEnv:        w.boxEnv,
-		EagerBox:      w.eager,
-		Limits: sandbox.Limits{
-			MemoryBytes: int64(w.memory), CPUs: w.cpus, Processes: w.processes, DiskBytes: int64(w.disk), Lifetime: w.lifetime,
-		},
-		ToolTimeout:  w.toolTimeout,
-		MaxIdle:      w.maxIdle,
-		DrainTimeout: w.drain,
-		AuditInput:   audit.InputMode(w.auditInput),
-		Logger:       log,
+	if w.set("drain-timeout") {
+		c.Drain = fieldwork.Duration(w.drain)
 	}
-	key := env(w.key, "ANTHROPIC_ENVIRONMENT_KEY", "")
+	if err := w.environments(c, variable); err != nil {
+		return nil, err
+	}
+	for i := range c.Environments {
+		if err := w.override(p, &c.Environments[i].Settings); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// environments adds or picks the environment that flags name.
+func (w *workerFlags) environments(c *fieldwork.Config, variable func(string) string) error {
+	id := w.environmentID
+	if id == "" && len(c.Environments) == 0 {
+		id = variable("ANTHROPIC_ENVIRONMENT_ID")
+	}
+	if id == "" && len(c.Environments) == 0 {
+		return usagef("--environment-id or ANTHROPIC_ENVIRONMENT_ID is needed; `bailey environments list` shows them")
+	}
+	if w.key != "" && w.keyFile != "" {
+		return usagef("--environment-key and --environment-key-file: give one of them")
+	}
+	if id != "" {
+		picked := fieldwork.Environment{ID: id, Settings: c.Settings}
+		for _, e := range c.Environments {
+			if e.ID == id {
+				picked = e
+			}
+		}
+		c.Environments = []fieldwork.Environment{picked}
+	}
+	if len(c.Environments) > 1 {
+		if w.key != "" || w.keyFile != "" {
+			return usagef("the file lists several environments: say with --environment-id which one the key is for")
+		}
+		return nil
+	}
+	e := &c.Environments[0]
 	switch {
-	case c.EnvironmentID == "":
-		return c, usagef("--environment-id or ANTHROPIC_ENVIRONMENT_ID is needed; `bailey environments list` shows them")
-	case w.key != "" && w.keyFile != "":
-		return c, usagef("--environment-key and --environment-key-file: give one of them")
 	case w.keyFile != "":
 		if _, err := readKeyFile(w.keyFile); err != nil {
-			return c, err
+			return err
 		}
-		c.Key = worker.KeyFile(w.keyFile)
-	case key != "":
-		c.Key = worker.StaticKey(key)
-	default:
-		return c, usagef("--environment-key-file or ANTHROPIC_ENVIRONMENT_KEY is needed; `bailey environments keys create` makes a key")
+		e.KeyFile, e.KeyEnv = w.keyFile, ""
+	case w.key != "":
+		e.Key, e.KeyFile, e.KeyEnv = w.key, "", ""
+	case e.KeyFile == "" && e.KeyEnv == "":
+		if e.Key = variable("ANTHROPIC_ENVIRONMENT_KEY"); e.Key == "" {
+			return usagef("--environment-key-file or ANTHROPIC_ENVIRONMENT_KEY is needed; `bailey environments keys create` makes a key")
+		}
 	}
-	if c.AuditInput != audit.InputHash && c.AuditInput != audit.InputText {
-		return c, usagef("--audit-input %q is not hash or text", w.auditInput)
+	return nil
+}
+
+// override puts the flags that were given in the place of an environment's settings.
+func (w *workerFlags) override(p *Program, s *fieldwork.Settings) error {
+	if w.set("sandbox") || s.Sandbox.Backend == "" {
+		if _, err := p.backend(w.sandbox); err != nil {
+			return err
+		}
+		s.Sandbox.Backend = w.sandbox
+		if w.set("sandbox") {
+			s.Sandbox.Fallback = nil
+		}
 	}
-	if w.maxSessions < 1 {
-		return c, usagef("--max-sessions must be at least 1")
+	if w.set("audit-input") && w.auditInput != string(audit.InputHash) && w.auditInput != string(audit.InputText) {
+		return usagef("--audit-input %q is not hash or text", w.auditInput)
+	}
+	if w.set("max-sessions") && w.maxSessions < 1 {
+		return usagef("--max-sessions must be at least 1")
+	}
+	for _, f := range []struct {
+		name string
+		set  func()
+	}{
+		{"max-sessions", func() { s.Sessions.Max = w.maxSessions }},
+		{"pool", func() { s.Pool.Size = w.pool }},
+		{"memory", func() { s.Sandbox.Limits.Memory = w.memory }},
+		{"cpus", func() { s.Sandbox.Limits.CPUs = w.cpus }},
+		{"processes", func() { s.Sandbox.Limits.Processes = w.processes }},
+		{"disk", func() { s.Sandbox.Limits.Disk = w.disk }},
+		{"lifetime", func() { s.Sandbox.Limits.Lifetime = fieldwork.Duration(w.lifetime) }},
+		{"tool-timeout", func() { s.Sessions.ToolTimeout = fieldwork.Duration(w.toolTimeout) }},
+		{"max-idle", func() { s.Sessions.Idle = fieldwork.Duration(w.maxIdle) }},
+		{"eager-box", func() { s.Sandbox.Eager = w.eager }},
+	} {
+		if w.set(f.name) {
+			f.set()
+		}
 	}
 	for _, pair := range w.boxEnv {
-		if name, _, ok := strings.Cut(pair, "="); !ok || name == "" {
-			return c, usagef("--box-env %q is not NAME=value", pair)
+		name, value, ok := strings.Cut(pair, "=")
+		if !ok || name == "" {
+			return usagef("--box-env %q is not NAME=value", pair)
 		}
-	}
-	if strings.HasPrefix(c.BaseURL, "http://") && !onThisMachine(c.BaseURL) {
-		log.Warn("the environment key travels in the clear: use https, or only a private network", "base_url", c.BaseURL)
-	}
-	backend, err := p.backend(w.sandbox)
-	if err != nil {
-		return c, err
-	}
-	if c.DataDir, err = filepath.Abs(w.data); err != nil {
-		return c, err
-	}
-	state := filepath.Join(c.DataDir, "sandbox")
-	if c.Agent == "" {
-		if c.Agent, err = agentbin.Path(state); err != nil {
-			return c, err
+		if s.Sandbox.Env == nil {
+			s.Sandbox.Env = make(map[string]string)
 		}
+		s.Sandbox.Env[name] = value
 	}
-	c.Driver, err = backend.driver(state, log)
-	return c, err
+	return nil
+}
+
+// agentPath is the executable that runs in boxes.
+func (w *workerFlags) agentPath(dir string) (string, error) {
+	if w.agent != "" {
+		return filepath.Abs(w.agent)
+	}
+	return agentbin.Path(dir)
+}
+
+func warnInTheClear(log *slog.Logger, baseURL string) {
+	if strings.HasPrefix(baseURL, "http://") && !onThisMachine(baseURL) {
+		log.Warn("the environment key travels in the clear: use https, or only a private network", "base_url", baseURL)
+	}
 }
 
 // agentArgs are the arguments of the agent in a box; see [Main].
 func agentArgs() []string { return []string{"tool", "serve", "--workdir", sandbox.WorkPath} }
 
-// run tests the boxes and then serves until ctx ends.
-func (w *workerFlags) run(ctx context.Context, cfg worker.Config, log *slog.Logger) error {
-	if d, ok := cfg.Driver.(sweeper); ok {
-		if err := d.Sweep(ctx); err != nil {
-			return fmt.Errorf("remove what an earlier worker left behind: %w", err)
+// runField serves until ctx ends, and reads the settings anew on SIGHUP.
+func runField(ctx context.Context, fd *fieldwork.Field, log *slog.Logger) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	done := make(chan error, 1)
+	go func() { done <- fd.Run(ctx) }()
+	for {
+		select {
+		case <-hup:
+			if err := fd.Reload(); err != nil {
+				log.Error("settings not read anew", "error", err)
+			}
+		case err := <-done:
+			if err == nil {
+				log.Info("stopped")
+			}
+			return err
 		}
 	}
-	report, err := cfg.Driver.Check(ctx)
-	if err != nil {
-		return err
-	}
-	logReport(log, report)
-	registry := telemetry.NewRegistry(telemetry.ReadBuild())
-	cfg.Metrics = registry
-	wk, err := worker.New(cfg)
-	if err != nil {
-		return err
-	}
-	parts, ctx := errgroup.WithContext(ctx)
-	if w.listen != "" {
-		l, err := net.Listen("tcp", w.listen)
-		if err != nil {
-			return fmt.Errorf("--listen: %w", err)
-		}
-		log.Info("health and metrics", "address", l.Addr().String())
-		parts.Go(func() error { return serveHealth(ctx, l, wk.Ready, registry) })
-	}
-	parts.Go(func() error { return wk.Run(ctx) })
-	log.Info("worker started", "server", cfg.BaseURL, "environment_id", cfg.EnvironmentID, "max_sessions", cfg.MaxSessions)
-	if err := parts.Wait(); err != nil && !errors.Is(err, context.Canceled) {
-		return err
-	}
-	log.Info("stopped")
-	return nil
 }
 
-// A sweeper is a backend that a killed worker may leave something of behind.
-type sweeper interface {
-	Sweep(ctx context.Context) error
+// fieldFindings words what a worker's check found.
+func fieldFindings(from []fieldwork.Finding) []finding {
+	var plain []worker.Finding
+	environments := map[string]bool{}
+	for _, f := range from {
+		environments[f.Environment] = true
+	}
+	for _, f := range from {
+		if f.Environment != "" && len(environments) > 2 { // the empty one counts too
+			f.Name = f.Environment + " " + f.Name
+		}
+		plain = append(plain, f.Finding)
+	}
+	return workerFindings(plain)
+}
+
+// fieldBackends are the backends as package field takes them.
+func (p *Program) fieldBackends() []fieldwork.Backend {
+	all := make([]fieldwork.Backend, len(p.Backends))
+	for i, b := range p.Backends {
+		all[i] = fieldwork.Backend(b)
+	}
+	return all
 }
 
 func logReport(log *slog.Logger, r sandbox.Report) {
@@ -259,33 +359,6 @@ func logReport(log *slog.Logger, r sandbox.Report) {
 	for _, note := range r.Notes {
 		log.Log(context.Background(), level, "sandbox: "+note)
 	}
-}
-
-// serveHealth answers probes until ctx ends.
-func serveHealth(ctx context.Context, l net.Listener, ready func() error, registry *prometheus.Registry) error {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { writeHealth(w, nil) })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { writeHealth(w, ready()) })
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-	server := &http.Server{
-		Handler: mux, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
-	}
-	stop := context.AfterFunc(ctx, func() { server.Close() })
-	defer stop()
-	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve health and metrics: %w", err)
-	}
-	return nil
-}
-
-func writeHealth(w http.ResponseWriter, err error) {
-	status, body := http.StatusOK, map[string]string{"status": "ok"}
-	if err != nil {
-		status, body = http.StatusServiceUnavailable, map[string]string{"status": "unavailable", "reason": string(telemetry.Redact([]byte(err.Error())))}
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(body) // a prober that left needs no answer
 }
 
 // backend finds a sandbox backend by its name.
@@ -322,37 +395,4 @@ func (p *Program) backendNames() string {
 }
 
 // A byteSize is a flag for a number of bytes, such as 512MiB or 2G.
-type byteSize int64
-
-var byteUnits = []struct {
-	suffix string
-	bytes  int64
-}{
-	{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"TiB", 1 << 40},
-	{"K", 1 << 10}, {"M", 1 << 20}, {"G", 1 << 30}, {"T", 1 << 40}, {"", 1},
-}
-
-func (b *byteSize) Set(text string) error {
-	for _, u := range byteUnits {
-		number, ok := strings.CutSuffix(text, u.suffix)
-		if !ok {
-			continue
-		}
-		n, err := strconv.ParseInt(strings.TrimSpace(number), 10, 64)
-		if err != nil || n < 1 || n > (1<<62)/u.bytes {
-			break
-		}
-		*b = byteSize(n * u.bytes)
-		return nil
-	}
-	return fmt.Errorf("%q is not a size such as 512MiB or 2GiB", text)
-}
-
-func (b *byteSize) String() string {
-	if *b == 0 {
-		return ""
-	}
-	return strconv.FormatInt(int64(*b), 10)
-}
-
-func (b *byteSize) Type() string { return "size" }
+type byteSize = fieldwork.Size

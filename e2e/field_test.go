@@ -24,8 +24,9 @@ type field struct {
 	t    testing.TB
 	data string
 
-	env []string // of a start, and its arguments
-	cfg fieldConfig
+	environment api.EnvironmentID
+	env         []string // of a start, and its arguments
+	cfg         fieldConfig
 }
 
 // fieldConfig says how to start a worker. The zero value has no sandbox, for the
@@ -45,7 +46,7 @@ func (p *plane) startField(t testing.TB, env api.EnvironmentID, key string, cfg 
 	if cfg.sandbox == "" {
 		cfg.sandbox = "none"
 	}
-	f := &field{t: t, cfg: cfg, data: cfg.data}
+	f := &field{t: t, cfg: cfg, data: cfg.data, environment: env}
 	if f.data == "" {
 		f.data = filepath.Join(t.TempDir(), "worker")
 	}
@@ -103,7 +104,7 @@ func (f *field) run(t testing.TB) {
 
 // workFile is a file of a session's work folder, on the host.
 func (f *field) workFile(id api.SessionID, name string) string {
-	return filepath.Join(f.data, "work", string(id), name)
+	return filepath.Join(f.data, string(f.environment), "work", string(id), name)
 }
 
 // waitFile waits until a file exists.

@@ -441,7 +441,7 @@ func TestWorkerDiskFull(t *testing.T) {
 	id := p.session(t, p.agent(t, toolset(api.AlwaysAllow)), env)
 	w := p.watch(t, id)
 	// Claimed while there is room, so that it is a call that finds none.
-	waitFile(t, filepath.Join(f.data, "work", string(id)))
+	waitFile(t, filepath.Join(f.data, string(env), "calls", string(id)+".jsonl"))
 	release := fill(t, disk)
 	p.send(t, id, userMessage("try"))
 	w.finished()

@@ -7,11 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
-	"syscall"
 	"time"
-
-	"github.com/bailey-platform/bailey/sandbox"
 )
 
 // A Finding is one thing that [Check] looked at.
@@ -22,20 +18,21 @@ type Finding struct {
 	Remedy string // what to do about it; empty if OK
 }
 
-const (
-	clockSkewMax = 30 * time.Second
-	diskFreeMin  = 1 << 30 // bytes
-)
+const clockSkewMax = 30 * time.Second
 
-// Check looks at everything a worker with this configuration needs, without
-// claiming work and without getting in the way of a worker that runs already. It
-// starts one box. The error is about the configuration itself.
+// Check looks at what a worker with this configuration needs, besides boxes (see
+// sandbox.Driver.Check), without claiming work and without getting in the way of a
+// worker that runs already. The error is about the configuration itself.
 func Check(ctx context.Context, c Config) ([]Finding, error) {
 	c, err := c.withDefaults()
 	if err != nil {
 		return nil, err
 	}
-	findings := []Finding{checkDisk(c.DataDir), checkAgent(c.Agent), checkBox(ctx, c)}
+	findings := []Finding{checkDisk(c, c.DataDir)}
+	if c.WorkDir != filepath.Join(c.DataDir, "work") {
+		findings = append(findings, checkDisk(c, c.WorkDir))
+	}
+	findings = append(findings, checkAgent(c.Agent))
 	return append(findings, checkPlane(ctx, c)...), nil
 }
 
@@ -72,8 +69,8 @@ func checkPlane(ctx context.Context, c Config) []Finding {
 	return []Finding{key, clock}
 }
 
-func checkDisk(dir string) Finding {
-	f := Finding{Name: "disk", Remedy: "make the data directory writable for this user, with room to spare"}
+func checkDisk(c Config, dir string) Finding {
+	f := Finding{Name: "disk", Remedy: "make the directory writable for this user, with room to spare"}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		f.Detail = err.Error()
 		return f
@@ -83,17 +80,16 @@ func checkDisk(dir string) Finding {
 		f.Detail = err.Error()
 		return f
 	}
-	var fs syscall.Statfs_t
-	if err := syscall.Statfs(dir, &fs); err != nil {
+	room := &space{data: dir, folders: dir, reserve: c.DiskReserve}
+	free, _, err := room.free(dir)
+	if err == nil {
+		err = room.low()
+	}
+	if err != nil {
 		f.Detail = err.Error()
 		return f
 	}
-	free := fs.Bavail * uint64(fs.Bsize)
-	f.Detail = fmt.Sprintf("%s is writable, %d MiB free", dir, free>>20)
-	if f.OK = free >= diskFreeMin; f.OK {
-		f.Remedy = ""
-	}
-	return f
+	return Finding{Name: "disk", OK: true, Detail: fmt.Sprintf("%s is writable, %d MiB free", dir, free>>20)}
 }
 
 func checkAgent(path string) Finding {
@@ -105,16 +101,4 @@ func checkAgent(path string) Finding {
 		return Finding{Name: "agent", Detail: path + " is not executable", Remedy: "name the executable that runs inside boxes"}
 	}
 	return Finding{Name: "agent", OK: true, Detail: path}
-}
-
-func checkBox(ctx context.Context, c Config) Finding {
-	r, err := c.Driver.Check(ctx)
-	var unavailable *sandbox.Unavailable
-	switch {
-	case errors.As(err, &unavailable):
-		return Finding{Name: "box", Detail: unavailable.Backend + ": " + unavailable.Cause, Remedy: strings.Join(unavailable.Remedy, ", or ")}
-	case err != nil:
-		return Finding{Name: "box", Detail: err.Error(), Remedy: "see the worker's log"}
-	}
-	return Finding{Name: "box", OK: true, Detail: fmt.Sprintf("%s %s: isolation %s, a box starts in %s", r.Backend, r.Version, r.Isolation, r.Start.Round(time.Millisecond))}
 }

@@ -28,6 +28,17 @@ func (w *Worker) Apply(l Live) {
 	boxes.mu.Unlock()
 }
 
+// RenewPool replaces the boxes of the pool, which were started before something changed
+// that boxes are started with.
+func (w *Worker) RenewPool() {
+	w.mu.Lock()
+	boxes := w.boxes
+	w.mu.Unlock()
+	if boxes != nil {
+		boxes.pool.renew()
+	}
+}
+
 // RereadKey reads the environment key anew.
 func (w *Worker) RereadKey() error {
 	w.keys.mu.Lock()

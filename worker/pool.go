@@ -19,6 +19,7 @@ type pool struct {
 
 	mu    sync.Mutex
 	size  int
+	since time.Time // boxes from before are replaced
 	ready []pooled
 }
 
@@ -35,6 +36,14 @@ func newPool(of *boxes, size int) *pool {
 func (p *pool) resize(size int) {
 	p.mu.Lock()
 	p.size = size
+	p.mu.Unlock()
+	p.wake()
+}
+
+// renew replaces the boxes that were started until now.
+func (p *pool) renew() {
+	p.mu.Lock()
+	p.since = time.Now()
 	p.mu.Unlock()
 	p.wake()
 }
@@ -58,15 +67,15 @@ func (p *pool) run(ctx context.Context) {
 	defer tick.Stop()
 	defer func() { p.discard(p.take(func(int, pooled) bool { return true })) }()
 	for failed := 0; ; {
-		oldest := time.Now().Add(-p.of.starter.spec.Limits.Defaults().Lifetime / poolMaxAge)
-		size := p.wanted()
+		size, oldest := p.wanted()
 		p.discard(p.take(func(i int, r pooled) bool { return i >= size || r.lost() || r.since.Before(oldest) }))
 		if p.count() < size {
+			began := time.Now()
 			r, err := p.make(ctx)
 			if err == nil {
 				failed = 0
 				retry.reset()
-				p.put(r)
+				p.put(r, began)
 				continue
 			}
 			if ctx.Err() != nil {
@@ -155,10 +164,15 @@ func (p *pool) hand(ctx context.Context, r *running, session string) error {
 	return nil
 }
 
-func (p *pool) wanted() int {
+// wanted returns how many boxes there should be, and the moment from which they count.
+func (p *pool) wanted() (size int, oldest time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.size
+	oldest = time.Now().Add(-p.of.starter.spec.Limits.Defaults().Lifetime / poolMaxAge)
+	if oldest.Before(p.since) {
+		oldest = p.since
+	}
+	return p.size, oldest
 }
 
 func (p *pool) count() int {
@@ -167,10 +181,10 @@ func (p *pool) count() int {
 	return len(p.ready)
 }
 
-func (p *pool) put(r *running) {
+func (p *pool) put(r *running, since time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.ready = append(p.ready, pooled{r, time.Now()})
+	p.ready = append(p.ready, pooled{r, since})
 	p.of.metrics.pooled.Set(float64(len(p.ready)))
 }
 

@@ -6,12 +6,15 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/audit"
 	"github.com/bailey-platform/bailey/sandbox"
 	"github.com/bailey-platform/bailey/tool"
@@ -60,19 +63,20 @@ type starter struct {
 	driver   sandbox.Driver
 	spec     sandbox.Spec // all but ID, WorkDir, Stderr and what the network adds
 	networks Networks     // nil for none
+	setup    string       // see Config.Setup
 	record   func(audit.Record) error
 }
 
 func newStarter(c Config, record func(audit.Record) error) *starter {
 	return &starter{
-		driver: c.Driver, networks: c.Networks, record: record,
+		driver: c.Driver, networks: c.Networks, setup: c.Setup, record: record,
 		// What else every box is to hold belongs into the Spec here.
 		spec: sandbox.Spec{
 			Command: append([]string{sandbox.AgentPath}, c.AgentArgs...),
 			Agent:   c.Agent,
 			Image:   c.Image,
 			Devices: c.Devices,
-			Env:     append(boxEnv[:len(boxEnv):len(boxEnv)], c.BoxEnv...),
+			Env:     mergeEnv(boxEnv, c.BoxEnv),
 			Limits:  c.Limits,
 		},
 	}
@@ -81,6 +85,73 @@ func newStarter(c Config, record func(audit.Record) error) *starter {
 // start starts a box on a work folder and meets its agent. session is whose it is, or
 // empty for one of the pool.
 func (st *starter) start(ctx context.Context, id, session, folder string, log *slog.Logger) (*running, error) {
+	r, err := st.meet(ctx, id, session, folder, log)
+	if err != nil || st.setup == "" {
+		return r, err
+	}
+	if err := st.prepare(ctx, r); err != nil {
+		r.end(log)
+		return nil, err
+	}
+	return r, nil
+}
+
+// setupTimeout bounds what is done in a box before its first call.
+const setupTimeout = 10 * time.Minute
+
+// prepare runs the set-up in a new box. That it came to its end is seen by the last
+// word, which no failure says.
+func (st *starter) prepare(ctx context.Context, r *running) error {
+	last := "set up " + rand.Text()
+	// In a shell of its own: the session's keeps nothing of it.
+	input, err := json.Marshal(map[string]any{
+		"command": "(set -e\n" + st.setup + "\n) </dev/null && echo '" + last + "'", "timeout_ms": setupTimeout.Milliseconds(),
+	})
+	if err != nil {
+		return err
+	}
+	result, err := r.client.Call(ctx, tool.Call{Tool: "bash", Input: input, TimeoutMS: setupTimeout.Milliseconds()})
+	if err != nil {
+		return fmt.Errorf("set the box up: %w", err)
+	}
+	text := api.Content(result.Content).Text()
+	if strings.HasSuffix(strings.TrimRight(text, "\n"), last) {
+		return nil
+	}
+	if r.network != nil {
+		text = r.network.Redact(text)
+		if denied := denialText(r.network.Denials()); denied != "" {
+			text += "\n" + denied
+		}
+	}
+	if len(text) > setupTextMax {
+		text = "…" + strings.ToValidUTF8(text[len(text)-setupTextMax:], "")
+	}
+	return fmt.Errorf("the box could not be set up: %s", strings.TrimSpace(text))
+}
+
+// setupTextMax bounds what is said of a failed set-up, in bytes. How it ended is at the
+// end.
+const setupTextMax = 4000
+
+// mergeEnv returns the variables of both lists, each once: those of over win.
+func mergeEnv(base, over []string) []string {
+	set := make(map[string]bool)
+	for _, v := range over {
+		name, _, _ := strings.Cut(v, "=")
+		set[name] = true
+	}
+	var all []string
+	for _, v := range base {
+		if name, _, _ := strings.Cut(v, "="); !set[name] {
+			all = append(all, v)
+		}
+	}
+	return append(all, over...)
+}
+
+// meet starts a box and its agent.
+func (st *starter) meet(ctx context.Context, id, session, folder string, log *slog.Logger) (*running, error) {
 	ctx, cancel := context.WithTimeout(ctx, boxStartTimeout)
 	defer cancel()
 	action := audit.BoxStart

@@ -62,6 +62,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -85,6 +86,10 @@ type Config struct {
 	// Fingerprint is what the audit record calls these settings: a hash of the file
 	// that they came from, or where else they did. Default "defaults".
 	Fingerprint string
+
+	// Notes is what else its first record says, such as why the boxes are of another
+	// kind than was asked for.
+	Notes []string
 
 	// DataDir is the worker's own directory, made if missing; one worker uses it
 	// at a time. It holds the journals that a restart needs, and the audit record
@@ -136,6 +141,11 @@ type Config struct {
 	// read it.
 	BoxEnv []string
 
+	// Setup is a bash script that is run in every new box before its first call, as
+	// the user that runs the tools and under the same network rules. A box in which it
+	// fails is not used, and the call that needed it is told what it said.
+	Setup string
+
 	// EagerBox starts a session's box when the session is claimed, not when the
 	// first tool is called.
 	EagerBox bool
@@ -180,8 +190,7 @@ func (c Config) withDefaults() (Config, error) {
 		name string
 		set  bool
 	}{
-		{"EnvironmentID", c.EnvironmentID != ""}, {"Key", c.Key != nil}, {"DataDir", c.DataDir != ""},
-		{"Driver", c.Driver != nil}, {"Agent", c.Agent != ""},
+		{"EnvironmentID", c.EnvironmentID != ""}, {"Key", c.Key != nil}, {"DataDir", c.DataDir != ""}, {"Agent", c.Agent != ""},
 	} {
 		if !f.set {
 			missing = append(missing, fmt.Errorf("worker: Config.%s is required", f.name))
@@ -304,6 +313,9 @@ func New(c Config) (*Worker, error) {
 	c, err := c.withDefaults()
 	if err != nil {
 		return nil, err
+	}
+	if c.Driver == nil {
+		return nil, errors.New("worker: Config.Driver is required")
 	}
 	m, err := newMetrics(c.Metrics)
 	if err != nil {
@@ -440,7 +452,7 @@ func (w *Worker) note(r audit.Record, log *slog.Logger) {
 func (w *Worker) noteStart() error {
 	err := w.record(audit.Record{Action: audit.WorkerStart, Attrs: map[string]string{
 		"config": w.cfg.Fingerprint, "plane": w.cfg.BaseURL, "backend": w.cfg.Driver.Name(),
-	}})
+	}, Detail: strings.Join(w.cfg.Notes, "; ")})
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,113 @@
+package field
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+
+	"github.com/bailey-platform/bailey/audit"
+)
+
+// Reload reads the configuration anew and takes on what can change while boxes run:
+// network rules, credentials, keys, the pool's size, how many sessions and what is kept.
+// What cannot is left as it was, and the log says so. An error means that nothing
+// changed, or, after "partly:", which environments could not take on all of it.
+func (f *Field) Reload() error {
+	next, err := f.load()
+	if err != nil {
+		return fmt.Errorf("the configuration stays as it was: %w", err)
+	}
+	f.mu.Lock()
+	record, actor, was, sites := f.audit, f.actor, f.cfg, f.sites
+	f.mu.Unlock()
+	if record == nil || sites == nil {
+		return errors.New("the worker is starting; try again when it is ready")
+	}
+	for _, setting := range next.keepFixed(was) {
+		f.opts.Logger.Warn("changed in the file, and in force from the next start on", "setting", setting)
+	}
+	err = record.Append(audit.Record{Actor: actor, Action: audit.ConfigChange, Attrs: map[string]string{"config": next.Fingerprint(), "was": was.Fingerprint()}})
+	if err != nil {
+		return fmt.Errorf("the configuration stays as it was, as the change cannot be put on record: %w", err)
+	}
+	f.mu.Lock()
+	f.cfg = next
+	f.mu.Unlock()
+	var errs []error
+	for _, s := range sites {
+		if e := next.environment(s.id); e != nil && s.worker != nil {
+			if err := f.apply(s, e, was.environment(s.id)); err != nil {
+				errs = append(errs, fmt.Errorf("environment %s: %w", s.id, err))
+			}
+		}
+	}
+	f.opts.Logger.Info("the configuration was read anew", "config", next.Fingerprint())
+	if len(errs) > 0 {
+		return fmt.Errorf("partly: %w", errors.Join(errs...))
+	}
+	return nil
+}
+
+// apply gives a site what can change of its settings.
+func (f *Field) apply(s *site, e, was *Environment) error {
+	s.worker.Apply(e.live())
+	err := s.worker.RereadKey()
+	if s.networks == nil {
+		return err
+	}
+	// Credentials are bound anew in any case: their values may have changed.
+	err = errors.Join(err, f.applyNetwork(s, e))
+	if !reflect.DeepEqual(e.Network, was.Network) || !reflect.DeepEqual(e.Credentials, was.Credentials) {
+		s.worker.RenewPool() // its boxes know the old placeholders only
+	}
+	return err
+}
+
+// keepFixed puts the settings of a running configuration back that cannot change under
+// it, and returns their names.
+func (c *Config) keepFixed(was *Config) (changed []string) {
+	keep := func(name string, now, old any) {
+		n, o := reflect.ValueOf(now).Elem(), reflect.ValueOf(old).Elem()
+		if !reflect.DeepEqual(n.Interface(), o.Interface()) {
+			changed = append(changed, name)
+			n.Set(o)
+		}
+	}
+	keep("server", &c.Server, &was.Server)
+	keep("worker-id", &c.WorkerID, &was.WorkerID)
+	keep("data", &c.Data, &was.Data)
+	keep("work-dir", &c.WorkDir, &was.WorkDir)
+	keep("disk-reserve", &c.DiskReserve, &was.DiskReserve)
+	keep("listen", &c.Listen, &was.Listen)
+	keep("drain", &c.Drain, &was.Drain)
+	keep("audit", &c.Audit, &was.Audit)
+
+	listed := make(map[string]bool)
+	var kept []Environment
+	for _, e := range c.Environments {
+		old := was.environment(e.ID)
+		if old == nil {
+			changed = append(changed, "environment "+e.ID+" (new)")
+			continue
+		}
+		listed[e.ID] = true
+		in := "environment " + e.ID + ": "
+		keep(in+"sandbox", &e.Sandbox, &old.Sandbox)
+		keep(in+"sessions.idle", &e.Sessions.Idle, &old.Sessions.Idle)
+		keep(in+"sessions.tool-timeout", &e.Sessions.ToolTimeout, &old.Sessions.ToolTimeout)
+		if e.Network.none() != old.Network.none() {
+			// Boxes with and without a network are started differently.
+			keep(in+"network", &e.Network, &old.Network)
+			keep(in+"credentials", &e.Credentials, &old.Credentials)
+		}
+		kept = append(kept, e)
+	}
+	for _, old := range was.Environments {
+		if !listed[old.ID] {
+			changed = append(changed, "environment "+old.ID+" (gone)")
+			kept = append(kept, old)
+		}
+	}
+	c.Environments = kept
+	return changed
+}
