@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/sandbox/cdi"
 	"github.com/bailey-platform/bailey/sandbox/cgroup"
 	"github.com/bailey-platform/bailey/sandbox/rootfs"
 )
@@ -19,15 +20,16 @@ import (
 // A box is one running box.
 type box struct {
 	// Static once started.
-	driver *Driver
-	host   *host
-	spec   sandbox.Spec
-	log    *slog.Logger
-	root   *rootfs.Root
-	users  *userRange    // nil unless we are root
-	group  *cgroup.Group // nil without control groups
-	stdio  *sandbox.Stdio
-	cmd    *exec.Cmd // the cradle
+	driver  *Driver
+	host    *host
+	spec    sandbox.Spec
+	log     *slog.Logger
+	root    *rootfs.Root
+	devices cdi.Devices
+	users   *userRange    // nil unless we are root
+	group   *cgroup.Group // nil without control groups
+	stdio   *sandbox.Stdio
+	cmd     *exec.Cmd // the cradle
 
 	// Owned by start, until the command runs.
 	requests *os.File // to the cradle
@@ -35,6 +37,8 @@ type box struct {
 
 	ended chan struct{} // closed when everything of the box is gone
 	exit  sandbox.Exit  // written before ended is closed
+
+	still sync.Mutex // held while the box is frozen or thawed
 
 	mu     sync.Mutex
 	exits  *sandbox.Exits // of a box with a network
@@ -67,7 +71,7 @@ func (b *box) Stop(ctx context.Context) error {
 func (b *box) Stats() (sandbox.Stats, error) {
 	select {
 	case <-b.ended:
-		return sandbox.Stats{}, errors.New("the box has ended")
+		return sandbox.Stats{}, errEnded
 	default:
 	}
 	if b.group == nil {
@@ -86,6 +90,54 @@ func (b *box) end(cause sandbox.Cause, detail string) {
 	}
 	b.cause, b.detail = cause, detail
 	_ = b.cmd.Process.Kill() // everything goes with the cradle, or has gone
+	if b.group != nil {
+		// The frozen do not die everywhere.
+		go func() { _ = b.thaw(context.Background()) }() // it may be gone by then
+	}
+}
+
+// Freeze implements [sandbox.Freezer].
+func (b *box) Freeze(ctx context.Context) error {
+	if b.group == nil {
+		return fmt.Errorf("freeze box %s: %w", b.spec.ID, errors.ErrUnsupported)
+	}
+	b.still.Lock()
+	defer b.still.Unlock()
+	if b.ending() {
+		return errEnded
+	}
+	return b.group.Freeze(ctx)
+}
+
+// Thaw implements [sandbox.Freezer].
+func (b *box) Thaw(ctx context.Context) error {
+	if b.group == nil {
+		return fmt.Errorf("thaw box %s: %w", b.spec.ID, errors.ErrUnsupported)
+	}
+	if b.ending() {
+		return errEnded
+	}
+	return b.thaw(ctx)
+}
+
+func (b *box) thaw(ctx context.Context) error {
+	b.still.Lock()
+	defer b.still.Unlock()
+	return b.group.Thaw(ctx)
+}
+
+var errEnded = errors.New("the box has ended")
+
+// ending reports whether the box has ended, or is about to.
+func (b *box) ending() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	select {
+	case <-b.ended:
+		return true
+	default:
+		return b.cause != ""
+	}
 }
 
 // watchEvery is how often it is looked whether the kernel has killed something of a

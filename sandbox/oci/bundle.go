@@ -1,7 +1,6 @@
 package oci
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -12,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/sandbox/cdi"
 	"github.com/bailey-platform/bailey/sandbox/oci/cradle"
 	"github.com/bailey-platform/bailey/sandbox/rootfs"
 )
@@ -34,9 +34,9 @@ var (
 
 // bundle is a box's description for the runtime, in the terms of its specification.
 // Its network is that of the cradle, and so are its mounts but those made here.
-func bundle(spec sandbox.Spec, mappings []specs.LinuxIDMapping) specs.Spec {
+func bundle(spec sandbox.Spec, devices cdi.Devices, mappings []specs.LinuxIDMapping) specs.Spec {
 	processes, files := uint64(spec.Limits.Processes), filesLimit()
-	return specs.Spec{
+	b := specs.Spec{
 		Version:  "1.0.2",
 		Hostname: rootfs.Hostname,
 		Root:     &specs.Root{Path: cradle.Rootfs},
@@ -76,6 +76,8 @@ func bundle(spec sandbox.Spec, mappings []specs.LinuxIDMapping) specs.Spec {
 			Seccomp:       filter(),
 		},
 	}
+	addDevices(&b, devices)
+	return b
 }
 
 // filesLimit is filesMax, or less if that is more than we may have ourselves.
@@ -88,7 +90,7 @@ func filesLimit() uint64 {
 }
 
 // mounts are what the cradle mounts into the box's root.
-func mounts(spec sandbox.Spec, root *rootfs.Root, first int) []cradle.Mount {
+func mounts(spec sandbox.Spec, root *rootfs.Root, devices cdi.Devices, first int) []cradle.Mount {
 	var list []cradle.Mount
 	add := func(source, target string, writable bool) {
 		m := cradle.Mount{Source: source, Target: target, Writable: writable, Owner: first}
@@ -104,6 +106,9 @@ func mounts(spec sandbox.Spec, root *rootfs.Root, first int) []cradle.Mount {
 		add(spec.Agent, sandbox.AgentPath, false)
 	}
 	add(spec.WorkDir, sandbox.WorkPath, true)
+	for _, m := range devices.Mounts {
+		add(m.HostPath, m.Path, slices.Contains(m.Options, "rw"))
+	}
 	// Outer directories before those within them, and files last.
 	for _, set := range []map[string]string{spec.ReadOnly, spec.Files} {
 		targets := make([]string, 0, len(set))
@@ -121,7 +126,7 @@ func mounts(spec sandbox.Spec, root *rootfs.Root, first int) []cradle.Mount {
 // sources are the directories and files of the host that the box sees.
 func (b *box) sources() []string {
 	list := slices.Clone(b.root.Layers)
-	for _, m := range mounts(b.spec, b.root, 0) {
+	for _, m := range mounts(b.spec, b.root, b.devices, 0) {
 		list = append(list, m.Source)
 	}
 	return list
@@ -141,9 +146,6 @@ var reserved = []string{"/bin", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sbi
 func validate(spec sandbox.Spec, root bool) (sandbox.Spec, error) {
 	if err := spec.Validate(); err != nil {
 		return spec, err
-	}
-	if len(spec.Devices) > 0 {
-		return spec, errors.New("devices are not there yet")
 	}
 	spec.Limits = spec.Limits.Defaults()
 	for target := range spec.ReadOnly {

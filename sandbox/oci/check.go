@@ -41,13 +41,15 @@ func (d *Driver) Check(ctx context.Context) (sandbox.Report, error) {
 	}
 	if h.cgroups != nil {
 		report.Limits["memory"], report.Limits["cpu"] = sandbox.Hard, sandbox.Hard
+		report.Freeze = h.cgroups.Held().Freeze
 	} else {
 		report.Notes = append(report.Notes, "Without control groups (run as root, or under systemd with Delegate=yes) "+
-			"memory is not limited, and CPU time only to whole CPUs.")
+			"memory is not limited, CPU time only to whole CPUs, and boxes cannot be frozen.")
 	}
 	if h.engine.family == youki || h.engine.family == other {
 		report.Notes = append(report.Notes, fmt.Sprintf("Our tests have not been run with %q.", h.engine.words))
 	}
+	reportGPU(&report, d.options.DeviceDirs)
 
 	dir, err := os.MkdirTemp(h.dir, "check-")
 	if err != nil {

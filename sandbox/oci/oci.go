@@ -44,6 +44,9 @@ type Options struct {
 	// through, for distributions that have mended it under the old version.
 	AllowOld bool
 
+	// DeviceDirs are where devices are described, those of package cdi if there are none.
+	DeviceDirs []string
+
 	// Root is a directory for what the driver keeps on the host. It is made if it does
 	// not exist, and one driver at a time uses it.
 	Root string

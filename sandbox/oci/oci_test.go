@@ -97,8 +97,14 @@ func engine(t testing.TB, name string) string {
 
 func open(t testing.TB, name, root string) *oci.Driver {
 	t.Helper()
+	return openWith(t, name, root)
+}
+
+// openWith is open for a host whose devices are described in the directories.
+func openWith(t testing.TB, name, root string, deviceDirs ...string) *oci.Driver {
+	t.Helper()
 	// Debian's runc has its defects mended under the old version.
-	return oci.New(oci.Options{Engine: engine(t, name), AllowOld: true, Root: root, Launcher: launcherPath})
+	return oci.New(oci.Options{Engine: engine(t, name), AllowOld: true, DeviceDirs: deviceDirs, Root: root, Launcher: launcherPath})
 }
 
 // engines are the runtimes that the tests are run with.

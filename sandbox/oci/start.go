@@ -6,12 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -19,6 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/sandbox/cdi"
+	"github.com/bailey-platform/bailey/sandbox/cgroup"
 	"github.com/bailey-platform/bailey/sandbox/netns"
 	"github.com/bailey-platform/bailey/sandbox/oci/cradle"
 )
@@ -34,6 +34,10 @@ func (d *Driver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Box, err
 	if err != nil {
 		return nil, err
 	}
+	devices, err := cdi.Resolve(spec.Devices, d.options.DeviceDirs...)
+	if err != nil {
+		return nil, err
+	}
 	root, err := h.root(ctx, spec.Image)
 	if err != nil {
 		return nil, err
@@ -42,12 +46,13 @@ func (d *Driver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Box, err
 		return nil, errors.Join(err, root.Close())
 	}
 	b := &box{
-		root:   root,
-		driver: d,
-		host:   h,
-		spec:   spec,
-		log:    d.log.With("box", spec.ID),
-		ended:  make(chan struct{}),
+		root:    root,
+		devices: devices,
+		driver:  d,
+		host:    h,
+		spec:    spec,
+		log:     d.log.With("box", spec.ID),
+		ended:   make(chan struct{}),
 	}
 	if err := b.start(ctx); err != nil {
 		return nil, fmt.Errorf("start box %s: %w", spec.ID, err)
@@ -122,8 +127,8 @@ func (b *box) setUp() (cradle.Config, error) {
 			"layers", b.root.Layers, "work_folder", b.spec.WorkDir)
 		mappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 0, Size: rangeSize}}
 	}
-	config.Mounts = mounts(b.spec, b.root, config.Owner)
-	data, err := json.Marshal(bundle(b.spec, mappings))
+	config.Mounts = mounts(b.spec, b.root, b.devices, config.Owner)
+	data, err := json.Marshal(bundle(b.spec, b.devices, mappings))
 	config.Bundle = data
 	return config, err
 }
@@ -271,38 +276,10 @@ func (b *box) startWithinLimits() error {
 			return fmt.Errorf("enter the control group: %w", err)
 		}
 	}
-	if err := confine(b.spec.Limits.CPUs); err != nil {
+	if err := cgroup.Confine(b.spec.Limits.CPUs); err != nil {
 		b.log.Warn("box sees every CPU", "error", err)
 	}
 	return b.cmd.Start()
-}
-
-// next rotates among the CPUs that boxes are put on.
-var next atomic.Uint32
-
-// confine lets the calling thread, and what it starts, run on no more CPUs than the
-// limit fills. Programs in the box then count that many, and start as many workers.
-func confine(cpus float64) error {
-	var all, some unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &all); err != nil {
-		return err
-	}
-	want, have := int(math.Ceil(cpus)), all.Count()
-	if want >= have {
-		return nil
-	}
-	skip := int(next.Add(uint32(want))) % have
-	for cpu := 0; some.Count() < want; cpu = (cpu + 1) % (len(all) * 64) {
-		if !all.IsSet(cpu) {
-			continue
-		}
-		if skip > 0 {
-			skip--
-			continue
-		}
-		some.Set(cpu)
-	}
-	return unix.SchedSetaffinity(0, &some)
 }
 
 // await tells the cradle what to do, has its network served, and waits until the
