@@ -1,14 +1,21 @@
 package sandboxtest
 
 import (
+	"bufio"
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/bailey-platform/bailey/tool"
 )
 
 // gone checks that nothing of a box that has ended is on the host, by the box's id,
@@ -26,6 +33,9 @@ func gone(t *testing.T, id string) {
 		}
 	}
 }
+
+// group begins what remains lists of control groups.
+const group = "control group "
 
 // remains lists what there is of a box: mounts in our namespace, processes, and control
 // groups.
@@ -55,7 +65,7 @@ func remains(t *testing.T, id string) []string {
 	}
 	err = filepath.WalkDir("/sys/fs/cgroup", func(name string, entry fs.DirEntry, err error) error {
 		if err == nil && entry.IsDir() && named(entry.Name(), id) {
-			left = append(left, "control group "+name)
+			left = append(left, group+name)
 		}
 		return nil // what came and went is not ours
 	})
@@ -115,6 +125,74 @@ func comesHome(t *testing.T, before map[string]bool) {
 			t.Errorf("threads of the worker are left in %q", away)
 			return
 		}
+	}
+}
+
+// workerVar has [Run] be a worker that is killed, instead of testing anything.
+const workerVar = "SANDBOXTEST_WORKER"
+
+// work has a box, says its id, and lives until it is killed.
+func (s suite) work(t *testing.T) {
+	spec := s.spec(t)
+	box, err := s.driver.Start(context.Background(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := tool.Dial(context.Background(), stdin(box), stdout(box))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bash(t, client, "setsid sleep 1000 & (trap '' TERM INT HUP; nohup sleep 1000 >/dev/null 2>&1 &)")
+	fmt.Printf("\nhas box %s\n", spec.ID)
+	select {}
+}
+
+// killedWorker kills a worker with a box, and sees the box die. The worker is this test
+// program again.
+func (s suite) killedWorker(t *testing.T) {
+	cmd := exec.Command("/proc/self/exe", "-test.run="+s.pattern, "-test.v")
+	cmd.Env = append(os.Environ(), workerVar+"=1", "TMPDIR="+t.TempDir())
+	cmd.Stderr = testWriter{t}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Kill() // no error if that was done
+		_ = cmd.Wait()         // killed
+	}()
+	var id string
+	for lines := bufio.NewScanner(out); id == "" && lines.Scan(); {
+		if _, err := fmt.Sscanf(lines.Text(), "has box %s", &id); err != nil {
+			t.Log("worker:", lines.Text())
+		}
+	}
+	if id == "" {
+		t.Fatal("the worker has no box")
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		// Empty control groups, and directories, are for the next worker to remove.
+		if left = slices.DeleteFunc(remains(t, id), func(l string) bool { return strings.HasPrefix(l, group) }); len(left) == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("left of a killed worker's box: %s", strings.Join(left, "; "))
+			return
+		}
+	}
+	for _, l := range remains(t, id) {
+		dir := strings.TrimPrefix(l, group)
+		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Error(err)
+		}
+		_ = os.Remove(filepath.Dir(dir)) // unless others are in it
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,6 +31,13 @@ import (
 // static executable that serves the tools when called with "tool serve".
 func Run(t *testing.T, open func(t *testing.T) sandbox.Driver, agent string) {
 	s := suite{driver: open(t), agent: agent}
+	for part := range strings.SplitSeq(t.Name(), "/") {
+		s.pattern += "/^" + regexp.QuoteMeta(part) + "$"
+	}
+	s.pattern = s.pattern[1:]
+	if os.Getenv(workerVar) != "" {
+		s.work(t)
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	report, err := s.driver.Check(ctx)
@@ -87,7 +95,8 @@ func Run(t *testing.T, open func(t *testing.T) sandbox.Driver, agent string) {
 		"LifetimeWhenFrozen": suite.lifetimeWhenFrozen,
 		"Checkpoint":         suite.checkpoint,
 
-		"Leaks": suite.leaks,
+		"Leaks":        suite.leaks,
+		"KilledWorker": suite.killedWorker,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -103,6 +112,8 @@ type suite struct {
 	driver sandbox.Driver
 	report sandbox.Report
 	agent  string
+
+	pattern string // of go test, for what called Run
 }
 
 // isolated reports whether a box has a root, processes and users of its own.
