@@ -55,6 +55,8 @@ func (d *Driver) Check(ctx context.Context) (sandbox.Report, error) {
 		report.Notes = append(report.Notes, fmt.Sprintf("This kernel's Landlock is of version %d, and of %d all is used.", version, lockdown.LandlockWhole))
 	}
 
+	d.reportGPU(&report)
+
 	dir, err := os.MkdirTemp(h.dir, checkPrefix)
 	if err != nil {
 		return sandbox.Report{}, d.unavailable(err)

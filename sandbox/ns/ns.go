@@ -55,6 +55,9 @@ type Options struct {
 	// even by several workers. The default is [DefaultUsers].
 	Users Users
 
+	// DeviceDirs are where devices are described, [cdi.Dirs] if there are none.
+	DeviceDirs []string
+
 	Logger *slog.Logger // nil discards
 }
 
@@ -221,11 +224,12 @@ func (d *Driver) Sweep(ctx context.Context) error {
 		return err
 	}
 	var errs []error
-	if err := h.killLeftovers(ctx); err != nil {
-		return err
-	}
+	// By their groups first: the frozen do not die otherwise.
 	if h.cgroups != nil {
 		errs = append(errs, h.cgroups.Sweep(d.claims.Holds))
+	}
+	if err := h.killLeftovers(ctx); err != nil {
+		return errors.Join(append(errs, err)...)
 	}
 	checks, err := filepath.Glob(filepath.Join(h.dir, checkPrefix+"*"))
 	errs = append(errs, err)

@@ -1,15 +1,19 @@
 package ns_test
 
 import (
+	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/bailey-platform/bailey/sandbox"
 	"github.com/bailey-platform/bailey/sandbox/ns"
@@ -23,8 +27,11 @@ var launcherPath, agentPath string
 // ordinary is the id of the user that tests run as when they are to be nobody.
 const ordinary = 54321
 
-// binVar tells a test process the directory of the executables, built already.
-const binVar = "NS_TEST_BIN"
+// Variables that tell a test process what to be.
+const (
+	binVar    = "NS_TEST_BIN"    // the directory of the executables, built already
+	workerVar = "NS_TEST_WORKER" // a directory; be a worker with boxes there
+)
 
 func TestMain(m *testing.M) {
 	dir, err := build()
@@ -36,6 +43,13 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run()) // the tests that need it are skipped
 	}
 	launcherPath, agentPath = filepath.Join(dir, "launcher"), filepath.Join(dir, "boxagent")
+	if root := os.Getenv(workerVar); root != "" {
+		if err := worker(root); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 
@@ -114,6 +128,119 @@ func asOrdinary(t *testing.T, name string) {
 	if err != nil || os.Getenv("CI") == "true" && bytes.Contains(out, []byte("--- SKIP: "+name+" ")) {
 		t.Errorf("as user %d: %v", ordinary, err)
 	}
+}
+
+// worker starts a box that runs and, where there can be one, one that is frozen; says
+// so, and lives until it is killed.
+func worker(root string) error {
+	d := open(filepath.Join(root, "state"))
+	for _, id := range []string{"running", "frozen"} {
+		dir := filepath.Join(root, id)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+		box, err := d.Start(context.Background(), sandbox.Spec{
+			ID: id, WorkDir: dir, Network: attached{},
+			Command: []string{"/bin/sh", "-c", "setsid sleep 1000 & echo up; exec sleep 1000"},
+		})
+		if err != nil {
+			return err
+		}
+		_, stdout := box.Stdio()
+		if _, err := io.ReadFull(stdout, make([]byte, 3)); err != nil {
+			return err
+		}
+		if freezer, ok := box.(sandbox.Freezer); ok && id == "frozen" {
+			if err := freezer.Freeze(context.Background()); err != nil {
+				return err
+			}
+		}
+	}
+	fmt.Println("ready")
+	select {}
+}
+
+// A worker that is killed leaves nothing that the next does not remove before its first
+// box, frozen or not.
+func TestKilledWorkerLeavesNothing(t *testing.T) {
+	needLauncher(t)
+	t.Parallel()
+	root := t.TempDir()
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
+	cmd.Env = append(os.Environ(), workerVar+"="+root, binVar+"="+filepath.Dir(launcherPath))
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "ready\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // killed it is
+
+	d := open(filepath.Join(root, "state"))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := d.Sweep(ctx); err != nil {
+		t.Fatal(err)
+	}
+	nothingLeft(t, filepath.Join(root, "state"))
+	// And the boxes' names are free.
+	box, err := d.Start(ctx, sandbox.Spec{ID: "frozen", WorkDir: filepath.Join(root, "frozen"), Command: []string{"/bin/true"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Sweep(ctx); err != nil { // does no harm to the living
+		t.Error(err)
+	}
+	if exit := box.Wait(); exit.Cause != sandbox.CauseExited || exit.Code != 0 {
+		t.Errorf("%+v", exit)
+	}
+	if err := box.Stop(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+// A device is there for who is offered it, and in what its description says.
+func TestDevices(t *testing.T) {
+	needLauncher(t)
+	t.Parallel()
+	dir := t.TempDir()
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("library", "of the device")
+	write("test.json", fmt.Sprintf(`{"cdiVersion":"0.6.0","kind":"example.com/thing","devices":[
+		{"name":"good","containerEdits":{"deviceNodes":[{"path":"/dev/things/zero","hostPath":"/dev/zero"}],"env":["THING=good"],
+			"mounts":[{"hostPath":%q,"containerPath":"/opt/things/library"}]}},
+		{"name":"closed","containerEdits":{"deviceNodes":[{"path":"/dev/things/mem","hostPath":"/dev/console"}]}},
+		{"name":"elsewhere","containerEdits":{"deviceNodes":[{"path":"/etc/zero","hostPath":"/dev/zero"}]}},
+		{"name":"over","containerEdits":{"mounts":[{"hostPath":%q,"containerPath":"/proc/self"}]}}]}`, filepath.Join(dir, "library"), dir))
+	d := ns.New(ns.Options{Root: t.TempDir(), Launcher: launcherPath, DeviceDirs: []string{dir}})
+	for name, want := range map[string]string{"closed": "every user", "elsewhere": "not in /dev", "over": "cannot appear", "none": "there is none"} {
+		spec := benchSpec(t)
+		spec.Devices = []string{"example.com/thing=" + name}
+		if box, err := d.Start(t.Context(), spec); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", name, err)
+			if err == nil {
+				_ = box.Stop(context.Background())
+			}
+		}
+	}
+	_, run := attacked(t, d, func(spec *sandbox.Spec) { spec.Devices = []string{"example.com/thing=good"} })
+	if text := must(t, run, "head -c 3 /dev/things/zero | od -An -tx1; cat /opt/things/library; echo; echo $THING"); strings.Join(strings.Fields(text), " ") != "00 00 00 of the device good" {
+		t.Error(text)
+	}
+	refused(t, run, "echo x >/opt/things/library", "echo x >/dev/things/new")
 }
 
 // nothingLeft checks that no box of the driver at root has left a trace.

@@ -1,7 +1,6 @@
 package ns
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -19,8 +18,8 @@ const (
 	initThreads  = 16       // of a box's first process, at the most
 )
 
-// devices are those that every box has. They hold nothing and keep nothing.
-var devices = []string{"/dev/full", "/dev/null", "/dev/random", "/dev/tty", "/dev/urandom", "/dev/zero"}
+// harmless are the devices that every box has. They hold nothing and keep nothing.
+var harmless = []string{"/dev/full", "/dev/null", "/dev/random", "/dev/tty", "/dev/urandom", "/dev/zero"}
 
 // plan says what a box is to be, with this root and so many CPUs.
 func (d *Driver) plan(h *host, root *rootfs.Root, spec sandbox.Spec, cpus int) (boxinit.Plan, error) {
@@ -41,12 +40,14 @@ func (d *Driver) plan(h *host, root *rootfs.Root, spec sandbox.Spec, cpus int) (
 	scratch := scratch(spec.Limits)
 	p.Root = boxinit.Root{
 		Size: scratch, Files: scratch / fileMin,
-		Shared:  min(sharedMax, spec.Limits.MemoryBytes/4),
-		Devices: devices,
-		Texts:   map[string]string{"meminfo": memory(spec.Limits), "cpuinfo": processors(h.cpuinfo, cpus)},
+		Shared: min(sharedMax, spec.Limits.MemoryBytes/4),
+		Texts:  map[string]string{"meminfo": memory(spec.Limits), "cpuinfo": processors(h.cpuinfo, cpus)},
 	}
 	for _, list := range []string{"online", "possible", "present"} {
 		p.Root.Texts["sys/devices/system/cpu/"+list] = fmt.Sprintf("0-%d\n", cpus-1)
+	}
+	for _, device := range harmless {
+		p.Root.Devices = append(p.Root.Devices, boxinit.Device{Source: device, Target: device})
 	}
 	for _, layer := range root.Layers {
 		p.Root.Layers = append(p.Root.Layers, boxinit.Mount{Source: layer})
@@ -64,6 +65,23 @@ func (d *Driver) plan(h *host, root *rootfs.Root, spec sandbox.Spec, cpus int) (
 	}
 	for target, source := range spec.Files {
 		given = append(given, boxinit.Mount{Source: source, Target: target, File: true})
+	}
+	if len(spec.Devices) > 0 {
+		found, err := d.devices(spec)
+		if err != nil {
+			return p, err
+		}
+		p.Env = append(slices.Clip(p.Env), found.Env...)
+		for _, node := range found.Nodes {
+			p.Root.Devices = append(p.Root.Devices, boxinit.Device{Source: node.HostPath, Target: node.Path})
+		}
+		for _, m := range found.Mounts {
+			info, err := os.Stat(m.HostPath)
+			if err != nil {
+				return p, fmt.Errorf("devices %q: %w", spec.Devices, err)
+			}
+			given = append(given, boxinit.Mount{Source: m.HostPath, Target: m.Path, File: !info.IsDir()})
+		}
 	}
 	// Outer directories before what is within them.
 	slices.SortFunc(given, func(a, b boxinit.Mount) int { return strings.Compare(a.Target, b.Target) })
@@ -107,9 +125,6 @@ var reserved = []string{"/bin", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sbi
 func (d *Driver) validate(spec sandbox.Spec) (sandbox.Spec, error) {
 	if err := spec.Validate(); err != nil {
 		return spec, err
-	}
-	if len(spec.Devices) > 0 {
-		return spec, errors.New("devices are not there yet")
 	}
 	spec.Limits = spec.Limits.Defaults()
 	for target := range spec.ReadOnly {

@@ -40,9 +40,9 @@ type Root struct {
 	// ones first.
 	Layers []Mount
 
-	Mounts  []Mount  // in this order, over the layers
-	Devices []string // device nodes, the same in the box as on the host
-	Shared  int64    // size of /dev/shm, in bytes
+	Mounts  []Mount // in this order, over the layers
+	Devices []Device
+	Shared  int64 // size of /dev/shm, in bytes
 
 	// Texts are what the box sees as /proc/meminfo, /proc/cpuinfo and, in as many files
 	// as there are, /sys: by the names meminfo, cpuinfo and sys/….
@@ -57,6 +57,12 @@ type Mount struct {
 	Target string
 	File   bool // rather than a directory
 	Write  bool
+}
+
+// A Device is a device node of the host's that works in the box.
+type Device struct {
+	Source string // on the host
+	Target string // in the box, beneath /dev
 }
 
 // Limits are of each process, or for those in want of a control group.

@@ -249,10 +249,10 @@ func makeDev(host place, r Root) error {
 		return fmt.Errorf("mount /dev: %w", err)
 	}
 	for _, device := range r.Devices {
-		if err := makePlace(Mount{Target: device, File: true}); err != nil {
+		if err := makePlace(Mount{Target: device.Target, File: true}); err != nil {
 			return err
 		}
-		if err := host.show(device, device); err != nil {
+		if err := host.show(device.Source, device.Target); err != nil {
 			return err
 		}
 	}
