@@ -3,8 +3,10 @@ package oci
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"sync"
 	"syscall"
 
@@ -15,22 +17,28 @@ import (
 )
 
 // Every box has a range of users of its own on the host, so that its processes are
-// nobody's there, other boxes' included. The ranges are above those that systemd hands
-// out to services and below where ids are negative numbers to some programs; no file
+// nobody's there, other boxes' included. The ranges are those of package ns: above what
+// systemd hands out, and below where ids are negative numbers to some programs. No file
 // has such an owner, as what a box writes is mounted with the ids mapped back.
 const (
 	rangeSize  = 1 << 16
 	rangeFirst = 0x7000_0000
-	rangesMax  = 0x0fff
+	rangesMax  = 0xff0
 )
 
-// users hands out the ranges of one driver.
+// rangesFile is where all backends and workers of a host agree on who has which range:
+// whoever has locked the byte whose offset is the range's first user by rangeSize.
+const rangesFile = "/run/bailey/users"
+
+// users hands out the ranges of one driver, which keeps what it has once taken.
 type users struct {
 	launcher string
 
-	mu     sync.Mutex
-	ranges []*userRange // all that there are
-	free   []*userRange
+	mu   sync.Mutex
+	file *os.File        // rangesFile; nil before the first use
+	next int             // the range to try first
+	ours [rangesMax]bool // those we have, which our locks do not keep from us
+	free []*userRange
 }
 
 // A userRange is the users of one box at a time.
@@ -48,16 +56,42 @@ func (u *users) take() (*userRange, error) {
 		u.free = u.free[:last]
 		return r, nil
 	}
-	if len(u.ranges) == rangesMax {
-		return nil, fmt.Errorf("%d boxes are running, and there are no users for more", rangesMax)
+	first, err := u.claim()
+	if err != nil {
+		return nil, fmt.Errorf("claim users for a box: %w", err)
 	}
-	r := &userRange{first: rangeFirst + len(u.ranges)*rangeSize}
-	var err error
+	r := &userRange{first: first}
 	if r.space, err = userNamespace(u.launcher, r.first); err != nil {
 		return nil, fmt.Errorf("make a user namespace: %w", err)
 	}
-	u.ranges = append(u.ranges, r)
 	return r, nil
+}
+
+// claim locks a range that nobody else has.
+func (u *users) claim() (first int, err error) {
+	if u.file == nil {
+		if err := os.MkdirAll(filepath.Dir(rangesFile), 0o755); err != nil {
+			return 0, err
+		}
+		if u.file, err = os.OpenFile(rangesFile, os.O_CREATE|os.O_RDWR, 0o600); err != nil {
+			return 0, err
+		}
+		u.next = rand.IntN(rangesMax)
+	}
+	for range rangesMax {
+		i := u.next
+		u.next = (i + 1) % rangesMax
+		if u.ours[i] {
+			continue
+		}
+		first := rangeFirst + i*rangeSize
+		err := unix.FcntlFlock(u.file.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: int64(first / rangeSize), Len: 1})
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) {
+			u.ours[i] = err == nil
+			return first, err
+		}
+	}
+	return 0, fmt.Errorf("all those for %d boxes are taken", rangesMax)
 }
 
 // give takes a range back.
