@@ -59,7 +59,7 @@ func TestEnvironmentConfig(t *testing.T) {
 		limited(`"allowed_hosts":["0xa9.0xfe.0xa9.0xFE"]`):                          "is an address",
 		limited(`"allowed_hosts":["[::1]"]`):                                        "not a bare host name",
 		limited(`"allowed_hosts":["` + strings.Repeat("a.", 127) + `example"]`):     "at most 253",
-		limited(`"allowed_hosts":` + string(many)):                                  "at most 1000",
+		limited(`"allowed_hosts":` + string(many)):                                  "at most 500",
 		`{"type":"cloud","packages":{"brew":["x"]}}`:                                "extra inputs",
 		`{"type":"cloud","packages":{"type":"pkgs"}}`:                               "config.packages.type",
 		`{"type":"cloud","packages":{"pip":["--index-url=http://evil"]}}`:           "config.packages.pip.0",

@@ -126,7 +126,7 @@ func (u NetworkingUpdate) apply(old *Networking, null bool) *Networking {
 
 // The bounds of allowed_hosts: how many, and the length of a name in DNS.
 const (
-	AllowedHostsMax = 1000
+	AllowedHostsMax = 500
 	hostNameMax     = 253
 	hostLabelMax    = 63
 )

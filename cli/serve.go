@@ -1,11 +1,16 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
+	"log/slog"
 
 	"github.com/spf13/cobra"
 
+	"github.com/bailey-platform/bailey/cloud"
 	"github.com/bailey-platform/bailey/daemon"
+	fieldwork "github.com/bailey-platform/bailey/field"
+	"github.com/bailey-platform/bailey/sandbox/agentbin"
 )
 
 func (p *Program) serveCommand() *cobra.Command {
@@ -38,6 +43,13 @@ environment. A flag wins over the environment, the environment over the file.
 		if err != nil {
 			return err
 		}
+		if cfg.CloudWorker {
+			c, err := p.cloud(d, cfg, log)
+			if err != nil {
+				return errors.Join(err, d.Close())
+			}
+			d.SetCloud(c)
+		}
 		p.greet(d, cfg)
 		if err := d.Run(cmd.Context()); err != nil {
 			return err
@@ -46,6 +58,28 @@ environment. A flag wins over the environment, the environment over the file.
 		return nil
 	}
 	return cmd
+}
+
+// cloud is what runs the sessions of cloud environments beside the server.
+func (p *Program) cloud(d *daemon.Daemon, cfg *daemon.Config, log *slog.Logger) (*cloud.Cloud, error) {
+	inside := d.Inside()
+	o := cloud.Options{
+		Plane: inside, HTTPClient: inside.HTTPClient, Data: inside.Data, Drain: inside.Drain, Metrics: inside.Registerer,
+		BoxesMax: cfg.CloudBoxes, Backends: p.fieldBackends(),
+		Agent: agentbin.Path, AgentArgs: agentArgs(),
+		Env: p.Env, Logger: log.With("part", "cloud"),
+	}
+	if cfg.CloudConfig != "" {
+		var err error
+		if o.Config, err = fieldwork.Load(cfg.CloudConfig); err != nil {
+			return nil, &daemon.SettingError{Name: "cloud-config", Problem: err.Error(), Err: err}
+		}
+	}
+	c, err := cloud.New(o)
+	if err != nil {
+		return nil, &daemon.SettingError{Name: "cloud-config", Source: cfg.CloudConfig, Problem: err.Error(), Err: err}
+	}
+	return c, nil
 }
 
 // greet tells a person at a terminal what was started. Elsewhere the log does, and

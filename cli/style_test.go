@@ -12,19 +12,19 @@ import (
 func TestForeignTextCannotSteerATerminal(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{
-		"plain, naïve, 漢字":    "plain, naïve, 漢字",
-		"a\tb\nc":             "a    b\nc",
-		"\x1b[31mred":         "\ufffd[31mred",
-		"\u009b31mred":        "\ufffd31mred",
-		"\x9b31mred":          "\ufffd31mred",
-		"\x7f":                "\ufffd",
-		"\u202eevil":          "\ufffdevil",
-		"\u200e\u200f\u061c":  "\ufffd\ufffd\ufffd",
-		"\u2066a\u2069":       "\ufffda\ufffd",
-		"a\u2028b\u2029c":     "a\ufffdb\ufffdc",
-		"\ufeff\u200b\u2060":  "\ufffd\ufffd\ufffd",
+		"plain, naïve, 漢字":     "plain, naïve, 漢字",
+		"a\tb\nc":              "a    b\nc",
+		"\x1b[31mred":          "\ufffd[31mred",
+		"\u009b31mred":         "\ufffd31mred",
+		"\x9b31mred":           "\ufffd31mred",
+		"\x7f":                 "\ufffd",
+		"\u202eevil":           "\ufffdevil",
+		"\u200e\u200f\u061c":   "\ufffd\ufffd\ufffd",
+		"\u2066a\u2069":        "\ufffda\ufffd",
+		"a\u2028b\u2029c":      "a\ufffdb\ufffdc",
+		"\ufeff\u200b\u2060":   "\ufffd\ufffd\ufffd",
 		"\U000e0041\U000e007f": "\ufffd\ufffd",
-		"👩\u200d💻 \u200c":     "👩\u200d💻 \u200c",
+		"👩\u200d💻 \u200c":      "👩\u200d💻 \u200c",
 	} {
 		if got := clean(in); got != want {
 			t.Errorf("clean(%q) = %q, want %q", in, got, want)

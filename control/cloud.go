@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"sync"
 
 	"github.com/bailey-platform/bailey/api"
@@ -67,12 +68,19 @@ func (o *ownKeys) find(secret string) (env api.EnvironmentID, ok bool) {
 	return env, ok
 }
 
+// ErrNoCloud is the error of a Config.Cloud that is switched off.
+var ErrNoCloud = errors.New("control: there is no cloud worker")
+
 // cloudReady refuses a session that this server cannot serve.
 func (c *Control) cloudReady(ctx context.Context, env api.EnvironmentID) error {
-	if c.cfg.Cloud == nil {
+	err := ErrNoCloud
+	if c.cfg.Cloud != nil {
+		err = c.cfg.Cloud(ctx)
+	}
+	if errors.Is(err, ErrNoCloud) {
 		return api.Invalid("environment %s is a cloud environment, and this server runs no tools itself; start it with --cloud-worker, or use a self_hosted environment and `bailey worker`", env)
 	}
-	if err := c.cfg.Cloud(ctx); err != nil {
+	if err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}

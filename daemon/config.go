@@ -99,6 +99,19 @@ type Config struct {
 	// behind a proxy that ends TLS.
 	InsecureHTTP bool `name:"insecure-http"`
 
+	// CloudWorker has the sessions of cloud environments run on this host, in boxes.
+	// Without it they are refused, and self_hosted environments are the only ones.
+	CloudWorker bool `name:"cloud-worker"`
+
+	// CloudConfig is a file that says more about the boxes of cloud environments:
+	// backend, image, limits, network rules for all of them, credentials, shells. It is
+	// a worker.yaml without server and environments.
+	CloudConfig string `name:"cloud-config"`
+
+	// CloudBoxes is how many boxes of cloud environments may be there at the same time,
+	// idle ones included.
+	CloudBoxes int `name:"cloud-boxes"`
+
 	// Metrics says who may read /metrics: key (whoever has an API key, as
 	// Authorization: Bearer), open (everybody who reaches the API), off; or a host:port
 	// of its own, where it is open and nothing else is served.
@@ -180,6 +193,8 @@ func Defaults() Config {
 		Data:          "bailey-data",
 		ModelProvider: model.Anthropic,
 		ModelThinking: "auto",
+		CloudWorker:   true,
+		CloudBoxes:    64,
 		Metrics:       metricsForKeys,
 		MaxStreams:    10_000,
 		MaxShells:     16,
@@ -211,6 +226,9 @@ func (c *Config) Check() error {
 	}
 	if c.ModelMaxOutput < 0 {
 		return badSetting("model-max-output", "must not be negative")
+	}
+	if c.CloudBoxes < 1 {
+		return badSetting("cloud-boxes", "must be at least 1")
 	}
 	if err := c.checkMetrics(); err != nil {
 		return err

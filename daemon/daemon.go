@@ -11,7 +11,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 
@@ -40,8 +42,48 @@ type Daemon struct {
 	face     *httpapi.Server
 	server   *http.Server
 	listener net.Listener
+	inside   *pipeListener
+	registry *prometheus.Registry
 	metrics  *metricsServer // nil unless they have an address of their own
 	firstKey *api.Key       // made by this start; nil if there was one already
+
+	cloud Cloud // set before Run; nil if sessions of cloud environments are refused
+}
+
+// A Cloud runs the sessions of cloud environments in this process. What it is made of
+// is [Daemon.Inside].
+type Cloud interface {
+	// Ready says whether it has a sandbox to run them in, or why not.
+	Ready(context.Context) error
+
+	// Run serves them until ctx ends, and then until calls under way are done.
+	Run(context.Context) error
+}
+
+// An Inside is what a part of this process that is no part of the plane is given to
+// reach it: environments that need a worker, a key for each, and the public API.
+type Inside struct {
+	*control.Control
+	HTTPClient *http.Client // reaches this server, whatever host a request names
+	Registerer prometheus.Registerer
+	Drain      time.Duration // how long calls may take once the server is to stop
+	Data       string        // a directory for it
+}
+
+// Inside returns how to reach the server from within.
+func (d *Daemon) Inside() Inside {
+	return Inside{d.control, d.inside.client(), d.registry, d.cfg.grace(), filepath.Join(d.cfg.Data, "cloud")}
+}
+
+// SetCloud has the sessions of cloud environments run in c. It is called before Run.
+func (d *Daemon) SetCloud(c Cloud) { d.cloud = c }
+
+// cloudReady is what control asks before it takes such a session.
+func (d *Daemon) cloudReady(ctx context.Context) error {
+	if d.cloud == nil {
+		return control.ErrNoCloud
+	}
+	return d.cloud.Ready(ctx)
 }
 
 // New builds a server from cfg: it takes the data directory, opens the database
@@ -54,7 +96,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err erro
 	if err := cfg.Check(); err != nil {
 		return nil, err
 	}
-	d := &Daemon{cfg: cfg, log: log}
+	d := &Daemon{cfg: cfg, log: log, inside: newPipeListener()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())
@@ -72,6 +114,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err erro
 		return nil, err
 	}
 	registry := telemetry.NewRegistry(telemetry.ReadBuild())
+	d.registry = registry
 	if err := d.openAudit(registry); err != nil {
 		return nil, fmt.Errorf("open the audit record: %w", err)
 	}
@@ -79,6 +122,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err erro
 		Logger:    log.With("part", "control"),
 		Audit:     d.audit,
 		Prices:    prices,
+		Cloud:     d.cloudReady,
 		ShellsMax: orNone(cfg.MaxShells),
 		Sole:      strings.HasPrefix(cfg.Database(), "sqlite:"), // the lock says so
 	}); err != nil {
@@ -228,6 +272,16 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, d.Close()) }()
 	d.log.Info("serving", "url", d.URL(), "database", d.control.Engine(), "data", d.cfg.Data, "version", telemetry.ReadBuild().Version)
 	parts, ctx := errgroup.WithContext(ctx)
+	asked := ctx
+	if d.cloud != nil {
+		// It finishes first: what its calls come to has to be taken by somebody.
+		var done context.CancelFunc
+		ctx, done = context.WithCancel(context.WithoutCancel(ctx))
+		parts.Go(func() error {
+			defer done()
+			return d.cloud.Run(asked)
+		})
+	}
 	parts.Go(func() error { return d.control.Run(ctx) })
 	parts.Go(func() error { return d.loop.Run(ctx) })
 	parts.Go(func() error { return d.watchClock(ctx) })
@@ -238,7 +292,7 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 	if d.scripted != nil {
 		parts.Go(func() error { return d.scripted.Run(ctx) })
 	}
-	defer context.AfterFunc(ctx, func() {
+	defer context.AfterFunc(asked, func() {
 		d.log.Info("stopping; what is under way may finish", "at_most", d.cfg.ShutdownGrace)
 	})()
 	if err := parts.Wait(); err != nil && !errors.Is(err, context.Canceled) {
@@ -248,7 +302,8 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 }
 
 func (d *Daemon) serveHTTP(ctx context.Context) error {
-	served := make(chan error, 1)
+	served := make(chan error, 2)
+	go func() { served <- d.server.Serve(d.inside) }()
 	go func() {
 		if d.cfg.TLSCert != "" {
 			served <- d.server.ServeTLS(d.listener, "", "")
@@ -270,6 +325,7 @@ func (d *Daemon) serveHTTP(ctx context.Context) error {
 	}
 	d.face.Wait()
 	<-served
+	<-served
 	return nil
 }
 
@@ -281,6 +337,7 @@ func (d *Daemon) Close() error {
 			errs = append(errs, err)
 		}
 	}
+	d.inside.Close()
 	if d.metrics != nil {
 		d.metrics.listener.Close() // closed already after a run
 	}

@@ -122,7 +122,7 @@ func (s Setting) Type() string {
 		return typeMap
 	}
 	switch {
-	case strings.HasSuffix(s.Name, "-file"), s.Name == "tls-cert", s.Name == "tls-key":
+	case strings.HasSuffix(s.Name, "-file"), s.Name == "tls-cert", s.Name == "tls-key", s.Name == "cloud-config":
 		return "file"
 	case s.Name == "data":
 		return "dir"
