@@ -64,6 +64,8 @@ func (d *Driver) start(ctx context.Context, h *host, spec sandbox.Spec, command 
 	if err := b.setUp(ctx); err != nil {
 		return nil, b.scrubError(errors.Join(err, b.tearDown()))
 	}
+	word, stop := notice(filepath.Join(b.dir, "state"))
+	defer stop()
 	launched := make(chan error, 1)
 	go b.run(launched)
 	if err := <-launched; err != nil {
@@ -71,7 +73,7 @@ func (d *Driver) start(ctx context.Context, h *host, spec sandbox.Spec, command 
 	}
 	err := b.connect(ctx)
 	if err == nil {
-		err = b.await(ctx)
+		err = b.await(ctx, word)
 	}
 	if err != nil {
 		b.end(sandbox.CauseStopped, "")
@@ -255,22 +257,21 @@ func confine(cpus float64) error {
 }
 
 // await waits until gVisor says that the command runs.
-func (b *box) await(ctx context.Context) error {
+func (b *box) await(ctx context.Context, word <-chan struct{}) error {
 	for {
 		if s, ok := b.state(); ok {
 			return b.adopt(s)
 		}
 		select {
+		case <-word:
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		case <-b.ended:
 			// A command may end before anybody looks; gVisor says so if it never began.
 			if b.exit.Cause == sandbox.CauseCrashed || b.exit.Cause == sandbox.CauseMemory {
 				return fmt.Errorf("%s: %s", b.exit.Cause, b.exit.Detail)
 			}
 			return nil
-		default:
-		}
-		if err := pause(ctx, 2*time.Millisecond); err != nil {
-			return err
 		}
 	}
 }
