@@ -206,7 +206,7 @@ func TestNote(t *testing.T) {
 		if err := l.Note(call(1)); err != nil {
 			t.Fatal(err)
 		}
-		synctest.Wait()
+		time.Sleep(2 * notedDelay)
 		broken := &faulty{file: l.file, write: errors.New("full")}
 		l.commitMu.Lock()
 		l.file = broken
@@ -214,7 +214,7 @@ func TestNote(t *testing.T) {
 		if err := l.Note(call(2)); err != nil {
 			t.Fatal(err)
 		}
-		synctest.Wait()
+		time.Sleep(2 * notedDelay)
 		if err := l.Append(call(3)); err == nil {
 			t.Error("Append succeeded on a full disk")
 		}
