@@ -45,6 +45,9 @@ func (d *Driver) Check(ctx context.Context) (sandbox.Report, error) {
 	} else {
 		report.Notes = append(report.Notes, "Boxes share the host's users, unless the daemon is set up to map them (userns-remap).")
 	}
+	if d.options.Runtime == "" {
+		report.Notes = append(report.Notes, found.notes...)
+	}
 	found.reportGPU(&report, d.options.DeviceDirs)
 
 	dir, err := os.MkdirTemp(found.dir, "check-")

@@ -14,6 +14,7 @@ import (
 	"github.com/moby/moby/client"
 
 	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/sandbox/runtimes"
 )
 
 // apiMin is the oldest version of the API that boxes can be made by: it can give a
@@ -30,9 +31,10 @@ type daemon struct {
 	kind     Kind
 	client   *client.Client
 	info     system.Info
-	version  string // of the daemon and of its default runtime, for people
-	rootless bool   // it is not root on the host
-	dir      string // Options.Root, absolute
+	version  string   // of the daemon and of its default runtime, for people
+	notes    []string // what an operator should know of them
+	rootless bool     // it is not root on the host
+	dir      string   // Options.Root, absolute
 	lock     *os.File
 	tag      string // on the labels of our containers
 }
@@ -80,7 +82,13 @@ func (found *daemon) ask(ctx context.Context, runtime string) error {
 	for _, c := range version.Components {
 		if c.Name == "runc" || c.Name == "crun" || strings.HasPrefix(c.Name, "OCI Runtime") {
 			line, _, _ := strings.Cut(c.Version, "\n")
-			found.version += fmt.Sprintf(", %s %s", c.Name, line)
+			if !strings.Contains(line, " version ") {
+				line = c.Name + " version " + line
+			}
+			found.version += ", " + line
+			for _, hole := range runtimes.Parse(line).Holes() {
+				found.notes = append(found.notes, hole.String())
+			}
 		}
 	}
 	found.rootless = slices.ContainsFunc(found.info.SecurityOptions, func(option string) bool {

@@ -21,7 +21,7 @@ func (d *Driver) Check(ctx context.Context) (sandbox.Report, error) {
 	}
 	report := sandbox.Report{
 		Backend:   Name,
-		Version:   h.engine.words,
+		Version:   h.engine.Words,
 		Isolation: sandbox.SharedKernel,
 		Root:      d.root,
 		Limits: map[string]sandbox.Enforcement{
@@ -37,7 +37,7 @@ func (d *Driver) Check(ctx context.Context) (sandbox.Report, error) {
 		Notes: append([]string{
 			"The size of work folders is not limited; keep them on a file system of their own.",
 			"Boxes without an image see the host's programs (/usr and its like), read-only, and nothing else of it.",
-		}, h.notes...),
+		}, h.engine.notes...),
 	}
 	if h.cgroups != nil {
 		report.Limits["memory"], report.Limits["cpu"] = sandbox.Hard, sandbox.Hard
@@ -45,9 +45,6 @@ func (d *Driver) Check(ctx context.Context) (sandbox.Report, error) {
 	} else {
 		report.Notes = append(report.Notes, "Without control groups (run as root, or under systemd with Delegate=yes) "+
 			"memory is not limited, CPU time only to whole CPUs, and boxes cannot be frozen.")
-	}
-	if h.engine.family == youki || h.engine.family == other {
-		report.Notes = append(report.Notes, fmt.Sprintf("Our tests have not been run with %q.", h.engine.words))
 	}
 	reportGPU(&report, d.options.DeviceDirs)
 

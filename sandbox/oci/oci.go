@@ -77,7 +77,6 @@ type host struct {
 	lock     *os.File // held on dir while we live
 	tag      string   // tells this driver's control groups from another's
 	engine   *engine
-	notes    []string       // on the engine
 	programs *rootfs.Root   // what boxes without an image see
 	cgroups  *cgroup.Groups // nil where we may make none
 	users    *users         // nil unless we are root
@@ -115,20 +114,9 @@ func (d *Driver) prepare(ctx context.Context) (*host, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, identifyMax)
 	defer cancel()
-	e, err := identify(ctx, d.options.Engine)
+	e, err := identify(ctx, d.options.Engine, d.root, d.options.AllowOld)
 	if err != nil {
 		return nil, err
-	}
-	notes, err := e.judge(d.options.AllowOld)
-	if err != nil {
-		return nil, err
-	}
-	if !d.root && e.family == runc {
-		return nil, &sandbox.Unavailable{
-			Backend: Name,
-			Cause:   "runc wants a root in the box's user namespace besides the box's user, and an ordinary user has one id to give",
-			Remedy:  []string{"give crun as the engine", "run as root"},
-		}
 	}
 	dir, err := filepath.Abs(d.options.Root)
 	if err != nil {
@@ -141,7 +129,7 @@ func (d *Driver) prepare(ctx context.Context) (*host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sandbox directory %s: %w", dir, err)
 	}
-	h := &host{dir: dir, lock: held, tag: tagOf(dir), engine: e, notes: notes}
+	h := &host{dir: dir, lock: held, tag: tagOf(dir), engine: e}
 	if h.programs, err = rootfs.Open(ctx, "", h.images()); err != nil {
 		held.Close()
 		return nil, err
