@@ -174,7 +174,7 @@ func (a *auditor) policy(r *request, body []byte, members ...string) []audit.Rec
 	}
 	out := map[string]json.RawMessage{}
 	for _, m := range members {
-		if v, ok := in[m]; ok {
+		if v, ok := in[m]; ok && string(v) != "null" {
 			out[m] = v
 		}
 	}
