@@ -3,14 +3,19 @@
 package main
 
 import (
+	"fmt"
 	"os"
 
 	"github.com/bailey-platform/bailey/cli"
 	"github.com/bailey-platform/bailey/sandbox"
 	"github.com/bailey-platform/bailey/sandbox/agentbin"
+	"github.com/bailey-platform/bailey/sandbox/docker"
 	"github.com/bailey-platform/bailey/sandbox/gvisor"
+	"github.com/bailey-platform/bailey/sandbox/landlock"
 	"github.com/bailey-platform/bailey/sandbox/launcher"
 	"github.com/bailey-platform/bailey/sandbox/none"
+	"github.com/bailey-platform/bailey/sandbox/ns"
+	"github.com/bailey-platform/bailey/sandbox/oci"
 )
 
 func main() {
@@ -29,17 +34,59 @@ func main() {
 	}))
 }
 
-// backends are the sandboxes of this build, the strongest first.
+// backends are the sandboxes of this build, the strongest first. An operator picks one
+// by its name; none stands in for another unless the configuration says so.
 var backends = []cli.Backend{
 	{Name: gvisor.Name, New: func(o cli.BackendOptions) (sandbox.Driver, error) {
-		engine, err := agentbin.Engine(o.State)
+		starter, err := launched(o, false)
 		if err != nil {
 			return nil, err
 		}
-		starter, err := agentbin.Launcher(o.State)
+		engine, err := agentbin.Engine(o.State)
 		return gvisor.New(gvisor.Options{Root: o.State, Runtime: engine, Launcher: starter, Logger: o.Logger}), err
 	}},
-	{Name: none.Name, New: func(o cli.BackendOptions) (sandbox.Driver, error) {
-		return none.New(o.Logger), nil
+	{Name: ns.Name, New: func(o cli.BackendOptions) (sandbox.Driver, error) {
+		starter, err := launched(o, false)
+		return ns.New(ns.Options{Root: o.State, Launcher: starter, Logger: o.Logger}), err
 	}},
+	{Name: oci.Name, New: func(o cli.BackendOptions) (sandbox.Driver, error) {
+		starter, err := launched(o, true)
+		return oci.New(oci.Options{Engine: o.Engine, Root: o.State, Launcher: starter, Logger: o.Logger}), err
+	}},
+	daemon(docker.Docker),
+	daemon(docker.Podman),
+	{Name: landlock.Name, New: func(o cli.BackendOptions) (sandbox.Driver, error) {
+		starter, err := launched(o, false)
+		return landlock.New(landlock.Options{Launcher: starter, Logger: o.Logger}), err
+	}},
+	{Name: none.Name, New: func(o cli.BackendOptions) (sandbox.Driver, error) {
+		_, err := launched(o, false)
+		return none.New(o.Logger), err
+	}},
+}
+
+// daemon is the backend of a container daemon.
+func daemon(kind docker.Kind) cli.Backend {
+	return cli.Backend{Name: string(kind), New: func(o cli.BackendOptions) (sandbox.Driver, error) {
+		runtime := o.Runtime
+		o.Runtime = ""
+		starter, err := launched(o, true)
+		host := ""
+		if o.Engine != "" {
+			host = "unix://" + o.Engine
+		}
+		return docker.New(docker.Options{Kind: kind, Host: host, Runtime: runtime, Root: o.State, Launcher: starter, Logger: o.Logger}), err
+	}}
+}
+
+// launched returns the executable that boxes are started by, and refuses options that
+// the backend has no use for.
+func launched(o cli.BackendOptions, engine bool) (string, error) {
+	if o.Engine != "" && !engine {
+		return "", fmt.Errorf("this backend has no engine (sandbox.engine is %q)", o.Engine)
+	}
+	if o.Runtime != "" {
+		return "", fmt.Errorf("this backend has no choice of runtimes (sandbox.runtime is %q)", o.Runtime)
+	}
+	return agentbin.Launcher(o.State)
 }
