@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"os/exec"
 
 	"github.com/bailey-platform/bailey/cli"
 	"github.com/bailey-platform/bailey/sandbox"
@@ -51,6 +52,11 @@ var backends = []cli.Backend{
 	}},
 	{Name: oci.Name, New: func(o cli.BackendOptions) (sandbox.Driver, error) {
 		starter, err := launched(o, true)
+		for _, name := range []string{"crun", "runc"} {
+			if found, err := exec.LookPath(name); o.Engine == "" && err == nil {
+				o.Engine = found
+			}
+		}
 		return oci.New(oci.Options{Engine: o.Engine, Root: o.State, Launcher: starter, Logger: o.Logger}), err
 	}},
 	daemon(docker.Docker),
