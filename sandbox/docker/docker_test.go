@@ -1,7 +1,6 @@
 package docker_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -19,7 +18,7 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/moby/moby/client"
 
 	"github.com/bailey-platform/bailey/sandbox"
 	"github.com/bailey-platform/bailey/sandbox/docker"
@@ -376,8 +375,316 @@ func bash(t testing.TB, client *tool.Client, command string) string {
 	return strings.TrimSpace(text.String())
 }
 
-var _ = bytes.NewReader
-var _ io.Reader
-var _ = unix.AF_INET
+type refusing struct{}
 
-func worker([]string) error { return nil }
+func (refusing) Attach(sandbox.Exits) error { return errors.New("nobody serves it") }
+
+func TestNoCommandRunsBeforeItsNetworkIsServed(t *testing.T) {
+	for _, kind := range kinds {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			o := options(t, kind, t.TempDir())
+			s := spec(t, "refused")
+			s.Network = refusing{}
+			s.Command = []string{"/bin/sh", "-c", "echo ran >ran"}
+			box, err := docker.New(o).Start(t.Context(), s)
+			if err == nil {
+				_ = box.Stop(context.Background())
+				t.Fatal("it started")
+			}
+			if !strings.Contains(err.Error(), "nobody serves it") {
+				t.Error(err)
+			}
+			if _, err := os.Stat(filepath.Join(s.WorkDir, "ran")); err == nil {
+				t.Error("the command ran")
+			}
+			nothingLeft(t, o)
+		})
+	}
+}
+
+// nothingLeft checks that no container of a driver is left.
+func nothingLeft(t *testing.T, o docker.Options) {
+	t.Helper()
+	if left := containers(t, o); len(left) > 0 {
+		t.Errorf("left at the daemon: %v", left)
+	}
+}
+
+// containers are the names of those that a driver has at its daemon.
+func containers(t *testing.T, o docker.Options) []string {
+	t.Helper()
+	c, err := client.New(client.WithHost(o.Host))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	list, err := c.ContainerList(t.Context(), client.ContainerListOptions{
+		All: true, Filters: make(client.Filters).Add("label", "io.bailey.driver="+docker.Tag(o.Root))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, found := range list.Items {
+		names = append(names, fmt.Sprint(found.Names, found.State))
+	}
+	return names
+}
+
+// worker starts a box, says so, and lives until it is killed.
+func worker(args []string) error {
+	o := docker.Options{Kind: docker.Kind(args[0]), Host: args[1], Image: args[2], Root: filepath.Join(args[3], "state"), Launcher: args[4] + "/boxlauncher"}
+	s := sandbox.Spec{
+		ID:      "left-behind",
+		Command: []string{sandbox.AgentPath, "tool", "serve", "--workdir", sandbox.WorkPath},
+		Agent:   args[4] + "/boxagent",
+		WorkDir: filepath.Join(args[3], "work"),
+	}
+	if err := os.Mkdir(s.WorkDir, 0o755); err != nil {
+		return err
+	}
+	box, err := docker.New(o).Start(context.Background(), s)
+	if err != nil {
+		return err
+	}
+	stdin, stdout := box.Stdio()
+	if _, err := tool.Dial(context.Background(), stdin, stdout); err != nil {
+		return err
+	}
+	fmt.Println("ready")
+	select {}
+}
+
+func TestBoxEndsWithAKilledWorkerAndIsSwept(t *testing.T) {
+	for _, kind := range kinds {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			root := t.TempDir()
+			o := options(t, kind, filepath.Join(root, "state"))
+			cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
+			cmd.Env = append(os.Environ(), workerVar+"="+strings.Join([]string{string(kind), o.Host, o.Image, root, filepath.Dir(agentPath(t))}, " "))
+			cmd.Stderr = os.Stderr
+			stdout, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(stdout, make([]byte, 6)); err != nil {
+				t.Fatalf("the worker has no box: %v", err)
+			}
+			if err := cmd.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			_ = cmd.Wait()
+			for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+				left := containers(t, o)
+				if len(left) == 1 && !strings.Contains(left[0], "running") {
+					break // its input has ended, and so has its agent
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("after the worker: %v", left)
+				}
+			}
+			driver := docker.New(o)
+			_, client := start(t, driver, spec(t, "alive"))
+			if err := driver.Sweep(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if left := containers(t, o); len(left) != 1 || !strings.Contains(left[0], "alive") {
+				t.Errorf("after the sweep: %v", left)
+			}
+			if got := bash(t, client, "echo alive"); got != "alive" {
+				t.Errorf("the box after the sweep: %q", got)
+			}
+			if err := docker.New(o).Sweep(t.Context()); err == nil {
+				t.Error("a second driver uses the same directory")
+			}
+		})
+	}
+}
+
+func TestContainerRemovedByAnotherIsACrash(t *testing.T) {
+	t.Parallel()
+	o := options(t, docker.Docker, t.TempDir())
+	box, _ := start(t, docker.New(o), spec(t, "removed"))
+	c, err := client.New(client.WithHost(o.Host))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.ContainerRemove(t.Context(), "bailey-"+docker.Tag(o.Root)+"-removed", client.ContainerRemoveOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	if exit := box.Wait(); exit.Cause != sandbox.CauseCrashed && exit.Code != 137 {
+		t.Errorf("%+v", exit)
+	}
+}
+
+func TestImages(t *testing.T) {
+	t.Parallel()
+	o := options(t, docker.Docker, t.TempDir())
+	c, err := client.New(client.WithHost(o.Host))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	driver := docker.New(o)
+	if err := driver.Prepare(t.Context(), o.Image); err != nil {
+		t.Fatal(err)
+	}
+	list, err := c.ImageList(t.Context(), client.ImageListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	imported := 0
+	name := ""
+	for _, i := range list.Items {
+		for _, tag := range i.RepoTags {
+			if strings.HasPrefix(tag, "localhost/bailey-box:") {
+				imported++
+				name = tag
+			}
+		}
+	}
+	// Of the tests of the contract there may be others.
+	if imported == 0 {
+		t.Fatalf("%+v", list.Items)
+	}
+	// By the name that the daemon has for it, and by one that it does not have.
+	if err := driver.Prepare(t.Context(), name); err != nil {
+		t.Error(err)
+	}
+	if err := driver.Prepare(t.Context(), "no-such-image:1"); err == nil || !strings.Contains(err.Error(), "docker pull no-such-image:1") {
+		t.Error(err)
+	}
+	o.Image, o.Root = "", t.TempDir()
+	err = docker.New(o).Prepare(t.Context(), "")
+	if u, ok := errors.AsType[*sandbox.Unavailable](err); !ok || !strings.Contains(u.Error(), "name an image") {
+		t.Error(err)
+	}
+}
+
+// BenchmarkBox measures what a session waits for: a box that answers, and one
+// command in it.
+func BenchmarkBox(b *testing.B) {
+	for _, kind := range kinds {
+		b.Run(string(kind)+"/start", func(b *testing.B) {
+			driver := docker.New(options(b, kind, b.TempDir()))
+			if err := driver.Prepare(b.Context(), ""); err != nil {
+				b.Fatal(err)
+			}
+			for b.Loop() {
+				box, err := driver.Start(b.Context(), spec(b, "bench"))
+				if err != nil {
+					b.Fatal(err)
+				}
+				stdin, stdout := box.Stdio()
+				if _, err := tool.Dial(b.Context(), stdin, stdout); err != nil {
+					b.Fatal(err)
+				}
+				b.StopTimer()
+				if err := box.Stop(b.Context()); err != nil {
+					b.Fatal(err)
+				}
+				b.StartTimer()
+			}
+		})
+		b.Run(string(kind)+"/call", func(b *testing.B) {
+			_, client := start(b, docker.New(options(b, kind, b.TempDir())), spec(b, "bench"))
+			for _, command := range []string{"true", "/bin/true"} {
+				b.Run(strings.ReplaceAll(command, "/", "_"), func(b *testing.B) {
+					for b.Loop() {
+						bash(b, client, command)
+					}
+				})
+			}
+		})
+	}
+}
+
+// proxy stands between a driver and a daemon until it is stopped.
+func proxy(t *testing.T, host string) (through string, stop func()) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "bp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	listener, err := net.Listen("unix", filepath.Join(dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var conns []net.Conn
+	stop = sync.OnceFunc(func() {
+		listener.Close()
+		mu.Lock()
+		defer mu.Unlock()
+		for _, conn := range conns {
+			conn.Close()
+		}
+	})
+	t.Cleanup(stop)
+	go func() {
+		for {
+			near, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("unix", strings.TrimPrefix(host, "unix://"))
+			if err != nil {
+				near.Close()
+				continue
+			}
+			mu.Lock()
+			conns = append(conns, near, far)
+			mu.Unlock()
+			for _, pair := range [][2]net.Conn{{near, far}, {far, near}} {
+				go func() {
+					_, _ = io.Copy(pair[0], pair[1])
+					_ = pair[0].(*net.UnixConn).CloseWrite()
+				}()
+			}
+		}
+	}()
+	return "unix://" + listener.Addr().String(), stop
+}
+
+// When the daemon goes away, so does what we know of a box, and nobody hangs.
+func TestDaemonGoesAway(t *testing.T) {
+	for _, kind := range kinds {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			o := options(t, kind, t.TempDir())
+			direct := o.Host
+			var stop func()
+			o.Host, stop = proxy(t, direct)
+			box, agent := start(t, docker.New(o), spec(t, "cut-off"))
+			if got := bash(t, agent, "echo there"); got != "there" {
+				t.Error(got)
+			}
+			stop()
+			if exit := box.Wait(); exit.Cause != sandbox.CauseCrashed || exit.Detail == "" {
+				t.Errorf("%+v", exit)
+			}
+			if err := box.Stop(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if freezer, ok := box.(sandbox.Freezer); !ok || freezer.Freeze(t.Context()) == nil {
+				t.Error("frozen by nobody")
+			}
+			// The agent has ended for want of input, and what is left is for a sweep.
+			o.Host = direct
+			c, err := client.New(client.WithHost(o.Host))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if _, err := c.ContainerRemove(t.Context(), "bailey-"+docker.Tag(o.Root)+"-cut-off", client.ContainerRemoveOptions{Force: true}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}

@@ -1,0 +1,85 @@
+package docker
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestArchive(t *testing.T) {
+	t.Parallel()
+	upper, lower := t.TempDir(), t.TempDir()
+	for name, content := range map[string]string{
+		upper + "/etc/over": "upper", lower + "/etc/over": "lower", lower + "/etc/under": "under",
+		upper + "/hides": "a file", lower + "/hides/what": "is in a directory", lower + "/bin/tool": "tool", upper + "/home/agent/.keep": "",
+	} {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, []byte(content), 0o750)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.Link(lower+"/bin/tool", lower+"/bin/twin"), os.Symlink("/etc/over", lower+"/link")); err != nil {
+		t.Fatal(err)
+	}
+	merged, err := merge(t.Context(), []string{upper, lower})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var archive bytes.Buffer
+	if err := merged.archive(t.Context(), &archive); err != nil {
+		t.Fatal(err)
+	}
+	got := make(map[string]string)
+	for r := tar.NewReader(&archive); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		content, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch h.Typeflag {
+		case tar.TypeSymlink:
+			content = []byte("-> " + h.Linkname)
+		case tar.TypeLink:
+			content = []byte("= " + h.Linkname)
+		}
+		got[h.Name] = string(content)
+		if h.Name == "home/agent/" && h.Mode != 0o1777 || h.Name == "etc/under" && h.Mode != 0o750 {
+			t.Errorf("%s has mode %o", h.Name, h.Mode)
+		}
+	}
+	if diff := cmp.Diff(map[string]string{
+		"etc/": "", "etc/over": "upper", "etc/under": "under", "hides": "a file", "home/": "", "home/agent/": "", "home/agent/.keep": "",
+		"bin/": "", "bin/tool": "tool", "bin/twin": "= bin/tool", "link": "-> /etc/over",
+	}, got); diff != "" {
+		t.Error(diff)
+	}
+
+	first := merged.fingerprint()
+	if err := os.WriteFile(lower+"/bin/tool", []byte("another tool"), 0o750); err != nil {
+		t.Fatal(err)
+	}
+	changed, err := merge(t.Context(), []string{upper, lower})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if changed.fingerprint() == first {
+		t.Error("a changed image has the same fingerprint")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := merge(ctx, []string{upper}); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
