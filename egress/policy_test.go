@@ -520,3 +520,147 @@ func BenchmarkConnect(b *testing.B) {
 		r.Connect(h, 443)
 	}
 }
+
+func TestMatchPath(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		pattern    string
+		match, not string
+	}{
+		{"/", "/", "/a //"},
+		{"/a", "/a /%61", "/ /a/ /ab /b /a/b"},
+		{"/a/", "/a/", "/a /a/b"},
+		{"/a/*/c", "/a/b/c /a/%20/c", "/a/b /a /a/c /a/b/c/d /a/b/d"},
+		{"/**", "/ /a /a/b/", "a"},
+		{"/a/**", "/a/ /a/b /a/b/c", "/a /b/a/ /ab/"},
+		{"/v*", "/v /v1 /v12", "/ /x /v/1 /xv"},
+		{"/*.json", "/.json /a.json", "/a.jso /a.json/b /json /a.jsonx"},
+		{"/a*b*c", "/abc /a1b2c /aabbcc /abcbc", "/ac /axc /ab /acb /abcd /xabc"},
+		{"/a*a", "/aa /aba", "/a /ab"},
+	} {
+		pattern, err := parsePathPattern(c.pattern)
+		if err != nil || pattern.String() != c.pattern {
+			t.Errorf("%s: %s, %v", c.pattern, pattern, err)
+			continue
+		}
+		for want, paths := range map[bool]string{true: c.match, false: c.not} {
+			for _, path := range strings.Fields(paths) {
+				segments, err := pathSegments(path)
+				if got := err == nil && pattern.match(segments); got != want {
+					t.Errorf("%s matches %s: %v (%v)", c.pattern, path, got, err)
+				}
+			}
+		}
+	}
+}
+
+func TestRulesAddUp(t *testing.T) {
+	t.Parallel()
+	r := compile(t, `
+rules:
+- {name: ech, hosts: [a.example], allow_ech: true}
+- {name: sni, hosts: [a.example], allow_no_sni: true}
+- {name: wild, hosts: ["*.example", "*.a.example"], ports: [8443], methods: [GET], paths: [/a]}
+- {name: wild post, hosts: ["*.example"], ports: [8443, 8444], methods: [POST], paths: [/b]}
+- {name: clear, hosts: [b.example], ports: [8443], protocol: http, methods: [PUT]}
+`)
+	if access, _ := r.Connect(host(t, "a.example"), 443); access != (Access{TLS: true, ECH: true, NoSNI: true}) {
+		t.Errorf("access %+v", access)
+	}
+	if access, v := r.Connect(host(t, "b.example"), 8443); access != (Access{HTTPS: true, HTTP: true}) || !v.Allow {
+		t.Errorf("access %+v, %+v", access, v)
+	}
+	for _, c := range []struct {
+		port         uint16
+		tls          bool
+		method, path string
+		rule         string
+	}{
+		{8443, true, "GET", "/a", "wild"}, {8443, true, "POST", "/b", "wild post"}, {8443, true, "POST", "/a", ""}, {8443, true, "GET", "/b", ""},
+		{8443, false, "PUT", "/x", "clear"}, {8443, true, "PUT", "/x", ""}, {8443, false, "GET", "/a", ""}, {8444, true, "POST", "/b", "wild post"}, {8444, true, "GET", "/a", ""},
+	} {
+		v := r.Request(Request{Host: host(t, "b.example"), Port: c.port, TLS: c.tls, Method: c.method, Path: c.path})
+		if v.Allow != (c.rule != "") || v.Allow && v.Rule != c.rule {
+			t.Errorf("%+v: %+v", c, v)
+		}
+	}
+}
+
+func TestOpensTLS(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]bool{
+		"{}": false, "mode: unrestricted": false,
+		"rules: [{hosts: [a.com]}]":                                         false,
+		"rules: [{hosts: [a.com], methods: [GET]}]":                         true,
+		"rules: [{hosts: [a.com], ports: [80], methods: [GET]}]":            false,
+		"rules: [{hosts: [a.com], ports: ['80-90'], methods: [GET]}]":       true,
+		"rules: [{hosts: [a.com], ports: ['70-80'], methods: [GET]}]":       true,
+		"rules: [{hosts: [a.com], protocol: https}]":                        true,
+		"rules: [{hosts: [a.com], protocol: http, ports: [any]}]":           false,
+		"rules: [{hosts: [a.com]}, {hosts: [b.com], protocol: https}]":      true,
+		"rules: [{cidrs: [10.0.0.0/8], ports: [443], protocol: https}]":     true,
+		"rules: [{hosts: [a.com], ports: [any], protocol: tls}]":            false,
+		"rules: [{hosts: [a.com], ports: [22, 443, 5432], protocol: tcp}]":  false,
+		"rules: [{hosts: [a.com], ports: [22, 443], paths: [/a], name: x}]": true,
+	} {
+		if got := compile(t, text).OpensTLS(); got != want {
+			t.Errorf("%s: %v", text, got)
+		}
+	}
+}
+
+func TestReasonsSayWhy(t *testing.T) {
+	t.Parallel()
+	r := compile(t, example)
+	for _, c := range []struct {
+		host string
+		port uint16
+		want string
+	}{
+		{"evil.com", 443, "evil.com:443 is blocked by the network policy: no rule allows it"},
+		{"api.example.com", 22, "api.example.com:22 is blocked by the network policy: api.example.com is allowed, but not on port 22"},
+		{"api.example.com", 0, "api.example.com:0 is no destination"},
+		{"fd13::1", 22, "[fd13::1]:22 is blocked by the network policy: it is a private address, and no rule names it"},
+		{"9.9.9.10", 443, "9.9.9.10:443 is blocked by the network policy: 9.9.9.10 is allowed, but not on port 443"},
+		{"2606:4700::1", 443, "[2606:4700::1]:443 is blocked by the network policy: no rule allows this address; connect by name to what is allowed by name"},
+	} {
+		if _, v := r.Connect(host(t, c.host), c.port); v.Reason != c.want {
+			t.Errorf("got  %s\nwant %s", v.Reason, c.want)
+		}
+	}
+	if _, v := r.Connect(Host{}, 443); v.Allow || v.Reason == "" {
+		t.Errorf("no host: %+v", v)
+	}
+	u := compile(t, "mode: unrestricted\nrules: [{cidrs: [10.0.0.1], ports: [80], methods: [GET]}]")
+	for _, method := range []string{"CONNECT", "", "G ET", "GET\r\n"} {
+		if v := u.Request(Request{Host: host(t, "a.example"), Port: 80, Method: method, Path: "/"}); v.Allow {
+			t.Errorf("method %q is allowed", method)
+		}
+	}
+	for _, c := range []struct {
+		host string
+		want bool
+	}{{"a.example", true}, {"localhost", false}, {"9.9.9.9", true}, {"10.0.0.2", false}, {"127.0.0.1", false}, {"10.0.0.1", false}} {
+		if v := u.Request(Request{Host: host(t, c.host), Port: 80, Method: "POST", Path: "/"}); v.Allow != c.want {
+			t.Errorf("%s: %+v", c.host, v)
+		}
+	}
+}
+
+func TestCovers(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		wide, narrow string
+		want         bool
+	}{
+		{"a.com", "a.com", true}, {"a.com", "b.com", false}, {"*.a.com", "b.a.com", true}, {"*.a.com", "*.a.com", true}, {"*.a.com", "**.a.com", false},
+		{"*.a.com", "a.com", false}, {"*.a.com", "*.b.a.com", false}, {"**.a.com", "*.a.com", true}, {"**.a.com", "*.b.a.com", true}, {"**.a.com", "**.c.b.a.com", true},
+		{"**.b.a.com", "**.a.com", false}, {"**.a.com", "*.b.com", false}, {"a.com", "*.a.com", false}, {"**.a.com", "a.com", false},
+	} {
+		wide, err1 := ParsePattern(c.wide)
+		narrow, err2 := ParsePattern(c.narrow)
+		if err1 != nil || err2 != nil || wide.covers(narrow) != c.want {
+			t.Errorf("%s covers %s: %v", c.wide, c.narrow, !c.want)
+		}
+	}
+}
