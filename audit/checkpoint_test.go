@@ -87,7 +87,7 @@ func TestWithThePublicKeyAlone(t *testing.T) {
 		{name: "forged with the MAC key before a checkpoint", log: forge(log, 2), held: []Checkpoint{late}, problem: "is a checkpoint that does not cover what is before it"},
 		{name: "forged between the checkpoints", log: forge(log, 5), held: []Checkpoint{early}, proven: 3, problem: "is a checkpoint that does not cover what is before it"},
 		{name: "forged after the last checkpoint", log: forge(log, 8), held: []Checkpoint{late}, intact: true, complete: true, proven: 6}, // which is why it says how far it is proven
-		{name: "cut after the first checkpoint and forged on", log: forge(upTo(3), 2), held: []Checkpoint{late}, problem: "nothing is proven"},
+		{name: "cut after the first checkpoint and forged on", log: forge(upTo(3), 2), held: []Checkpoint{late}, problem: "cut off, and nothing that is left is proven"},
 		{name: "cut back to an old checkpoint", log: upTo(4), held: []Checkpoint{late}, intact: true, proven: 3, problem: "the end was cut off"},
 		{name: "cut back to an old checkpoint, which is all that is known", log: upTo(4), held: []Checkpoint{early}, intact: true, complete: true, proven: 3},
 		{name: "rewritten and signed by somebody else", log: read(t, other.path), held: nil, problem: "not signed with the public key"},

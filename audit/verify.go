@@ -315,6 +315,12 @@ func (v *verifier) finish(torn []byte) {
 		if !v.heldProves() {
 			v.Intact, v.BadRecord = false, v.FirstSeq
 			v.Problem = "no checkpoint of this public key is in the log, and none that is held covers it: nothing is proven"
+			for _, c := range v.e.Checkpoints {
+				if c.SignedBy(v.public) && c.Log == v.Log && c.Count > v.LastSeq {
+					v.BadRecord = v.LastSeq + 1
+					v.Problem = v.cutOff(c) + ", and nothing that is left is proven"
+				}
+			}
 			return
 		}
 	}
@@ -333,6 +339,12 @@ func (v *verifier) finish(torn []byte) {
 		return
 	}
 	v.checkEnd()
+}
+
+// cutOff says that a held checkpoint covers more than there is.
+func (v *verifier) cutOff(c Checkpoint) string {
+	return fmt.Sprintf("the log ends after record %d, but the checkpoint of %s covers record %d: the end was cut off",
+		v.LastSeq, c.Time.UTC().Format(time.RFC3339), c.Count)
 }
 
 // heldProves takes the held checkpoints for proof of what they cover.
@@ -376,9 +388,7 @@ func (v *verifier) checkEnd() {
 		case v.Log != "" && c.Log != v.Log:
 			v.Problem = fmt.Sprintf("a checkpoint that is held is of another log, %.40q", c.Log)
 		case c.Count > v.LastSeq:
-			v.BadRecord = v.LastSeq + 1
-			v.Problem = fmt.Sprintf("the log ends after record %d, but the checkpoint of %s covers record %d: the end was cut off",
-				v.LastSeq, c.Time.UTC().Format(time.RFC3339), c.Count)
+			v.BadRecord, v.Problem = v.LastSeq+1, v.cutOff(c)
 		default:
 			v.Checkpoints++
 			v.EndBy = "checkpoint"
