@@ -51,7 +51,7 @@ func remedies(err error, dir string, root, container bool) []string {
 	case about("nf_tables"):
 		list = append(list, "modprobe -a nf_tables nft_redir nft_ct nft_reject_inet")
 	}
-	if container {
+	if container && (errors.Is(err, unix.EPERM) || about(unix.EPERM.Error())) {
 		list = append(list, "give the container that this is --security-opt seccomp=unconfined and --cap-add SYS_ADMIN")
 	}
 	if len(list) == 0 && !root {
