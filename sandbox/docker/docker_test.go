@@ -26,8 +26,11 @@ import (
 	"github.com/bailey-platform/bailey/tool"
 )
 
-// Variables that tell a test process to be a worker with a box.
-const workerVar = "DOCKER_TEST_WORKER" // kind, socket, image, directory
+// Variables that tell a test process what to be.
+const (
+	workerVar = "DOCKER_TEST_WORKER" // a worker with a box: kind, socket, image, directories
+	sharedVar = "DOCKER_TEST_SHARED" // one that uses what another has made, in this directory
+)
 
 // patience bounds every wait. It is far more than any takes.
 const patience = time.Minute
@@ -56,18 +59,36 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) int {
+	if shared.dir = os.Getenv(sharedVar); shared.dir != "" {
+		made := func(name string) func() (string, error) {
+			return func() (string, error) { return filepath.Join(shared.dir, name), nil }
+		}
+		listening := func(socket string) func() (*daemon, error) {
+			return func() (*daemon, error) { return &daemon{"unix://" + filepath.Join(shared.dir, socket)}, nil }
+		}
+		shared.executables, shared.image = made("bin"), made("image")
+		shared.daemons = map[docker.Kind]func() (*daemon, error){docker.Docker: listening("d/d.sock"), docker.Podman: listening("p/p.sock")}
+		return m.Run()
+	}
 	// Short, as sockets are made in it.
 	dir, err := os.MkdirTemp("", "bd")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer os.RemoveAll(dir)
+	defer func() {
+		unmount(dir)
+		os.RemoveAll(dir)
+	}()
 	if err := os.Chmod(dir, 0o755); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	shared.dir = dir
+	if err := os.Setenv(sharedVar, dir); err != nil { // for those that tests start
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	shared.executables = sync.OnceValues(build)
 	shared.image = sync.OnceValues(makeImage)
 	shared.daemons = map[docker.Kind]func() (*daemon, error){
@@ -80,6 +101,21 @@ func run(m *testing.M) int {
 		}
 	}()
 	return m.Run()
+}
+
+// unmount removes the mounts that daemons have left in a directory.
+func unmount(dir string) {
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return
+	}
+	lines := strings.Split(string(mounts), "\n")
+	slices.Reverse(lines) // the latest first
+	for _, line := range lines {
+		if fields := strings.Fields(line); len(fields) > 1 && strings.HasPrefix(fields[1], dir+"/") {
+			_ = syscall.Unmount(fields[1], syscall.MNT_DETACH)
+		}
+	}
 }
 
 // build builds what boxes run.
