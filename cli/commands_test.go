@@ -3,6 +3,8 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,9 +22,9 @@ import (
 
 // server starts a server with a scripted model and returns the environment that
 // leads commands to it.
-func server(t *testing.T) map[string]string {
+func server(t *testing.T, scripts ...scripted.Script) map[string]string {
 	t.Helper()
-	model, err := scripted.New(scripted.Options{}).Listen("127.0.0.1:0")
+	model, err := scripted.New(scripted.Options{}, scripts...).Listen("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -246,6 +248,48 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
+// "idle" was all that a session said which waited for the person who looked at it.
+func TestASessionSaysWhatItWaitsFor(t *testing.T) {
+	t.Parallel()
+	env := server(t, scripted.Script{Turns: []scripted.Turn{{Calls: []scripted.Call{
+		{Name: "bash", Input: map[string]any{"command": "ls"}}, {Name: "read", Input: map[string]any{"file_path": "a"}},
+	}}}})
+	a := object[api.Agent](t, env, "agents", "create", "--name", "a", "--model", "m", "--permission", "always_ask")
+	e := object[api.Environment](t, env, "environments", "create", "--name", "e")
+	s := object[api.Session](t, env, "sessions", "create", "--agent", string(a.ID), "--environment", string(e.ID), "--message", "go")
+	until := func(want string) {
+		t.Helper()
+		for {
+			if out := ok(t, env, "sessions", "get", string(s.ID)); strings.Contains(out, want) {
+				return
+			} else if t.Context().Err() != nil {
+				t.Fatalf("no %q in\n%s", want, out)
+			}
+		}
+	}
+	until("idle, waits for you to allow 2 calls (bailey sessions follow " + string(s.ID))
+	var uses []api.Event
+	if err := json.Unmarshal([]byte(ok(t, env, "sessions", "events", string(s.ID), "--type", "agent.tool_use", "-o", "json")), &uses); err != nil {
+		t.Fatal(err)
+	}
+	ok(t, env, "sessions", "confirm", string(s.ID), string(uses[0].ID))
+	until("idle, waits for you to allow 1 call ")
+	ok(t, env, "sessions", "confirm", string(s.ID), string(uses[1].ID))
+	until("idle, waits for a worker's results")
+
+	r := testRun{env: env}
+	p := r.program()
+	c := &connection{p: p}
+	cl, err := c.client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.hintWorkers(t.Context(), cl, e.ID)
+	if got := r.stderr.String(); !strings.Contains(got, "bailey worker --environment-id "+string(e.ID)) {
+		t.Errorf("the hint is %q", got)
+	}
+}
+
 func TestInputIsStrict(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct{ name, text, want string }{
@@ -348,6 +392,29 @@ func TestDoctor(t *testing.T) {
 	r = testRun{env: env, backends: noneBackend()}
 	if code := r.run(t.Context(), "doctor"); code != 9 || !strings.Contains(r.stdout.String(), "the key from BAILEY_KEY is not an API key of this server") {
 		t.Errorf("a wrong key: exit status %d:\n%s", code, &r.stdout)
+	}
+}
+
+// A server that could not ask its model was told of by its first session.
+func TestDoctorTriesTheModelsKey(t *testing.T) {
+	t.Parallel()
+	for status, want := range map[int]string{
+		http.StatusOK:           "it takes the key",
+		http.StatusUnauthorized: "refuses the key (HTTP 401)",
+		http.StatusNotFound:     "the key could not be tried",
+	} {
+		endpoint := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/v1/models" && r.Header.Get("X-Api-Key") == "sk-good" {
+				w.WriteHeader(status)
+			}
+		}))
+		defer endpoint.Close()
+		dir := t.TempDir()
+		r := testRun{backends: noneBackend(), env: map[string]string{"BAILEY_MODEL_URL": endpoint.URL, "BAILEY_MODEL_KEY": "sk-good"}}
+		r.run(t.Context(), "doctor", "--data", dir, "-o", "json")
+		if out := r.stdout.String(); !strings.Contains(out, want) || !strings.Contains(out, dir+" is writable") || strings.Contains(out, "sk-good") {
+			t.Errorf("HTTP %d: %s", status, out)
+		}
 	}
 }
 

@@ -55,6 +55,8 @@ in the workers' data directories, files.`,
 	}
 	c := p.connectFlags(cmd)
 	file := cmd.Flags().String("config", "", "the server's YAML `file` (BAILEY_CONFIG)")
+	data := cmd.Flags().String("data", "", "the server's data `dir`ectory (BAILEY_DATA)")
+	must(cmd.MarkFlagDirname("data"))
 	onlyLeaks := cmd.Flags().Bool("leaks", false, "only look for what boxes have left behind")
 	workerData := cmd.Flags().StringArray("worker-data", []string{"bailey-worker"}, "with --leaks: the data `dir`ectory of a worker; may be repeated")
 	must(cmd.MarkFlagDirname("worker-data"))
@@ -71,7 +73,10 @@ in the workers' data directories, files.`,
 			}
 		}
 		findings := append([]finding{checkHost()}, backendFindings(boxes)...)
-		in := daemon.Inputs{Env: p.Env, File: *file}
+		in := daemon.Inputs{Env: p.Env, File: *file, Flags: map[string]string{}}
+		if *data != "" {
+			in.Flags["data"] = *data
+		}
 		if in.File == "" {
 			in.File, _ = p.Env("BAILEY_CONFIG")
 		}
@@ -198,8 +203,8 @@ func checkData(cfg *daemon.Config) finding {
 // probeTimeout bounds one request of the doctor.
 const probeTimeout = 10 * time.Second
 
-// checkModel sees whether something answers at the model's address. It sends no
-// key and asks for nothing that costs.
+// checkModel sees whether something answers at the model's address, and whether it takes
+// the key. It asks for nothing that costs.
 func checkModel(ctx context.Context, cfg *daemon.Config) finding {
 	f := finding{Name: "model endpoint"}
 	hasKey := cfg.ModelKey != "" || cfg.ModelKeyFile != ""
@@ -225,14 +230,50 @@ func checkModel(ctx context.Context, cfg *daemon.Config) finding {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	status, _, took, err := probe(ctx, address)
+	if err != nil {
+		f.Status, f.Detail, f.Remedy = findingFailed, err.Error(), "check model-url, and that this machine may connect to it"
+		return f
+	}
+	f.Status, f.Detail = findingOK, fmt.Sprintf("%s answers (HTTP %d in %s)", address, status, took.Round(time.Millisecond))
+	key, err := cfg.ReadModelKey()
 	switch {
 	case err != nil:
-		f.Status, f.Detail, f.Remedy = findingFailed, err.Error(), "check model-url, and that this machine may connect to it"
+		f.Status, f.Detail, f.Remedy = findingFailed, err.Error(), "put the key there, or change model-key-file"
+	case key == "" || cfg.ModelProvider != model.Anthropic:
+		f.Detail += "; no key is tried"
 	default:
-		f.Status, f.Detail = findingOK, fmt.Sprintf("%s answers (HTTP %d in %s); the key is not tried", address, status, took.Round(time.Millisecond))
+		tryModelKey(ctx, &f, address, key)
 	}
 	return f
 }
+
+// tryModelKey asks for the list of models, which costs nothing.
+func tryModelKey(ctx context.Context, f *finding, address, key string) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimRight(address, "/")+"/v1/models?limit=1", nil)
+	if err != nil {
+		return // it was parsed before
+	}
+	req.Header.Set("X-Api-Key", key)
+	req.Header.Set("Anthropic-Version", "2023-06-01")
+	res, err := probeClient.Do(req)
+	if err != nil {
+		f.Status, f.Detail, f.Remedy = findingFailed, "with the key: "+err.Error(), "check model-url, and that this machine may connect to it"
+		return
+	}
+	res.Body.Close()
+	switch res.StatusCode {
+	case http.StatusOK:
+		f.Detail += "; it takes the key"
+	case http.StatusUnauthorized, http.StatusForbidden:
+		f.Status, f.Detail = findingFailed, fmt.Sprintf("%s refuses the key (HTTP %d)", address, res.StatusCode)
+		f.Remedy = "give the server another key (ANTHROPIC_API_KEY, BAILEY_MODEL_KEY or model-key-file)"
+	default:
+		f.Detail += fmt.Sprintf("; the key could not be tried (no list of models: HTTP %d)", res.StatusCode)
+	}
+}
+
+// probeClient goes nowhere else than it is told to: a redirect would take a key along.
+var probeClient = &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 
 // probe makes one GET without a credential.
 func probe(ctx context.Context, address string) (status int, date time.Time, took time.Duration, err error) {
@@ -240,9 +281,8 @@ func probe(ctx context.Context, address string) (status int, date time.Time, too
 	if err != nil {
 		return 0, time.Time{}, 0, err
 	}
-	hc := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	began := time.Now()
-	res, err := hc.Do(req)
+	res, err := probeClient.Do(req)
 	if err != nil {
 		return 0, time.Time{}, 0, err
 	}

@@ -6,6 +6,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -107,8 +109,30 @@ Start with "bailey demo".`,
 	root.SetHelpCommandGroupID(groupMatter)
 	root.SetCompletionCommandGroupID(groupMatter)
 	root.AddCommand(exitCodesTopic())
+	root.SetHelpCommand(helpCommand(root))
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
 	checkArgs(root)
 	return root
+}
+
+// helpCommand is like the library's own, but for a command that does not exist.
+func helpCommand(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use:     "help [COMMAND]",
+		Short:   "Show the help of a command",
+		Example: "  bailey help sessions create",
+		GroupID: groupMatter,
+		Args:    cobra.ArbitraryArgs,
+		RunE: func(_ *cobra.Command, args []string) error {
+			cmd, rest, err := root.Find(args)
+			if err != nil || len(rest) > 0 {
+				return usageError(root, fmt.Errorf("there is no command %q", "bailey "+oneLine(strings.Join(args, " "), 100)))
+			}
+			cmd.InitDefaultHelpFlag()
+			return cmd.Help()
+		},
+	}
 }
 
 // checkArgs makes a wrong number of arguments a usage error everywhere, and an
@@ -124,6 +148,10 @@ func checkArgs(cmd *cobra.Command) {
 	}
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		err := check(cmd, args)
+		if err == nil && slices.Contains(args, "") {
+			// From a variable that is not set, mostly; it would mean another request.
+			return usagef("argument %d is empty; usage: %s", slices.Index(args, "")+1, cmd.UseLine())
+		}
 		if err == nil {
 			return nil
 		}

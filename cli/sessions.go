@@ -1,13 +1,19 @@
 package cli
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"os"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/client"
@@ -104,9 +110,24 @@ work at once.`,
 			return p.printSession(*out, s)
 		}
 		fmt.Fprintf(p.Stderr, "session %s\n", s.ID)
+		p.hintWorkers(ctx, cl, s.EnvironmentID)
 		return p.follow(ctx, cl, followRequest{session: s.ID, json: *out == outJSON, until: &turnEnd{}})
 	})
 	return cmd
+}
+
+// hintWorkers says when no worker asks for the work of an environment: then nothing
+// will happen beyond what the model says. That it cannot be found out is no matter.
+func (p *Program) hintWorkers(ctx context.Context, cl *client.Client, id api.EnvironmentID) {
+	stats, err := cl.WorkStats(ctx, id)
+	if err != nil || stats.WorkersPolling > 0 {
+		return
+	}
+	env, err := cl.GetEnvironment(ctx, id)
+	if err != nil || env.Config.Type != api.EnvSelfHosted {
+		return
+	}
+	fmt.Fprintf(p.Stderr, "no worker asks for the work of %s just now: tools wait until one runs (bailey worker --environment-id %s)\n", id, id)
 }
 
 // agentRef reads id or id@version.
@@ -137,9 +158,81 @@ func (p *Program) sessionsGet(c *connection) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if *out == outTable && s.Status == api.StatusIdle {
+			waits, err := waitsFor(ctx, cl, s.ID)
+			if err != nil {
+				return err
+			}
+			return p.printSessionAs(*out, s, "idle"+waits)
+		}
 		return p.printSession(*out, s)
 	})
 	return cmd
+}
+
+// waitsFor says what an idle session waits for, to stand after that word; "" if its
+// turn is done.
+func waitsFor(ctx context.Context, cl *client.Client, id api.SessionID) (string, error) {
+	newest := func(t api.EventType, limit int) ([]*client.Frame, error) {
+		return take(cl.Events(ctx, id, client.EventOptions{
+			ListOptions: client.ListOptions{PageSize: min(limit, pageSize)},
+			Filter:      api.EventFilter{Types: []api.EventType{t}, Order: api.Descending},
+		}), limit)
+	}
+	idle, err := newest(api.EvSessionStatusIdle, 1)
+	if err != nil || len(idle) == 0 {
+		return "", err
+	}
+	e, err := idle[0].Event()
+	if err != nil {
+		return "", err
+	}
+	reason := e.Body.(*api.SessionStatusIdle).StopReason
+	if reason.Type != api.StopRequiresAction {
+		return "", nil
+	}
+	confirmed := map[api.EventID]bool{}
+	frames, err := newest(api.EvUserToolConfirmation, pageSize)
+	for _, f := range frames {
+		if e, err := f.Event(); err == nil {
+			confirmed[e.Body.(*api.UserToolConfirmation).ToolUseID] = true
+		}
+	}
+	if err != nil {
+		return "", err
+	}
+	ask, custom := 0, 0
+	for _, kind := range []api.EventType{api.EvAgentToolUse, api.EvAgentCustomToolUse} {
+		frames, err := newest(kind, 256)
+		if err != nil {
+			return "", err
+		}
+		for _, f := range frames {
+			e, err := f.Event()
+			if err != nil || !slices.Contains(reason.EventIDs, e.ID) {
+				continue
+			}
+			if b, ok := e.Body.(*api.AgentToolUse); !ok {
+				custom++
+			} else if b.EvaluatedPermission == api.PermissionAsk && !confirmed[e.ID] {
+				ask++
+			}
+		}
+	}
+	switch {
+	case ask > 0:
+		return fmt.Sprintf(", waits for you to allow %s (bailey sessions follow %s shows which)", count(ask, "call"), id), nil
+	case custom > 0:
+		return fmt.Sprintf(", waits for the client to run %s", count(custom, "call")), nil
+	}
+	return ", waits for a worker's results", nil
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 func (p *Program) sessionsList(c *connection) *cobra.Command {
@@ -258,6 +351,11 @@ func (p *Program) sessionsDelete(c *connection) *cobra.Command {
 }
 
 func (p *Program) printSession(out string, s *api.Session) error {
+	return p.printSessionAs(out, s, string(s.Status))
+}
+
+// printSessionAs is printSession with more to say of the status.
+func (p *Program) printSessionAs(out string, s *api.Session, status string) error {
 	budget := ""
 	if s.Budget != nil {
 		budget = dollars(s.Budget.MaxListCost)
@@ -266,7 +364,7 @@ func (p *Program) printSession(out string, s *api.Session) error {
 	return p.printObject(out, s,
 		field{"id", string(s.ID)},
 		field{"title", deref(s.Title)},
-		field{"status", string(s.Status)},
+		field{"status", status},
 		field{"agent", fmt.Sprintf("%s (%s, version %d)", s.Agent.Name, s.Agent.ID, s.Agent.Version)},
 		field{"model", s.Agent.Model.ID},
 		field{"environment", string(s.EnvironmentID)},
@@ -431,12 +529,21 @@ func (p *Program) sessionsConfirm(c *connection) *cobra.Command {
 		Use:   "confirm SESSION CALL...",
 		Short: "Allow tool calls that wait for you",
 		Long: `Allows tool calls of an agent whose permission policy asks. CALL is the id of
-the agent.tool_use event; "bailey sessions follow" shows what to type.`,
-		Example: `  bailey sessions confirm sesn_… sevt_…`,
-		Args:    cobra.MinimumNArgs(2),
+the agent.tool_use event; "bailey sessions follow" shows what to type. At a
+terminal the calls are shown and you are asked once more, unless --yes is given.`,
+		Example: `  bailey sessions confirm sesn_… sevt_…
+  bailey sessions confirm sesn_… sevt_… --yes`,
+		Args: cobra.MinimumNArgs(2),
 	}
+	yes := cmd.Flags().BoolP("yes", "y", false, "do not ask")
 	out := outputFlag(cmd)
 	cmd.RunE = c.run(func(ctx context.Context, cl *client.Client, args []string) error {
+		if in, ok := p.Stdin.(*os.File); !*yes && ok && term.IsTerminal(int(in.Fd())) && isTerminal(p.Stderr) {
+			sure, err := p.sure(ctx, cl, api.SessionID(args[0]), args[1:])
+			if err != nil || !sure {
+				return err
+			}
+		}
 		return p.decide(ctx, cl, args, api.UserToolConfirmation{Result: "allow"}, *out)
 	})
 	return cmd
@@ -460,6 +567,40 @@ func (p *Program) sessionsDeny(c *connection) *cobra.Command {
 		return p.decide(ctx, cl, args, decision, *out)
 	})
 	return cmd
+}
+
+// sure shows calls and asks whether they may run.
+func (p *Program) sure(ctx context.Context, cl *client.Client, id api.SessionID, calls []string) (bool, error) {
+	t := newTimeline(p.Stderr, p.styleOf(p.Stderr), true)
+	found := 0
+	o := client.EventOptions{Filter: api.EventFilter{Types: []api.EventType{api.EvAgentToolUse}, Order: api.Descending}}
+	for f, err := range cl.Events(ctx, id, o) {
+		if err != nil {
+			return false, err
+		}
+		e, err := f.Event()
+		if err != nil || !slices.Contains(calls, string(e.ID)) {
+			continue
+		}
+		t.event(e)
+		if found++; found == len(calls) {
+			break
+		}
+	}
+	if found < len(calls) {
+		return false, usagef("%d of the calls are not in session %s", len(calls)-found, id)
+	}
+	fmt.Fprint(p.Stderr, "Allow? [y/N] ")
+	answer, err := bufio.NewReader(io.LimitReader(p.Stdin, 100)).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return false, err
+	}
+	switch strings.ToLower(strings.TrimSpace(answer)) {
+	case "y", "yes":
+		return true, nil
+	}
+	fmt.Fprintln(p.Stderr, "nothing was sent")
+	return false, nil
 }
 
 // decide sends one decision about the calls args[1:] of the session args[0].

@@ -39,6 +39,7 @@ type timeline struct {
 	thought api.EventID // the thinking that is shown already
 	preview api.EventID // the message whose text stands unfinished on the last line
 	shown   int         // bytes of its text that are printed
+	flow    *flow       // that prints them
 }
 
 type call struct {
@@ -134,7 +135,7 @@ func (t *timeline) event(e *api.Event) {
 	case *api.SessionUpdated:
 		t.line(at, t.style.dim, "session", t.style.dim("settings changed"))
 	case *api.SessionError:
-		t.line(at, t.style.red, "error", oneLine(b.Error.Message, 1000)+" ("+retryText(b.Error)+")")
+		t.text(at, t.style.red, "error", oneLine(b.Error.Message, 1000)+" ("+retryText(b.Error)+")")
 	}
 	// session.status_running and the session.thread_status_* events say nothing
 	// that the other lines do not.
@@ -340,7 +341,7 @@ func (t *timeline) previewStart(e api.PreviewEvent) {
 		t.line(time.Time{}, t.style.dim, "agent", t.style.dim("thinking"))
 		return
 	}
-	t.preview, t.shown = e.ID, 0
+	t.preview, t.shown, t.flow = e.ID, 0, t.flowing()
 	t.prefix(time.Time{}, t.style.bold, "agent")
 }
 
@@ -351,15 +352,16 @@ func (t *timeline) previewText(id api.EventID, text string) {
 		return
 	}
 	t.shown += len(text)
-	io.WriteString(t.w, t.hang(text))
+	t.flow.write(clean(text))
 }
 
 // finishPreview prints what is left of a previewed message. The previews are a
 // prefix of it.
 func (t *timeline) finishPreview(whole string) {
 	if t.shown <= len(whole) {
-		io.WriteString(t.w, t.hang(whole[t.shown:]))
+		t.flow.write(clean(whole[t.shown:]))
 	}
+	t.flow.flush()
 	io.WriteString(t.w, "\n")
 	t.preview = ""
 }
@@ -369,19 +371,30 @@ func (t *timeline) finishPreview(whole string) {
 func (t *timeline) breakPreview() {
 	if t.preview != "" {
 		t.preview = ""
+		t.flow.flush()
 		io.WriteString(t.w, t.style.dim(" …")+"\n")
 	}
 }
 
 func (t *timeline) text(at time.Time, paint func(string) string, who, text string) {
 	t.prefix(at, paint, who)
-	io.WriteString(t.w, t.hang(strings.TrimRight(text, "\n"))+"\n")
+	f := t.flowing()
+	f.write(clean(strings.TrimRight(text, "\n")))
+	f.flush()
+	io.WriteString(t.w, "\n")
 }
 
-// hang indents every line of text but the first, which stands after a prefix.
-func (t *timeline) hang(text string) string {
-	return strings.ReplaceAll(clean(text), "\n", "\n"+strings.Repeat(" ", indent))
+// flowing is how text stands beside the margin of this timeline.
+func (t *timeline) flowing() *flow {
+	f := &flow{w: t.w, indent: indent}
+	if t.live && t.width > indent+flowMin {
+		f.width = t.width
+	}
+	return f
 }
+
+// flowMin is the width below which a column of text is not worth its name.
+const flowMin = 20
 
 // line prints one line, whose text is safe already.
 func (t *timeline) line(at time.Time, paint func(string) string, who, text string) {

@@ -24,19 +24,29 @@ const noModelKey = "no model is set up on this server: give it a key (ANTHROPIC_
 // without a key or a network.
 const scriptedProvider = "scripted"
 
+// ReadModelKey returns the key for the model endpoint, "" if there is none.
+func (c *Config) ReadModelKey() (string, error) {
+	if c.ModelKeyFile == "" {
+		return string(c.ModelKey), nil
+	}
+	data, err := readSmall(c.ModelKeyFile, modelKeyMax)
+	if err != nil {
+		return "", fmt.Errorf("read model-key-file: %w", err)
+	}
+	key := strings.TrimSpace(string(data))
+	if key == "" {
+		return "", badSetting("model-key-file", "%s is empty", c.ModelKeyFile)
+	}
+	return key, nil
+}
+
 // newModel makes the client of the model endpoint. A missing key is no reason not
 // to start: agents, environments and old sessions can be used without one. New
 // turns then fail with a message that says what to set.
 func newModel(ctx context.Context, cfg *Config, log *slog.Logger) (*model.Client, error) {
-	key := string(cfg.ModelKey)
-	if cfg.ModelKeyFile != "" {
-		data, err := readSmall(cfg.ModelKeyFile, modelKeyMax)
-		if err != nil {
-			return nil, fmt.Errorf("read model-key-file: %w", err)
-		}
-		if key = strings.TrimSpace(string(data)); key == "" {
-			return nil, badSetting("model-key-file", "%s is empty", cfg.ModelKeyFile)
-		}
+	key, err := cfg.ReadModelKey()
+	if err != nil {
+		return nil, err
 	}
 	thinking := cfg.ModelThinking
 	if thinking == "auto" {
@@ -71,7 +81,9 @@ func (keyless) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.Body != nil {
 		r.Body.Close()
 	}
-	body, err := json.Marshal(api.Unauthenticated("%s", noModelKey).Body(""))
+	e := api.Unauthenticated("%s", noModelKey)
+	e.Type = model.NotSetUp // it says all there is to say
+	body, err := json.Marshal(e.Body(""))
 	if err != nil {
 		return nil, err
 	}

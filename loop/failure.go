@@ -3,6 +3,7 @@ package loop
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/bailey-platform/bailey/api"
@@ -65,6 +66,9 @@ func modelFailure(err error, failures int, now time.Time, jitter float64) *failu
 // to do.
 func explain(e *model.Error) string {
 	what := e.Message
+	if e.Type == model.NotSetUp && what != "" {
+		return strings.ToUpper(what[:1]) + what[1:] + ". Then send a new message."
+	}
 	if e.Status >= 400 {
 		what = fmt.Sprintf("HTTP %d: %s", e.Status, e.Message)
 	}

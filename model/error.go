@@ -31,6 +31,10 @@ const (
 	Unsupported Kind = "unsupported"  // this endpoint does not have the operation
 )
 
+// NotSetUp is the Type of an error of whoever stands in for an endpoint that nobody has
+// set up. Its message says what to do.
+const NotSetUp = "model_not_set_up"
+
 // maxMessageLen bounds Error.Message, in bytes.
 const maxMessageLen = 2_000
 
