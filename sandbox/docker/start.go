@@ -52,11 +52,13 @@ func (d *Driver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Box, err
 // start starts a box whose id and folder are claimed. The claim goes with the box, or
 // with the error.
 func (b *box) start(ctx context.Context, i image) error {
-	if b.driver.root {
-		if err := give(b.spec.WorkDir); err != nil {
-			b.driver.claims.Give(b.spec.ID)
-			return fmt.Errorf("give the work folder to the box's user: %w", err)
-		}
+	err := open(b.spec.WorkDir)
+	if err == nil && b.driver.root {
+		err = give(b.spec.WorkDir)
+	}
+	if err != nil {
+		b.driver.claims.Give(b.spec.ID)
+		return fmt.Errorf("give the work folder to the box's user: %w", err)
 	}
 	options, err := b.driver.describe(b.daemon, b.spec, i)
 	if err != nil {
@@ -146,6 +148,16 @@ func (b *box) abandon(ctx context.Context) {
 		b.output.Close()
 	}
 	b.release()
+}
+
+// open lets the owner of a work folder into it, whom an earlier box may have kept out:
+// no other could start there.
+func open(dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil || info.Mode().Perm()&0o700 == 0o700 {
+		return err
+	}
+	return os.Chmod(dir, info.Mode()|0o700)
 }
 
 // give makes the box's user the owner of dir, and of what root owns in it.

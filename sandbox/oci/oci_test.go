@@ -622,6 +622,22 @@ func TestRenamedWorkFolder(t *testing.T) {
 	}
 }
 
+// A box that shuts its work folder does not keep the next one out.
+func TestClosedWorkFolder(t *testing.T) {
+	t.Parallel()
+	driver := open(t, "crun", t.TempDir())
+	s := spec("closed", t.TempDir())
+	box, client := start(t, driver, s)
+	bash(t, client, "echo x >file; chmod 0 .")
+	if err := box.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	_, client = start(t, driver, s)
+	if got := bash(t, client, "cat file"); got != "x" {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestUnavailable(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -88,6 +88,9 @@ func (b *box) start(ctx context.Context) error {
 // cradle is to do.
 func (b *box) setUp() (cradle.Config, error) {
 	h := b.host
+	if err := open(b.spec.WorkDir); err != nil {
+		return cradle.Config{}, fmt.Errorf("open the work folder: %w", err)
+	}
 	if b.driver.root {
 		if err := give(b.spec.WorkDir); err != nil {
 			return cradle.Config{}, fmt.Errorf("give the work folder to the box's user: %w", err)
@@ -131,6 +134,16 @@ func (b *box) setUp() (cradle.Config, error) {
 	data, err := json.Marshal(bundle(b.spec, b.devices, mappings))
 	config.Bundle = data
 	return config, err
+}
+
+// open lets the owner of a work folder into it, whom an earlier box may have kept out:
+// no other could start there.
+func open(dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil || info.Mode().Perm()&0o700 == 0o700 {
+		return err
+	}
+	return os.Chmod(dir, info.Mode()|0o700)
 }
 
 // give makes the box's user the owner of dir, and of what root owns in it.
