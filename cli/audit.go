@@ -106,7 +106,8 @@ func (p *Program) printAuditVerdict(files []string, s audit.Summary) error {
 	err := p.printFields(
 		field{"record", strings.Join(files, "\n")},
 		field{"log", s.Log},
-		field{"lines", fmt.Sprintf("%d verified, records %d to %d, in %d segments", s.Records, s.FirstSeq, s.LastSeq, s.Segments)},
+		field{"lines", fmt.Sprintf("%d verified: records %d to %d", s.Records, s.FirstSeq, s.LastSeq)},
+		field{"segments", fmt.Sprint(s.Segments)},
 		field{"from", when(s.First)},
 		field{"to", when(s.Last)},
 		field{"last hash", s.LastHash},

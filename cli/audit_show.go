@@ -44,9 +44,9 @@ reads and does not judge: bailey audit verify does.`,
 		if err != nil {
 			return err
 		}
-		width := widthOf(p.Stdout)
-		if *wide {
-			width = 1 << 20
+		width := 1 << 20 // for grep and for files
+		if isTerminal(p.Stdout) && !*wide {
+			width = widthOf(p.Stdout)
 		}
 		if err := p.printAudit(rows, width); err != nil {
 			return err
@@ -99,9 +99,12 @@ func auditAbout(e *audit.Entry) string {
 	if e.Session == "" {
 		add(e.Environment)
 	}
+	var rest []string
 	for _, name := range slices.Sorted(maps.Keys(e.Attrs)) {
 		switch name {
-		case "operation", "host", "backend", "status":
+		case "operation", "host", "backend", "status", "decision":
+		case "client", "credential": // with every request: last
+			rest = append(rest, name+"="+e.Attrs[name])
 		default:
 			add(name + "=" + e.Attrs[name])
 		}
@@ -118,6 +121,7 @@ func auditAbout(e *audit.Entry) string {
 		add(e.Hold.Sessions...)
 	}
 	add(e.Input, e.Detail)
+	add(rest...)
 	return oneLine(strings.Join(words, " "), 4096)
 }
 
