@@ -1,9 +1,14 @@
 package verify
 
 import (
+	"bytes"
+	"context"
+	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -196,19 +201,42 @@ var kernelChecks = []check{
 		id:      "kernel/32-bit",
 		tried:   "get around a filter of system calls by the numbers of another architecture",
 		applies: ownKernel,
-		probe: func(*prober) outcome {
-			// x32's getpid; the filter's numbers mean other calls there.
-			const x32 = 0x40000000
-			return denied(map[string]func() error{
-				"x32": func() error {
-					_, _, errno := unix.Syscall(x32|unix.SYS_GETPID, 0, 0, 0)
-					if errno != 0 {
-						return errno
-					}
-					return nil
-				},
-			})
+		// In a process of its own: a filter may kill whoever makes such a call, or only
+		// the thread, and then nobody answers.
+		probe: func(p *prober) outcome {
+			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			defer cancel()
+			line, err := json.Marshal(question{ID: foreignCall.id, Facts: p.facts})
+			if err != nil {
+				return broken("%v", err)
+			}
+			cmd := exec.CommandContext(ctx, "/proc/self/exe", os.Args[1:]...)
+			cmd.Stdin = bytes.NewReader(append(line, '\n'))
+			answer, err := cmd.Output()
+			var out outcome
+			if json.Unmarshal(answer, &out) == nil {
+				return out
+			}
+			return held("who makes such a call is killed for it (%v)", err)
 		},
+	},
+}
+
+// foreignCall is the check within kernel/32-bit.
+var foreignCall = check{
+	id: "kernel/32-bit-call",
+	probe: func(*prober) outcome {
+		// x32's getpid; the filter's numbers mean other calls there.
+		const x32 = 0x40000000
+		return denied(map[string]func() error{
+			"x32": func() error {
+				_, _, errno := unix.Syscall(x32|unix.SYS_GETPID, 0, 0, 0)
+				if errno != 0 {
+					return errno
+				}
+				return nil
+			},
+		})
 	},
 }
 

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/bailey-platform/bailey/sandbox"
 )
 
 var processChecks = []check{
@@ -73,6 +75,12 @@ var processChecks = []check{
 	{
 		id:    "process/visible",
 		tried: "see processes of the host",
+		applies: func(r sandbox.Report) string {
+			if r.Isolation == sandbox.Restricted {
+				return "the backend does not hide the host's processes: it is weak, and says so"
+			}
+			return ""
+		},
 		probe: func(p *prober) outcome {
 			links, _ := filepath.Glob("/proc/[0-9]*/exe")
 			data, err := readSome(fmt.Sprintf("/proc/%d/cmdline", p.facts.PID), 4096)
