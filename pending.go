@@ -3,7 +3,6 @@
 package main
 
 import (
-	_ "github.com/creack/pty"
 	_ "github.com/elastic/go-seccomp-bpf"
 	_ "github.com/landlock-lsm/go-landlock/landlock"
 )

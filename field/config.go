@@ -153,8 +153,9 @@ type Source struct {
 
 // Shell says whether people may open shells in boxes; see worker.ShellRules.
 type Shell struct {
-	Allow bool     `yaml:"allow"`
-	Max   int      `yaml:"max"`
-	For   Duration `yaml:"for"`
-	Idle  Duration `yaml:"idle"`
+	Allow      bool     `yaml:"allow"`
+	Max        int      `yaml:"max"`
+	For        Duration `yaml:"for"`
+	Idle       Duration `yaml:"idle"`
+	Transcript bool     `yaml:"transcript"`
 }

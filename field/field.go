@@ -394,7 +394,7 @@ func (e *Environment) live() worker.Live {
 		Keep: worker.Keep{
 			FreezeAfter: time.Duration(e.Keep.FreezeAfter), For: time.Duration(e.Keep.For), Max: e.Keep.Max, MemoryBytes: int64(e.Keep.Memory),
 		},
-		Shell: worker.ShellRules{Allow: e.Shell.Allow, Max: e.Shell.Max, For: time.Duration(e.Shell.For), Idle: time.Duration(e.Shell.Idle)},
+		Shell: worker.ShellRules{Allow: e.Shell.Allow, Max: e.Shell.Max, For: time.Duration(e.Shell.For), Idle: time.Duration(e.Shell.Idle), Transcript: e.Shell.Transcript},
 	}
 }
 

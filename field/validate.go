@@ -203,6 +203,9 @@ func (s *Settings) counts() error {
 			errs = append(errs, fmt.Errorf("%s: %d is not between 0 and %d", n.name, n.value, n.max))
 		}
 	}
+	if s.Shell.For < 0 || s.Shell.Idle < 0 {
+		errs = append(errs, errors.New("shell.for and shell.idle cannot be never"))
+	}
 	if s.Sessions.ToolTimeout < 0 || s.Sessions.ToolTimeout > Duration(24*time.Hour) {
 		errs = append(errs, errors.New("sessions.tool-timeout: want a time of at most 24h"))
 	}

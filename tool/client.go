@@ -25,8 +25,9 @@ const grace = 15 * time.Second
 // goroutines, and calls run side by side as far as the agent lets them.
 type Client struct {
 	// Static after Dial.
-	stdin io.WriteCloser
-	tools []string
+	stdin  io.WriteCloser
+	tools  []string
+	shells bool // the agent can open shells
 
 	frames chan []byte   // to write; unbuffered, taken by the writer only
 	gone   chan struct{} // closed when the client is lost; never sent on
@@ -34,6 +35,7 @@ type Client struct {
 	mu      sync.Mutex
 	seq     uint64                 // of the last call
 	pending map[uint64]chan Result // calls sent and unanswered, each with room for one result
+	open    map[uint64]*Shell      // shells that have not ended
 	err     error                  // why gone is closed
 }
 
@@ -46,11 +48,13 @@ func Dial(ctx context.Context, stdin io.WriteCloser, stdout io.Reader) (*Client,
 		frames:  make(chan []byte),
 		gone:    make(chan struct{}),
 		pending: make(map[uint64]chan Result),
+		open:    make(map[uint64]*Shell),
 	}
-	greeted := make(chan []string, 1)
+	greeted := make(chan Hello, 1)
 	go c.read(stdout, greeted)
 	select {
-	case c.tools = <-greeted:
+	case hello := <-greeted:
+		c.tools, c.shells = hello.Tools, hello.Shells
 		go c.write()
 		return c, nil
 	case <-c.gone:
@@ -188,21 +192,24 @@ type untrusted struct {
 	Seq    uint64          `json:"seq"`
 	Hello  json.RawMessage `json:"hello"`
 	Result json.RawMessage `json:"result"`
+	Data   []byte          `json:"data"`
+	Credit int             `json:"credit"`
+	Exit   *ShellExit      `json:"exit"`
 }
 
 // read is the one reader of stdout.
-func (c *Client) read(stdout io.Reader, greeted chan<- []string) {
+func (c *Client) read(stdout io.Reader, greeted chan<- Hello) {
 	var first untrusted
 	if err := ReadFrame(stdout, &first); err != nil {
 		c.lose(ended(err))
 		return
 	}
-	tools, err := first.greeting()
+	hello, err := first.greeting()
 	if err != nil {
 		c.lose(err)
 		return
 	}
-	greeted <- tools
+	greeted <- hello
 	for {
 		var reply untrusted
 		if err := ReadFrame(stdout, &reply); err != nil {
@@ -216,8 +223,17 @@ func (c *Client) read(stdout io.Reader, greeted chan<- []string) {
 	}
 }
 
-// take hands a result to the call that waits for it.
+// take hands a result to the call that waits for it, and the rest to its shell.
 func (c *Client) take(reply untrusted) error {
+	c.mu.Lock()
+	shell := c.open[reply.Seq]
+	if shell != nil && reply.Exit != nil {
+		delete(c.open, reply.Seq)
+	}
+	c.mu.Unlock()
+	if shell != nil {
+		return shell.take(reply)
+	}
 	if reply.Result == nil {
 		return fmt.Errorf("%w: reply %d without a result", ErrFrame, reply.Seq)
 	}
@@ -243,27 +259,27 @@ const (
 	toolNameMax = 64 // bytes, of a-z, 0-9 and _
 )
 
-// greeting returns the tools of an agent that says hello as it should.
-func (r untrusted) greeting() ([]string, error) {
+// greeting returns the hello of an agent that says it as it should.
+func (r untrusted) greeting() (Hello, error) {
 	if r.Seq != 0 || r.Hello == nil || len(r.Hello) > helloMax {
-		return nil, fmt.Errorf("%w: the first frame is not a hello", ErrFrame)
+		return Hello{}, fmt.Errorf("%w: the first frame is not a hello", ErrFrame)
 	}
 	var h Hello
 	if err := decode(r.Hello, &h); err != nil {
-		return nil, err
+		return Hello{}, err
 	}
 	switch {
 	case h.Version != WireVersion:
-		return nil, fmt.Errorf("the agent speaks version %d, this worker %d", h.Version, WireVersion)
+		return Hello{}, fmt.Errorf("the agent speaks version %d, this worker %d", h.Version, WireVersion)
 	case len(h.Tools) > toolsMax:
-		return nil, fmt.Errorf("%w: hello with %d tools", ErrFrame, len(h.Tools))
+		return Hello{}, fmt.Errorf("%w: hello with %d tools", ErrFrame, len(h.Tools))
 	}
 	for _, name := range h.Tools {
 		if name == "" || len(name) > toolNameMax || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789_") != "" {
-			return nil, fmt.Errorf("%w: hello with a tool named %.70q", ErrFrame, name)
+			return Hello{}, fmt.Errorf("%w: hello with a tool named %.70q", ErrFrame, name)
 		}
 	}
-	return h.Tools, nil
+	return h, nil
 }
 
 // ended words the end of the agent's output, which io.EOF does not.

@@ -27,6 +27,15 @@ import (
 //	agent  → worker  {"seq":0,"hello":{"version":1,"tools":["bash",…]}}   once, first
 //	agent  → worker  {"seq":1,"result":{"content":[…],"is_error":false}}
 //
+// A shell for a person is opened by the same kind of frame, and has its bytes sent both
+// ways until its exit. Each end says how many it has taken in (credit), so that no more
+// than [ShellWindow] of them are ever under way:
+//
+//	worker → agent   {"seq":2,"shell":{"rows":24,"cols":80,"term":"xterm"}}
+//	agent  ↔ worker  {"seq":2,"data":"bHMK"}   {"seq":2,"credit":65536}
+//	worker → agent   {"seq":2,"resize":{"rows":50,"cols":132}}   {"seq":2,"cancel":true}
+//	agent  → worker  {"seq":2,"exit":{"code":0}}
+//
 // The worker trusts nothing the agent says: it bounds every frame and time, and
 // a broken frame ends that one box.
 const (
@@ -41,26 +50,37 @@ const (
 	TimeoutDefault = 120 * time.Second
 )
 
-// A Request is one frame from the worker to the agent: a call, or the wish to
-// cancel the call of the same Seq. Seq is above 0 and never used twice.
+// A Request is one frame from the worker to the agent: a call, a shell to open, the
+// wish to end what the same Seq began, or, for an open shell, what is typed, the
+// terminal's new size, and how many bytes of output were taken in. Seq is above 0, and
+// what it begins is begun once.
 type Request struct {
-	Seq    uint64 `json:"seq"`
-	Call   *Call  `json:"call,omitempty"`
-	Cancel bool   `json:"cancel,omitempty"`
+	Seq    uint64    `json:"seq"`
+	Call   *Call     `json:"call,omitempty"`
+	Shell  *Terminal `json:"shell,omitempty"`
+	Cancel bool      `json:"cancel,omitempty"`
+	Data   []byte    `json:"data,omitempty"`
+	Resize *Terminal `json:"resize,omitempty"`
+	Credit int       `json:"credit,omitempty"`
 }
 
-// A Reply is one frame from the agent to the worker: the hello (Seq 0), or the
-// result of the call of the same Seq.
+// A Reply is one frame from the agent to the worker: the hello (Seq 0), the result of
+// the call of the same Seq, or, for an open shell, output, how many bytes of input were
+// taken in, and its end.
 type Reply struct {
-	Seq    uint64  `json:"seq"`
-	Hello  *Hello  `json:"hello,omitempty"`
-	Result *Result `json:"result,omitempty"`
+	Seq    uint64     `json:"seq"`
+	Hello  *Hello     `json:"hello,omitempty"`
+	Result *Result    `json:"result,omitempty"`
+	Data   []byte     `json:"data,omitempty"`
+	Credit int        `json:"credit,omitempty"`
+	Exit   *ShellExit `json:"exit,omitempty"`
 }
 
 // A Hello is the agent's first frame: it is ready and has these tools.
 type Hello struct {
 	Version int      `json:"version"`
 	Tools   []string `json:"tools"`
+	Shells  bool     `json:"shells,omitempty"` // it can open shells
 }
 
 // A Call asks for one run of a built-in tool.

@@ -116,7 +116,7 @@ func (w *Worker) serve(soft, hard context.Context, it item, at *place, cred cred
 
 	end := outcomeLost
 	if sure || l.prove(ctx, soft) {
-		end = w.session(ctx, soft, it.Session, at, l, cred, log)
+		end = w.session(ctx, soft, it, at, l, cred, log)
 	}
 	cancel(nil)
 	lost := <-leased
@@ -153,9 +153,10 @@ func (w *Worker) serve(soft, hard context.Context, it item, at *place, cred cred
 
 // session waits until no other item of the same session is served here, and then
 // serves it.
-func (w *Worker) session(ctx, soft context.Context, id string, at *place, l *lease, cred credential, log *slog.Logger) outcome {
+func (w *Worker) session(ctx, soft context.Context, it item, at *place, l *lease, cred credential, log *slog.Logger) outcome {
 	// The plane has at most one live item a session, but the one before may still
 	// be tidying up here.
+	id := it.Session
 	leave := w.enter(ctx, soft, id)
 	if leave == nil {
 		if ctx.Err() != nil {
@@ -188,7 +189,7 @@ func (w *Worker) session(ctx, soft context.Context, id string, at *place, l *lea
 		open:     make(map[string]*call), answered: make(map[string]bool), verdicts: make(map[string]string),
 		dead: make(map[string]bool), foreign: make(map[string]bool),
 	}
-	var eager sync.WaitGroup
+	var eager sync.WaitGroup // and the line
 	if s.broken = w.setUp(s, err); s.broken != nil {
 		log.Error("session cannot be served; its calls are answered with the reason", "error", s.broken)
 		s.maxIdle = 0
@@ -200,7 +201,10 @@ func (w *Worker) session(ctx, soft context.Context, id string, at *place, l *lea
 		})
 	}
 
+	lines, hangUp := context.WithCancel(ctx)
+	eager.Go(func() { w.lines(lines, soft, it.ID, id, cred, log) })
 	end := s.run(ctx, soft)
+	hangUp()
 	eager.Wait()
 	// Only a session that rests may come back to the state its box is in.
 	w.boxes.release(s.box, end == outcomeIdle)

@@ -275,7 +275,7 @@ func defaultHTTPClient() *http.Client {
 // A Worker serves one environment. It is made by [New] and run once.
 type Worker struct {
 	// Static after New, but for data, audit, space and boxes, which Run sets before
-	// anything else.
+	// anything else, and cfg.Shell, which is guarded by mu.
 	cfg     Config
 	log     *slog.Logger
 	plane   *plane
@@ -294,6 +294,9 @@ type Worker struct {
 	ready   error            // why no work comes in, as far as polling tells
 	unfit   error            // why none can be taken on, as the last attempt found
 	cramped error            // why none is asked for, as the disk tells
+	shells  int              // open now
+
+	persons sync.WaitGroup // shells that came by a line
 }
 
 // turn is the right to serve a session.
@@ -401,6 +404,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	late := time.AfterFunc(w.cfg.DrainTimeout, func() { abort(errShutdown) })
 	defer late.Stop()
 	sessions.Wait()
+	w.persons.Wait()
 	rest.Wait()
 	w.boxes.close()
 	return refused

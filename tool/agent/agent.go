@@ -67,20 +67,26 @@ func Serve(ctx context.Context, s Server, in io.Reader, out io.Writer) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	a := &agent{
-		log:   s.Logger,
-		out:   out,
-		fail:  cancel,
-		tools: make(map[string]served),
-		calls: make(map[uint64]context.CancelFunc),
-		slots: make(chan struct{}, callsMax),
+		log:     s.Logger,
+		out:     out,
+		fail:    cancel,
+		tools:   make(map[string]served),
+		calls:   make(map[uint64]context.CancelFunc),
+		shells:  make(map[uint64]*shell),
+		workdir: s.Workdir,
+		slots:   make(chan struct{}, callsMax),
 	}
 	var children *children
 	if s.Adopt {
 		var err error
-		if children, err = adopt(ctx); err != nil {
+		// Until the end, as what is told to end then has to be reaped.
+		reaping, stop := context.WithCancel(context.WithoutCancel(ctx))
+		defer stop()
+		if children, err = adopt(reaping); err != nil {
 			return err
 		}
 	}
+	a.children = children
 	env := &agenttoolset.AgentToolContext{
 		Workdir:       s.Workdir,
 		AllowedRoots:  s.AllowedRoots,
@@ -90,7 +96,7 @@ func Serve(ctx context.Context, s Server, in io.Reader, out io.Writer) error {
 	defer agenttoolset.CloseAll(official)
 
 	shell, files := make(chan struct{}, 1), make(chan struct{}, filesMax)
-	hello := tool.Hello{Version: tool.WireVersion}
+	hello := tool.Hello{Version: tool.WireVersion, Shells: true}
 	for _, t := range official {
 		name := t.Name()
 		hello.Tools = append(hello.Tools, name)
@@ -135,9 +141,11 @@ type served struct {
 // An agent is what the goroutines of one Serve share.
 type agent struct {
 	// Static once serving.
-	log   *slog.Logger
-	tools map[string]served
-	fail  context.CancelCauseFunc // ends Serve with an error
+	log      *slog.Logger
+	tools    map[string]served
+	fail     context.CancelCauseFunc // ends Serve with an error
+	workdir  string
+	children *children // nil if they are not ours to look after
 
 	slots chan struct{} // one in it for each call under way
 	group sync.WaitGroup
@@ -145,8 +153,9 @@ type agent struct {
 	outMu sync.Mutex
 	out   io.Writer
 
-	mu    sync.Mutex
-	calls map[uint64]context.CancelFunc // under way, by Seq
+	mu     sync.Mutex
+	calls  map[uint64]context.CancelFunc // under way, by Seq
+	shells map[uint64]*shell             // open, by Seq
 }
 
 // receive reads frames until they end. It never waits for a call.
@@ -159,13 +168,24 @@ func (a *agent) receive(ctx context.Context, in io.Reader) error {
 		case err != nil:
 			return err
 		}
+		a.mu.Lock()
+		cancel, shell := a.calls[req.Seq], a.shells[req.Seq]
+		a.mu.Unlock()
 		switch {
+		case req.Shell != nil:
+			if err := a.openShell(ctx, req.Seq, *req.Shell); err != nil {
+				return err
+			}
+		case shell != nil:
+			if err := shell.heard(req); err != nil {
+				return err
+			}
 		case req.Cancel:
-			a.mu.Lock()
-			if cancel, ok := a.calls[req.Seq]; ok {
+			if cancel != nil {
 				cancel()
 			}
-			a.mu.Unlock()
+		case req.Resize != nil, len(req.Data) > 0, req.Credit > 0:
+			// For a shell that has ended, which is news that is still on its way.
 		case req.Call != nil:
 			if err := a.begin(ctx, req.Seq, *req.Call); err != nil {
 				return err

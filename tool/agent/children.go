@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -24,6 +25,9 @@ type children struct {
 	// nobody.)
 	own  sync.RWMutex
 	kick chan struct{} // asks for a round of reaping
+
+	mu     sync.Mutex
+	shells map[int]chan<- int // where the status of a person's shell is waited for, by its process
 }
 
 // adopt makes this process the parent of orphans below it, hides its memory and
@@ -35,7 +39,7 @@ func adopt(ctx context.Context) (*children, error) {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return nil, fmt.Errorf("hide from other processes: %w", err)
 	}
-	c := &children{kick: make(chan struct{}, 1)}
+	c := &children{kick: make(chan struct{}, 1), shells: make(map[int]chan<- int)}
 	died := make(chan os.Signal, 1)
 	signal.Notify(died, unix.SIGCHLD)
 	go func() {
@@ -59,11 +63,68 @@ func (c *children) reap() {
 	}
 	defer c.own.Unlock()
 	for {
-		pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil)
+		var status unix.WaitStatus
+		pid, err := unix.Wait4(-1, &status, unix.WNOHANG, nil)
 		if pid <= 0 && err != unix.EINTR {
 			return
 		}
+		c.mu.Lock()
+		if shell := c.shells[pid]; shell != nil && (status.Exited() || status.Signaled()) {
+			shell <- exitCode(status)
+			delete(c.shells, pid)
+		}
+		c.mu.Unlock()
 	}
+}
+
+// exitCode is a status as shells word it.
+func exitCode(status unix.WaitStatus) int {
+	if status.Signaled() {
+		return 128 + int(status.Signal())
+	}
+	return status.ExitStatus()
+}
+
+// start starts a process that is a person's shell, and returns where its status will be.
+func (c *children) start(begin func() (*os.Process, error)) (<-chan int, error) {
+	status := make(chan int, 1)
+	if c == nil {
+		process, err := begin()
+		if err != nil {
+			return nil, err
+		}
+		go func() {
+			state, err := process.Wait()
+			if err != nil {
+				status <- -1
+				return
+			}
+			status <- exitCode(unix.WaitStatus(state.Sys().(syscall.WaitStatus)))
+		}()
+		return status, nil
+	}
+	// Not reaped before it is known.
+	c.own.RLock()
+	process, err := begin()
+	if err == nil {
+		c.mu.Lock()
+		c.shells[process.Pid] = status
+		c.mu.Unlock()
+		err = process.Release()
+	}
+	c.own.RUnlock()
+	select {
+	case c.kick <- struct{}{}:
+	default:
+	}
+	return status, err
+}
+
+// isShell reports whether a session is that of a person's shell.
+func (c *children) isShell(session int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.shells[session] != nil
 }
 
 // keep wraps a tool that waits for a child of its own.
@@ -106,7 +167,7 @@ func (c *children) killSince(before map[int]bool) {
 	// A round may miss what a process forks while it lasts; who keeps forking that
 	// fast is stopped by the box's limits.
 	for range 20 {
-		found := strays(before)
+		found := c.strays(before)
 		for _, pid := range found {
 			_ = unix.Kill(pid, unix.SIGKILL) // it may be gone already
 		}
@@ -118,8 +179,9 @@ func (c *children) killSince(before map[int]bool) {
 
 // strays returns the living processes that descend from this one through none of
 // the processes in before, and are not in its session, as the agent's own helpers
-// are. (The shell and all it starts have left that session and cannot return.)
-func strays(before map[int]bool) []int {
+// are, nor in that of a person's shell. (The shell and all it starts have left the
+// agent's session and cannot return.)
+func (c *children) strays(before map[int]bool) []int {
 	self := os.Getpid()
 	all := make(map[int]status)
 	for _, pid := range processes() {
@@ -129,7 +191,7 @@ func strays(before map[int]bool) []int {
 	}
 	var found []int
 	for pid, s := range all {
-		if s.session == all[self].session || s.zombie {
+		if s.session == all[self].session || s.zombie || c.isShell(s.session) {
 			continue
 		}
 		at := pid
