@@ -61,27 +61,50 @@ func closedPaths(path string) ([]string, error) {
 }
 
 // OpenSegments opens the log at path for reading, all its segments as one stream
-// of lines.
+// of lines. The log may be written meanwhile.
 func OpenSegments(path string) (io.ReadCloser, error) {
-	paths, err := closedPaths(path)
-	if err != nil {
+	all := new(segmentReader)
+	// The newest first: should it be closed before the others are listed, it is
+	// among them and known by its file.
+	newest, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		newest, err = os.Open(path) // between two segments there is none for a moment
+	}
+	switch {
+	case err == nil:
+		all.files = append(all.files, newest)
+	case !errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("read audit log: %w", err)
 	}
-	all := new(segmentReader)
-	for i, p := range append(paths, path) {
+	paths, lerr := closedPaths(path)
+	if lerr != nil || newest == nil && len(paths) == 0 {
+		return nil, errors.Join(fmt.Errorf("read audit log: %w", errors.Join(lerr, err)), all.Close())
+	}
+	for _, p := range paths {
 		f, err := os.Open(p)
-		if errors.Is(err, fs.ErrNotExist) && i < len(paths) {
+		if errors.Is(err, fs.ErrNotExist) {
 			continue // retention was faster
 		}
 		if err != nil {
-			all.Close()
-			return nil, fmt.Errorf("read audit log: %w", err)
+			return nil, errors.Join(fmt.Errorf("read audit log: %w", err), all.Close())
 		}
-		all.files = append(all.files, f)
-		all.readers = append(all.readers, f)
+		if newest != nil && sameFile(f, newest) {
+			_ = f.Close()
+			continue
+		}
+		all.files, all.readers = append(all.files, f), append(all.readers, f)
+	}
+	if newest != nil {
+		all.readers = append(all.readers, newest)
 	}
 	all.Reader = io.MultiReader(all.readers...)
 	return all, nil
+}
+
+func sameFile(a, b *os.File) bool {
+	ai, aerr := a.Stat()
+	bi, berr := b.Stat()
+	return aerr == nil && berr == nil && os.SameFile(ai, bi)
 }
 
 type segmentReader struct {

@@ -327,3 +327,34 @@ func TestRequests(t *testing.T) {
 		t.Errorf("holds %v, %d unsigned", l.holds, l.unsigned)
 	}
 }
+
+// TestVerifyWhileSegmentsAreClosed reads a log that is written and cut into segments
+// meanwhile. It must never look as if one were missing.
+func TestVerifyWhileSegmentsAreClosed(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "audit.jsonl")
+	l := open(t, path, Options{Clock: time.Now, SegmentBytes: 2000})
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		for i := 0; err == nil && i < 300; i++ {
+			err = l.Append(call(i))
+		}
+		done <- err
+	}()
+	for n := 0; ; n++ {
+		s, err := VerifyFile(path)
+		// The last line may be half written when it is read.
+		if err != nil || len(s.Missing) > 0 || !s.Complete && !strings.Contains(s.Problem, "has no end") {
+			t.Fatalf("%+v, %v", s, err)
+		}
+		select {
+		case err := <-done:
+			if err != nil || n == 0 {
+				t.Fatalf("verified %d times; %v", n, err)
+			}
+			return
+		default:
+		}
+	}
+}
