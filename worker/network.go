@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/time/rate"
 
@@ -55,11 +56,13 @@ type Network interface {
 	Close() error
 }
 
-// Each decision is a synced write, so a box that asks for more than this is refused,
-// and the record says how often.
+// Each decision is a synced write, so a box that asks for more than this waits for its
+// turn: an installer that fetches a thousand files takes longer, and fails at nothing.
+// What would wait too long is refused, and the record says how often.
 const (
 	decisionsRate  = 200 // a second
 	decisionsBurst = 1000
+	decisionWait   = 20 * time.Second
 )
 
 // guard keeps the record of what passes through the network of one box.
@@ -80,12 +83,16 @@ func newGuard(write func(audit.Record) error) *guard {
 // record puts a decision on record before it takes effect.
 func (g *guard) record(r audit.Record) error {
 	if r.Action == audit.EgressDecision || r.Action == audit.CredentialUse {
-		if !g.limit.Allow() {
+		// The wait is known beforehand, so what would wait too long is refused at once.
+		turn := g.limit.Reserve()
+		if turn.Delay() > decisionWait {
+			turn.Cancel()
 			g.mu.Lock()
 			defer g.mu.Unlock()
 			g.unsaid++
 			return errTooFast
 		}
+		time.Sleep(turn.Delay())
 		if n := g.takeUnsaid(); n > 0 {
 			r.Detail = strings.TrimSpace(fmt.Sprintf("%s (before it, %d requests were refused for coming too fast)", r.Detail, n))
 		}

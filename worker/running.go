@@ -56,6 +56,10 @@ var boxEnv = []string{
 	"HOME=" + sandbox.WorkPath,
 	"LANG=C.UTF-8",
 	"TERM=dumb",
+	// There is a terminal, and nobody at it to turn pages or to be asked for a password.
+	"PAGER=cat",
+	"GIT_PAGER=cat",
+	"GIT_TERMINAL_PROMPT=0",
 }
 
 // starter starts boxes, all alike but for their work folder.
