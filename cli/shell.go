@@ -116,11 +116,18 @@ const endOfInput = 4
 
 // typeInto sends standard input to the shell.
 func (p *Program) typeInto(ctx context.Context, conn *client.ShellConn) {
-	buf := make([]byte, api.ShellDataMax)
+	buf := make([]byte, api.ShellDataMax-2)
+	last := byte('\n')
 	for {
 		n, err := p.Stdin.Read(buf)
 		data := buf[:n]
+		if n > 0 {
+			last = data[n-1]
+		}
 		if errors.Is(err, io.EOF) {
+			if last != '\n' {
+				data = append(data, '\n')
+			}
 			data = append(data, endOfInput)
 		}
 		if len(data) > 0 && conn.Send(ctx, api.ShellFrame{Data: data}) != nil || err != nil {

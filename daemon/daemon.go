@@ -43,6 +43,7 @@ type Daemon struct {
 	server   *http.Server
 	listener net.Listener
 	inside   *pipeListener
+	insider  *http.Client // reaches inside
 	registry *prometheus.Registry
 	metrics  *metricsServer // nil unless they have an address of their own
 	firstKey *api.Key       // made by this start; nil if there was one already
@@ -72,7 +73,7 @@ type Inside struct {
 
 // Inside returns how to reach the server from within.
 func (d *Daemon) Inside() Inside {
-	return Inside{d.control, d.inside.client(), d.registry, d.cfg.grace(), filepath.Join(d.cfg.Data, "cloud")}
+	return Inside{d.control, d.insider, d.registry, d.cfg.grace(), filepath.Join(d.cfg.Data, "cloud")}
 }
 
 // SetCloud has the sessions of cloud environments run in c. It is called before Run.
@@ -97,6 +98,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err erro
 		return nil, err
 	}
 	d := &Daemon{cfg: cfg, log: log, inside: newPipeListener()}
+	d.insider = d.inside.client()
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())
@@ -279,6 +281,8 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 		ctx, done = context.WithCancel(context.WithoutCancel(ctx))
 		parts.Go(func() error {
 			defer done()
+			// Connections that nobody used yet would hold the server up.
+			defer d.insider.CloseIdleConnections()
 			return d.cloud.Run(asked)
 		})
 	}

@@ -229,6 +229,64 @@ func environmentsV1(t *testing.T, c anthropic.Client) {
 	wantErrorV1(t, err, 404)
 }
 
+// An official client's whole session in a cloud environment, whose tools this server
+// runs itself.
+func TestSDKCloudV1(t *testing.T) {
+	t.Parallel()
+	p := startPlane(t, planeConfig{scripts: []scripted.Script{cloudy}})
+	c := clientV1(p, option.WithAPIKey(p.admin))
+	ctx := within(t)
+	env, err := c.Beta.Environments.New(ctx, anthropic.BetaEnvironmentNewParams{
+		Name: "cloud",
+		Config: anthropic.BetaEnvironmentNewParamsConfigUnion{OfCloud: &anthropic.BetaCloudConfigParams{
+			Networking: anthropic.BetaCloudConfigParamsNetworkingUnion{OfLimited: &anthropic.BetaLimitedNetworkParams{
+				AllowedHosts: []string{"allowed.example", "*.below.example"}, AllowPackageManagers: anthropic.Bool(true),
+			}},
+		}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	network := env.Config.AsCloud().Networking.AsLimited()
+	if env.Config.Type != "cloud" || !slices.Equal(network.AllowedHosts, []string{"allowed.example", "*.below.example"}) || !network.AllowPackageManagers || network.AllowMCPServers {
+		t.Errorf("the environment came back as %s", env.RawJSON())
+	}
+	changed, err := c.Beta.Environments.Update(ctx, env.ID, anthropic.BetaEnvironmentUpdateParams{
+		Config: anthropic.BetaEnvironmentUpdateParamsConfigUnion{OfCloud: &anthropic.BetaCloudConfigParams{
+			Networking: anthropic.BetaCloudConfigParamsNetworkingUnion{OfLimited: &anthropic.BetaLimitedNetworkParams{
+				AllowPackageManagers: anthropic.Bool(false),
+			}},
+		}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	network = changed.Config.AsCloud().Networking.AsLimited()
+	if len(network.AllowedHosts) != 2 || network.AllowPackageManagers {
+		t.Errorf("after the update of one field: %s", changed.RawJSON())
+	}
+	s := newSessionV1(t, c, toolsV1(), anthropic.BetaSessionNewParams{EnvironmentID: env.ID})
+	_, err = c.Beta.Sessions.Events.Send(ctx, s.ID, anthropic.BetaSessionEventSendParams{Events: []anthropic.BetaManagedAgentsEventParamsUnion{messageV1("look outside")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := p.watch(t, api.SessionID(s.ID))
+	if n := len(outcomeOf(w.finished()).results); n != cloudyCalls {
+		t.Errorf("%d calls were answered, want %d", n, cloudyCalls)
+	}
+	wantErrorV1(t, func() error {
+		_, err := c.Beta.Environments.New(ctx, anthropic.BetaEnvironmentNewParams{
+			Name: "wrong",
+			Config: anthropic.BetaEnvironmentNewParamsConfigUnion{OfCloud: &anthropic.BetaCloudConfigParams{
+				Networking: anthropic.BetaCloudConfigParamsNetworkingUnion{OfLimited: &anthropic.BetaLimitedNetworkParams{
+					AllowedHosts: []string{"https://scheme.example"},
+				}},
+			}},
+		})
+		return err
+	}(), 400)
+}
+
 func newSessionV1(t *testing.T, c anthropic.Client, tools []anthropic.BetaAgentNewParamsToolUnion, params anthropic.BetaSessionNewParams) *anthropic.BetaManagedAgentsSession {
 	t.Helper()
 	ctx := within(t)
