@@ -170,4 +170,3 @@ func TestHalfASurrogatePairReachesNeitherTheLogNorTheModel(t *testing.T) {
 		t.Errorf("the model was sent %s", body)
 	}
 }
-

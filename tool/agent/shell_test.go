@@ -156,7 +156,7 @@ func TestShellInterrupts(t *testing.T) {
 		m.types("PS1=prompt; PS1+='> '\n")
 		m.sees("prompt> ")
 		m.types("sh -c 'echo up$((1+1)); exec sleep 1000'\n")
-		m.sees("up2") // so it has the terminal
+		m.sees("up2")   // so it has the terminal
 		m.types("\x03") // what is typed before it took effect is dropped, as in any terminal
 		m.until("the prompt again", func(shown string) bool { return strings.HasSuffix(shown, "prompt> ") })
 		m.types("echo and on$((1+1))\n")
