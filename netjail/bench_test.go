@@ -1,6 +1,7 @@
 package netjail_test
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -125,7 +126,9 @@ func BenchmarkRequest(b *testing.B) {
 	opened := w.box(netjail.Options{Policy: policy, Credentials: []netjail.Credential{{Name: "TOKEN", Hosts: []string{"api.example"}, Where: everywhere, Value: value(secret)}}})
 	direct := &http.Client{Transport: &http.Transport{
 		TLSClientConfig: &tls.Config{RootCAs: w.roots, ServerName: "api.example"}, ForceAttemptHTTP2: true,
-		Dial: func(string, string) (net.Conn, error) { return net.Dial("tcp", fmt.Sprintf("%s:443", addr)) },
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", fmt.Sprintf("%s:443", addr))
+		},
 	}}
 	unopenedClient := unopened.client()
 	unopenedClient.Transport.(*http.Transport).TLSClientConfig.RootCAs = w.roots

@@ -24,13 +24,12 @@ type framing struct {
 	left uint64 // bytes of body, or chunk, still to come
 
 	// Of the head that is being read.
-	first         bool // the next line is the request line
-	version10     bool
-	hosts         int
-	lengths       int
-	length        uint64
-	encodings     int
-	contentLength bool
+	first     bool // the next line is the request line
+	version10 bool
+	hosts     int
+	lengths   int
+	length    uint64
+	encodings int
 }
 
 // A step is what comes next in the stream.

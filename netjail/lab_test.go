@@ -127,7 +127,6 @@ type world struct {
 	mu    sync.Mutex
 	names map[string][]netip.Addr
 	asked []string // what the worker's resolver was asked for
-	next  byte
 }
 
 var (

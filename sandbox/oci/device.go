@@ -31,7 +31,8 @@ func addDevices(b *specs.Spec, d cdi.Devices) {
 		"startContainer":  &b.Hooks.StartContainer,
 		"poststart":       &b.Hooks.Poststart,
 		"poststop":        &b.Hooks.Poststop,
-		"prestart":        &b.Hooks.Prestart, //nolint:staticcheck // descriptions still have it
+		//lint:ignore SA1019 descriptions of devices still have it
+		"prestart": &b.Hooks.Prestart,
 	}
 	for _, h := range d.Hooks {
 		if stage := stages[h.Stage]; stage != nil {

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
-	"golang.org/x/net/http2"
 	"golang.org/x/sys/unix"
 
 	"github.com/bailey-platform/bailey/sandbox"
@@ -345,15 +344,18 @@ var networkChecks = []check{
 				if t.ConnectionState().NegotiatedProtocol != "h2" {
 					return errors.New("no HTTP/2 is spoken")
 				}
-				c, err := new(http2.Transport).NewClientConn(t)
-				if err != nil {
-					return err
+				// A transport that takes this connection for one to the other host.
+				protocols := new(http.Protocols)
+				protocols.SetHTTP2(true)
+				transport := &http.Transport{
+					Protocols:      protocols,
+					DialTLSContext: func(context.Context, string, string) (net.Conn, error) { return t, nil },
 				}
 				req, err := http.NewRequest(http.MethodGet, "https://"+deniedName+"/", nil)
 				if err != nil {
 					return err
 				}
-				return wantAnswer(c.RoundTrip(req))
+				return wantAnswer(transport.RoundTrip(req))
 			}})
 		},
 		judge: unvisited(toName(deniedName)),
