@@ -23,6 +23,7 @@ type fakeDriver struct {
 	run func(ctx context.Context, b *fakeBox, c tool.Call) tool.Result
 
 	startErr error
+	freezes  bool // boxes can be frozen
 	boxes    []*fakeBox
 	calls    []string // "tool input" of each call that reached a box
 }
@@ -53,12 +54,53 @@ func (d *fakeDriver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Box,
 		}
 	}
 	b := &fakeBox{driver: d, spec: spec, ended: make(chan struct{})}
+	if spec.Network != nil {
+		if err := spec.Network.Attach(sandbox.Exits{}); err != nil {
+			return nil, err
+		}
+	}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	b.inR, b.inW = io.Pipe()
 	b.outR, b.outW = io.Pipe()
 	go b.serve()
 	d.boxes = append(d.boxes, b)
+	if d.freezes {
+		return freezer{b}, nil
+	}
 	return b, nil
+}
+
+// freezer is a fakeBox that can be frozen.
+type freezer struct{ *fakeBox }
+
+func (f freezer) Freeze(context.Context) error { return f.turn(true) }
+func (f freezer) Thaw(context.Context) error   { return f.turn(false) }
+
+func (b *fakeBox) turn(frozen bool) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !frozen && b.thawErr != nil {
+		return b.thawErr
+	}
+	if b.frozen != frozen {
+		b.turns++
+	}
+	b.frozen = frozen
+	return nil
+}
+
+// isFrozen reports whether the box is frozen, and how often it was frozen or thawed.
+func (b *fakeBox) isFrozen() (frozen bool, turns int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.frozen, b.turns
+}
+
+// uses sets what the box uses of the host from here on.
+func (b *fakeBox) uses(stats func() sandbox.Stats) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.stats = stats
 }
 
 // setRun changes run under way.
@@ -107,11 +149,25 @@ type fakeBox struct {
 	once  sync.Once
 	exit  sandbox.Exit
 	ended chan struct{}
+
+	mu      sync.Mutex
+	frozen  bool
+	turns   int
+	thawErr error
+	stats   func() sandbox.Stats
 }
 
 func (b *fakeBox) Stdio() (io.WriteCloser, io.Reader) { return b.inW, b.outR }
 func (b *fakeBox) Wait() sandbox.Exit                 { <-b.ended; return b.exit }
-func (b *fakeBox) Stats() (sandbox.Stats, error)      { return sandbox.Stats{}, nil }
+
+func (b *fakeBox) Stats() (sandbox.Stats, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.stats == nil {
+		return sandbox.Stats{}, nil
+	}
+	return b.stats(), nil
+}
 
 func (b *fakeBox) Stop(context.Context) error {
 	b.kill(sandbox.Exit{Cause: sandbox.CauseStopped})
@@ -150,7 +206,8 @@ func (b *fakeBox) serve() {
 		defer mu.Unlock()
 		_, _ = b.outW.Write(frame)
 	}
-	send(tool.Reply{Hello: &tool.Hello{Version: tool.WireVersion, Tools: []string{"bash", "read", "write", "edit", "glob"}}})
+	send(tool.Reply{Hello: &tool.Hello{Version: tool.WireVersion, Tools: []string{"bash", "read", "write", "edit", "glob"}, Shells: true}})
+	shells := map[uint64]bool{}
 	cancels := map[uint64]context.CancelFunc{}
 	var calls sync.WaitGroup
 	defer calls.Wait()
@@ -160,7 +217,25 @@ func (b *fakeBox) serve() {
 		if err := tool.ReadFrame(b.inR, &r); err != nil {
 			return
 		}
-		if r.Cancel {
+		if frozen, _ := b.isFrozen(); frozen {
+			b.driver.t.Errorf("frame %+v for a frozen box", r)
+		}
+		switch {
+		case r.Shell != nil:
+			shells[r.Seq] = true
+			send(tool.Reply{Seq: r.Seq, Data: []byte("$ ")})
+			continue
+		case shells[r.Seq] && (r.Cancel || string(r.Data) == "exit\n"):
+			delete(shells, r.Seq)
+			send(tool.Reply{Seq: r.Seq, Exit: &tool.ShellExit{Code: 5}})
+			continue
+		case shells[r.Seq] && len(r.Data) > 0:
+			send(tool.Reply{Seq: r.Seq, Credit: len(r.Data)})
+			send(tool.Reply{Seq: r.Seq, Data: r.Data}) // as a terminal does
+			continue
+		case r.Call == nil && !r.Cancel:
+			continue
+		case r.Cancel:
 			if c := cancels[r.Seq]; c != nil {
 				c()
 			}

@@ -176,10 +176,10 @@ func (st *starter) meet(ctx context.Context, id, session, folder string, log *sl
 		if r.network, err = st.networks.Open(id, newGuard(st.record).record); err != nil {
 			return nil, fmt.Errorf("open the box's network: %w", err)
 		}
-		r.belongTo(session)
 		spec.Network, spec.Files = r.network, r.network.Files()
 		spec.Env = append(spec.Env[:len(spec.Env):len(spec.Env)], r.network.Env()...)
 	}
+	r.belongTo(session)
 	if r.box, err = st.driver.Start(ctx, spec); err != nil {
 		r.closeNetwork(log)
 		return nil, fmt.Errorf("start box: %w", err)
@@ -339,9 +339,11 @@ func (r *running) note(rec audit.Record, log *slog.Logger) {
 
 // noteEnd puts the end of the box on record, once, and which limit it met.
 func (r *running) noteEnd(log *slog.Logger) {
+	patience := time.NewTimer(boxExitWait)
+	defer patience.Stop()
 	select {
 	case <-r.ended:
-	default:
+	case <-patience.C:
 		return // it could not be stopped, which is in the log
 	}
 	r.mu.Lock()

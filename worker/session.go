@@ -52,7 +52,7 @@ type session struct {
 	foreign   map[string]bool // names of tools that are not ours, logged once
 	fresh     bool            // nothing has happened in the session yet
 	turnOver  bool            // as far as the events seen tell
-	waitsFor  []string        // the calls that the newest idle names, while it is the newest event
+	waitsFor  []string        // the calls that the newest idle names, while nothing but answers came after it
 	left      map[string]bool // calls of ours that were not taken on
 	idleSince time.Time       // since when there is nothing to do; zero while there is
 	restSince time.Time       // the same, or only others have something to do
@@ -258,7 +258,7 @@ func (s *session) reconcile(history []event) outcome {
 			return end
 		}
 		if !ev.neutral() {
-			s.turnOver, s.fresh, s.waitsFor = ev.endsTurn(), false, ev.WaitsFor
+			s.turn(ev)
 		}
 		// Everything that decides about calls first: an interrupt may be listed
 		// before calls that it covers, and a verdict after its call.
@@ -298,7 +298,7 @@ func (s *session) route(ev event) outcome {
 		return end
 	}
 	if !ev.neutral() {
-		s.turnOver, s.fresh, s.waitsFor = ev.endsTurn(), false, ev.WaitsFor
+		s.turn(ev)
 		s.idleSince, s.restSince = time.Time{}, time.Time{}
 	}
 	if ev.Type == api.EvAgentToolUse {
@@ -308,6 +308,14 @@ func (s *session) route(ev event) outcome {
 	s.learn(ev)
 	s.settleOpen()
 	return ""
+}
+
+// turn takes in what an event says of the session's turn.
+func (s *session) turn(ev event) {
+	s.turnOver, s.fresh = ev.endsTurn(), false
+	if !ev.answers() { // which leaves the others to be waited for
+		s.waitsFor = ev.WaitsFor
+	}
 }
 
 // dispatch starts the next call if none runs.
