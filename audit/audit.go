@@ -63,7 +63,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -292,7 +291,6 @@ func cut(s string, n int) (string, bool) {
 var catalogue = func() map[string]Kind {
 	m := make(map[string]Kind, len(Catalogue))
 	for _, k := range Catalogue {
-		k.Must = slices.Clip(k.Must)
 		m[k.Action] = k
 	}
 	return m

@@ -52,8 +52,7 @@ func Ask(path string, r Request) (file string, err error) {
 	return file, nil
 }
 
-// takeRequests does what was asked. A request that cannot be done now, because
-// the disk is full, stays.
+// takeRequests does what was asked, or says why not.
 func (l *Log) takeRequests() {
 	files, _ := filepath.Glob(globEscape(l.path) + requestInfix + "*")
 	for _, file := range files {

@@ -26,20 +26,18 @@ type Hold struct {
 
 // The limits of holds: all of them fit into one line.
 const (
-	holdsMax        = 100
-	holdItemsMax    = 50
-	holdReasonMax   = 500
-	removedMax      = 500 // stretches of removed segments between held ones
-	plainHoldIDLen  = 100
-	holdIDRemedy    = "letters, digits, dots, dashes and underscores, at most 100"
-	sessionIDRemedy = "letters, digits, dashes and underscores, at most 100"
+	holdsMax      = 100
+	holdItemsMax  = 50
+	holdReasonMax = 500
+	holdIDMax     = 100
+	removedMax    = 500 // stretches of removed segments between held ones
 )
 
 // Check refuses a hold that cannot be meant.
 func (h *Hold) Check() error {
 	switch {
 	case !plain(h.ID, "._-"):
-		return fmt.Errorf("hold id %.40q: must be %s", h.ID, holdIDRemedy)
+		return fmt.Errorf("hold id %.40q: must be letters, digits, dots, dashes and underscores, at most %d", h.ID, holdIDMax)
 	case len(h.Reason) > holdReasonMax:
 		return fmt.Errorf("hold reason: at most %d bytes", holdReasonMax)
 	case len(h.Sessions) > holdItemsMax || len(h.Segments) > holdItemsMax:
@@ -49,14 +47,14 @@ func (h *Hold) Check() error {
 	}
 	for _, s := range h.Sessions {
 		if !plain(s, "_-") {
-			return fmt.Errorf("session id %.40q: must be %s", s, sessionIDRemedy)
+			return fmt.Errorf("session id %.40q: must be letters, digits, dashes and underscores, at most %d", s, holdIDMax)
 		}
 	}
 	return nil
 }
 
 func plain(s, also string) bool {
-	return s != "" && len(s) <= plainHoldIDLen && !strings.ContainsFunc(s, func(c rune) bool {
+	return s != "" && len(s) <= holdIDMax && !strings.ContainsFunc(s, func(c rune) bool {
 		return (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune(also, c)
 	})
 }
