@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/bailey-platform/bailey/tool"
 )
 
 // doom kills a worker at its n-th step that anybody else could see: a durable
@@ -99,12 +102,33 @@ func (d doomed) poll(r *http.Request) (*http.Response, error) {
 // and that nothing is left behind.
 func TestKilledAnywhere(t *testing.T) {
 	t.Parallel()
+	t.Run("plain", func(t *testing.T) {
+		t.Parallel()
+		killedAnywhere(t, func(c *Config) {})
+	})
+	t.Run("with a pool, kept boxes and networks", func(t *testing.T) {
+		t.Parallel()
+		killedAnywhere(t, func(c *Config) {
+			d := c.Driver.(*fakeDriver)
+			d.freezes = true
+			d.run = func(ctx context.Context, b *fakeBox, c tool.Call) tool.Result {
+				if err := b.spec.Network.(*fakeNetwork).connect("good.example:443", true); err != nil && !errors.Is(err, errDead) {
+					b.driver.t.Error(err)
+				}
+				return echo(ctx, b, c)
+			}
+			c.Networks, c.PoolSize = &fakeNetworks{t: d.t}, 1
+		})
+	})
+}
+
+func killedAnywhere(t *testing.T, edit func(*Config)) {
 	for n := 1; ; n++ {
 		var at string
 		dir := t.TempDir()
 		synctest.Test(t, func(t *testing.T) {
 			f := &field{T: t, plane: newFakePlane(t), driver: &fakeDriver{t: t, run: echo}, dir: dir}
-			at = f.killAt(n)
+			at = f.killAt(n, edit)
 			if t.Failed() {
 				t.Logf("killed at step %d: %s", n, at)
 			}
@@ -121,7 +145,7 @@ func TestKilledAnywhere(t *testing.T) {
 	}
 }
 
-func (f *field) killAt(n int) (at string) {
+func (f *field) killAt(n int, edit func(*Config)) (at string) {
 	calls := []string{"c1", "c2", "c3"}
 	f.plane.session("sesn_1", []toolUse{bash("c1"), {id: "c2", name: "read", input: `{"file_path":"c2"}`}}, []toolUse{bash("c3")})
 	d := &doom{n: n}
@@ -130,6 +154,7 @@ func (f *field) killAt(n int) (at string) {
 	c := f.config()
 	c.MaxIdle = 5 * time.Second
 	c.HTTPClient = &http.Client{Transport: doomed{d, f.plane}}
+	edit(&c)
 	first, err := New(c)
 	if err != nil {
 		f.Fatal(err)
@@ -143,9 +168,13 @@ func (f *field) killAt(n int) (at string) {
 	w.stop()
 	at = d.at
 
-	f.start(func(c *Config) { c.MaxIdle = 5 * time.Second })
+	second := f.start(func(c *Config) { c.MaxIdle = 5 * time.Second }, edit)
 	f.stopped("sesn_1")
 	time.Sleep(time.Minute)
+	second.stop()
+	if sessions, pooled := f.folders(); len(sessions) > 1 || len(pooled) > 0 {
+		f.Errorf("folders left: %v and %v", sessions, pooled)
+	}
 
 	ran := map[string]int{}
 	for _, call := range f.driver.ran() {
