@@ -19,6 +19,7 @@ import (
 const (
 	commandTimeout = 15 * time.Second
 	staleMax       = 10 * time.Minute // a value is used so long after it should have been renewed
+	retryAfter     = 5 * time.Second  // between two attempts to renew it, meanwhile
 )
 
 // bind makes the jail's credentials of those of a configuration. env looks up the
@@ -46,8 +47,9 @@ type secret struct {
 	refresh time.Duration
 
 	mu   sync.Mutex
-	last string
-	at   time.Time // when it was fetched
+	last  string
+	at    time.Time // when it was fetched
+	tried time.Time // when that last failed
 }
 
 // value returns the secret. While it cannot be renewed, the last one is used for some
@@ -58,9 +60,14 @@ func (s *secret) value(ctx context.Context) (string, error) {
 	if s.last != "" && time.Since(s.at) < s.refresh {
 		return s.last, nil
 	}
+	stale := s.last != "" && time.Since(s.at) < s.refresh+staleMax
+	if stale && time.Since(s.tried) < retryAfter {
+		return s.last, nil
+	}
 	value, err := s.fetch(ctx)
 	if err != nil {
-		if s.last != "" && time.Since(s.at) < s.refresh+staleMax {
+		s.tried = time.Now()
+		if stale {
 			return s.last, nil
 		}
 		return "", err
