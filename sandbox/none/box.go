@@ -141,17 +141,20 @@ func (b *box) explain(status syscall.WaitStatus) sandbox.Exit {
 
 // tearDown ends what the process left running and removes what we made for it.
 func (b *box) tearDown() error {
-	errs := []error{b.killLeftovers()}
+	errs := []error{killMarked(b.marker)}
 	if b.home != "" {
 		errs = append(errs, os.RemoveAll(b.home))
+	}
+	if b.driver.notes != "" && errs[0] == nil {
+		errs = append(errs, os.RemoveAll(b.driver.notePath(b.spec.ID)))
 	}
 	b.driver.claims.Give(b.spec.ID)
 	return errors.Join(errs...)
 }
 
-// killLeftovers kills the processes that carry the box's marker. One that dropped it
-// is beyond us.
-func (b *box) killLeftovers() error {
+// killMarked kills the processes that carry a box's marker. One that dropped it is beyond
+// us.
+func killMarked(marker string) error {
 	for deadline := time.Now().Add(5 * time.Second); ; {
 		found := 0
 		files, _ := filepath.Glob("/proc/[0-9]*/environ")
@@ -166,7 +169,7 @@ func (b *box) killLeftovers() error {
 				continue
 			}
 			env, err := os.ReadFile(file)
-			if err == nil && bytes.Contains(append(env, 0), []byte(b.marker+"\x00")) {
+			if err == nil && bytes.Contains(append(env, 0), []byte(marker+"\x00")) {
 				found++
 				_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) // it may be gone already
 			}

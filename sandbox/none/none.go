@@ -35,6 +35,7 @@ const Name = "none"
 type Driver struct {
 	log    *slog.Logger
 	change Change
+	notes  string // a directory; see Remember
 	claims sandbox.Claims
 }
 
@@ -129,8 +130,8 @@ func (d *Driver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Box, err
 	if err := d.claims.Take(spec); err != nil {
 		return nil, err
 	}
-	b := &box{driver: d, spec: spec, marker: "BAILEY_BOX=" + spec.ID + "-" + rand.Text(), ended: make(chan struct{})}
-	err := b.makeHome()
+	b := &box{driver: d, spec: spec, marker: markerName + spec.ID + "-" + rand.Text(), ended: make(chan struct{})}
+	err := errors.Join(b.makeHome(), b.note())
 	if err == nil {
 		launched := make(chan error, 1)
 		go b.run(launched)
@@ -202,3 +203,6 @@ func (b *box) paths() map[string]string {
 func within(name, dir string) bool {
 	return name == dir || strings.HasPrefix(name, dir+"/")
 }
+
+// markerName begins the variable by which a box's processes are known.
+const markerName = "BAILEY_BOX="
