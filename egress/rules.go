@@ -202,7 +202,9 @@ func (r *Rules) Dial(h Host, to netip.AddrPort) Verdict {
 		return Verdict{Allow: true, Rule: string(Public)}
 	}
 	for _, rule := range r.opening(addr) {
-		if rule.hasPort(to.Port()) {
+		// One that looks into what is said there does not vouch for a name that leads
+		// there: that was judged by the name's own rule, which may look at nothing.
+		if rule.hasPort(to.Port()) && rule.protocol != HTTP && rule.on(to.Port()) != HTTPS && len(rule.methods)+len(rule.paths) == 0 {
 			return Verdict{Allow: true, Rule: rule.name}
 		}
 	}

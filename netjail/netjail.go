@@ -341,8 +341,9 @@ func (j *Jail) SetCall(session, call string) {
 var ErrNoAuthority = errors.New("the box was started without an authority for opening TLS, and its programs would trust none now: start a new box, with Options.Authority or with the policy or credential from the start")
 
 // SetPolicy changes what the box may reach, at once: connections and requests that the
-// new policy does not allow are cut before it returns. On error the policy stays what it
-// was.
+// new policy does not allow are cut before it returns. With [ErrNoAuthority] the new
+// policy holds, and connections whose TLS it would have opened are refused; on any other
+// error the policy stays what it was.
 func (j *Jail) SetPolicy(policy egress.Policy) error {
 	rules, err := policy.Compile()
 	if err != nil {
@@ -350,9 +351,6 @@ func (j *Jail) SetPolicy(policy egress.Policy) error {
 	}
 	j.changing.Lock()
 	defer j.changing.Unlock()
-	if rules.OpensTLS() && j.authority == nil {
-		return ErrNoAuthority
-	}
 	was := j.state.Load()
 	d := j.decision(ActionPolicy)
 	d.Allow, d.Policy, d.Reason = true, rules.Hash(), "was "+was.rules.Hash()
@@ -360,6 +358,9 @@ func (j *Jail) SetPolicy(policy egress.Policy) error {
 		return err
 	}
 	j.change(&state{rules, was.credentials})
+	if rules.OpensTLS() && j.authority == nil {
+		return ErrNoAuthority
+	}
 	return nil
 }
 

@@ -195,6 +195,10 @@ func (l *link) greet(first []byte, access egress.Access, opening bool) {
 		l.deny(verdict)
 		return
 	}
+	if open && l.jail.authority == nil {
+		l.deny(l.blocked("its TLS would have to be opened, and the box was started without an authority that its programs trust; a new box has one"))
+		return
+	}
 	l.settled()
 	if open {
 		l.d.Protocol = "https"

@@ -49,3 +49,43 @@ func BenchmarkCall(b *testing.B) {
 		b.Fatal(err)
 	}
 }
+
+// BenchmarkClaim measures what a session waits for its first box where one is ready,
+// besides the thaw itself: the record of it, and the folder that becomes the session's.
+func BenchmarkClaim(b *testing.B) {
+	t := &testing.T{}
+	d := &fakeDriver{t: t, run: echo, freezes: true}
+	w, err := New(Config{
+		EnvironmentID: testEnv, Key: StaticKey(testKey), BaseURL: "http://plane.test/", DataDir: b.TempDir(),
+		Driver: d, Agent: "/bin/true", HTTPClient: &http.Client{Transport: newFakePlane(t)}, PoolSize: 8,
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	closeAll, err := w.open()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer closeAll()
+	p := w.boxes.pool
+	n := 0
+	for b.Loop() {
+		b.StopTimer()
+		began := time.Now()
+		ready, err := p.make(b.Context())
+		if err != nil {
+			b.Fatal(err)
+		}
+		p.put(ready, began)
+		n++
+		session := fmt.Sprint("sesn_", n)
+		b.StartTimer()
+		r, how, err := w.boxes.provide(b.Context(), session, discard)
+		b.StopTimer()
+		if err != nil || how != "claimed" {
+			b.Fatal(how, err)
+		}
+		r.end(discard)
+		b.StartTimer()
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/bailey-platform/bailey/sandbox"
@@ -27,7 +28,7 @@ type box struct {
 	now     *running // nil before the first and after a loss
 	notice  string   // a loss the model has not been told of
 	stopped bool
-	users   int           // calls and shells under way
+	users   atomic.Int32  // calls and shells under way; written under mu
 	rest    *time.Timer   // looks whether the box can be frozen; nil while it is in use
 	spent   time.Duration // CPU time at the last look; below 0 if there was none
 }
@@ -40,7 +41,7 @@ func (b *box) use(ctx context.Context) (now *running, done func(), err error) {
 	if now, err = b.ensure(ctx); err != nil {
 		return nil, nil, err
 	}
-	b.users++
+	b.users.Add(1)
 	b.stopResting()
 	return now, sync.OnceFunc(b.done), nil
 }
@@ -82,7 +83,7 @@ func (b *box) ensure(ctx context.Context) (*running, error) {
 func (b *box) done() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.users--; b.users == 0 && b.now != nil {
+	if b.users.Add(-1) == 0 && b.now != nil {
 		b.startResting()
 	}
 }
@@ -116,7 +117,7 @@ const busyShare = 0.01
 func (b *box) look() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.rest == nil || b.users > 0 || b.now == nil || b.now.lost() {
+	if b.rest == nil || b.users.Load() > 0 || b.now == nil || b.now.lost() {
 		return
 	}
 	every := b.of.keep().FreezeAfter / 2
@@ -143,7 +144,7 @@ func (b *box) freezeNow() bool {
 	if b.now == nil || b.stopped || b.now.lost() {
 		return false
 	}
-	if b.users > 0 {
+	if b.users.Load() > 0 {
 		return true // a shell; it is frozen when that ends
 	}
 	b.stopResting()
@@ -155,11 +156,10 @@ func (b *box) freezeNow() bool {
 }
 
 // inUse reports whether a call or a shell is under way.
-func (b *box) inUse() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.users > 0
-}
+//
+// It waits for nothing: it is asked while all boxes are locked, which one that is
+// being started or frozen must not hold up.
+func (b *box) inUse() bool { return b.users.Load() > 0 }
 
 // memory is what the box holds of the host's memory, in bytes.
 func (b *box) memory() int64 {

@@ -97,17 +97,27 @@ func (bs *boxes) keep() Keep {
 // open returns the box of a session that is about to be served: the one that was
 // kept for it, or one that is yet to be started.
 func (bs *boxes) open(session string, log *slog.Logger) *box {
+	b, was := bs.take(session, log)
+	if was {
+		b.adopt(log) // which may wait for what goes on with the box
+	}
+	return b
+}
+
+// take finds or makes the box of a session, which is live from then on, and reports
+// whether it was kept.
+func (bs *boxes) take(session string, log *slog.Logger) (b *box, was bool) {
 	bs.mu.Lock()
 	defer bs.mu.Unlock()
-	b := &box{of: bs, session: session, log: log}
-	if k, ok := bs.kept[session]; ok {
-		b = k.box
+	k, was := bs.kept[session]
+	if b = k.box; was {
 		delete(bs.kept, session)
 		bs.metrics.kept.Set(float64(len(bs.kept)))
-		b.adopt(log)
+	} else {
+		b = &box{of: bs, session: session, log: log}
 	}
 	bs.live[session] = b
-	return b
+	return b, was
 }
 
 // find returns the box of a session, served or not, or nil.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -153,11 +154,14 @@ func TestKeptLimits(t *testing.T) {
 // that works in the background is not.
 func TestFrozenBetweenCalls(t *testing.T) {
 	freezing(t, func(f *field) {
-		var busy time.Duration // CPU time a second
+		var busy atomic.Bool
 		f.driver.run = func(ctx context.Context, b *fakeBox, c tool.Call) tool.Result {
 			began := time.Now()
 			b.uses(func() sandbox.Stats {
-				return sandbox.Stats{CPUTime: time.Duration(float64(time.Since(began)) * busy.Seconds())}
+				if busy.Load() {
+					return sandbox.Stats{CPUTime: time.Since(began) / 2}
+				}
+				return sandbox.Stats{}
 			})
 			return echo(ctx, b, c)
 		}
@@ -174,7 +178,7 @@ func TestFrozenBetweenCalls(t *testing.T) {
 		if frozen, _ := b.isFrozen(); !frozen {
 			t.Error("not frozen while it did nothing")
 		}
-		busy = time.Second / 2
+		busy.Store(true)
 		f.plane.mu.Lock()
 		f.plane.ask(f.plane.sessions["sesn_1"], bash("c2"))
 		f.plane.mu.Unlock()
@@ -183,7 +187,7 @@ func TestFrozenBetweenCalls(t *testing.T) {
 		if frozen, _ := b.isFrozen(); frozen {
 			t.Error("frozen while it worked in the background")
 		}
-		busy = 0
+		busy.Store(false)
 		time.Sleep(time.Minute)
 		if frozen, _ := b.isFrozen(); !frozen {
 			t.Error("not frozen when that was over")

@@ -23,7 +23,8 @@ func TestDiskReserve(t *testing.T) {
 		if err := w.Ready(); err == nil || !strings.Contains(err.Error(), "nearly full") || !strings.Contains(err.Error(), "make room") {
 			t.Errorf("Ready: %v", err)
 		}
-		w.space.reserve = 1 // somebody made room
+		w.stop()
+		w = f.start(func(c *Config) { c.DiskReserve = 1 }) // somebody made room
 		f.stopped("sesn_1")
 		if err := w.Ready(); err != nil {
 			t.Errorf("Ready: %v", err)

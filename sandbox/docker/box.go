@@ -87,14 +87,35 @@ func (b *box) Stats() (sandbox.Stats, error) {
 
 // Freeze implements [sandbox.Freezer].
 func (b *box) Freeze(ctx context.Context) error {
-	_, err := b.daemon.client.ContainerPause(ctx, b.id, client.ContainerPauseOptions{})
-	return b.already(ctx, err, container.StatePaused)
+	return patiently(ctx, func() error {
+		_, err := b.daemon.client.ContainerPause(ctx, b.id, client.ContainerPauseOptions{})
+		return b.already(ctx, err, container.StatePaused)
+	})
 }
 
 // Thaw implements [sandbox.Freezer].
 func (b *box) Thaw(ctx context.Context) error {
-	_, err := b.daemon.client.ContainerUnpause(ctx, b.id, client.ContainerUnpauseOptions{})
-	return b.already(ctx, err, container.StateRunning)
+	return patiently(ctx, func() error {
+		_, err := b.daemon.client.ContainerUnpause(ctx, b.id, client.ContainerUnpauseOptions{})
+		return b.already(ctx, err, container.StateRunning)
+	})
+}
+
+// patiently tries something again for a moment: on a busy machine podman finds its
+// runtime, or what it wrote down itself, not where it expects it to be.
+func patiently(ctx context.Context, try func() error) error {
+	const tries = 5
+	for n := 1; ; n++ {
+		err := try()
+		if err == nil || n == tries || ctx.Err() != nil || errdefs.IsNotFound(err) || client.IsErrConnectionFailed(err) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(time.Duration(n) * 100 * time.Millisecond):
+		}
+	}
 }
 
 // already makes nothing of an error if the box is in the state that was asked for.

@@ -150,11 +150,14 @@ func (d *Driver) unreachable(err error) error {
 // remove ends a container, if it runs, and removes it with all that is its own. One
 // that is gone is no error.
 func (found *daemon) remove(ctx context.Context, id string) error {
-	_, err := found.client.ContainerRemove(ctx, id, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
-	// It may be being removed by now.
-	if errdefs.IsNotFound(err) || errdefs.IsConflict(err) && strings.Contains(err.Error(), "already in progress") {
-		return nil
-	}
+	err := patiently(ctx, func() error {
+		_, err := found.client.ContainerRemove(ctx, id, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
+		// It may be being removed by now.
+		if errdefs.IsNotFound(err) || errdefs.IsConflict(err) && strings.Contains(err.Error(), "already in progress") {
+			return nil
+		}
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("remove container %.12s: %w", id, err)
 	}

@@ -30,8 +30,7 @@ var ordinary = []uint32{
 	unix.SYS_GETXATTR, unix.SYS_LGETXATTR, unix.SYS_FGETXATTR, unix.SYS_LISTXATTR, unix.SYS_LLISTXATTR,
 	unix.SYS_FLISTXATTR, unix.SYS_GETXATTRAT, unix.SYS_LISTXATTRAT, unix.SYS_FSETXATTR, unix.SYS_FREMOVEXATTR,
 	unix.SYS_INOTIFY_INIT1, unix.SYS_INOTIFY_ADD_WATCH,
-	unix.SYS_INOTIFY_RM_WATCH, unix.SYS_IO_SETUP, unix.SYS_IO_DESTROY, unix.SYS_IO_GETEVENTS,
-	unix.SYS_IO_PGETEVENTS, unix.SYS_IO_SUBMIT, unix.SYS_IO_CANCEL,
+	unix.SYS_INOTIFY_RM_WATCH,
 
 	// Waiting.
 	unix.SYS_PIPE2, unix.SYS_PSELECT6, unix.SYS_PPOLL, unix.SYS_EPOLL_CREATE1, unix.SYS_EPOLL_CTL,
@@ -114,4 +113,5 @@ var (
 var unsupported = []uint32{
 	unix.SYS_CLONE3, // its flags are in memory, where a filter cannot see them
 	unix.SYS_IO_URING_SETUP, unix.SYS_IO_URING_ENTER, unix.SYS_IO_URING_REGISTER,
+	unix.SYS_IO_SETUP, // of which the host has a number for all its users together
 }

@@ -35,12 +35,15 @@ type box struct {
 	process   *os.Process
 
 	ended chan struct{} // closed when all of the box is gone
-	exit  sandbox.Exit  // written before ended is closed
+	met   chan struct{} // closed when nobody talks with the box any more, see start
+	meet  sync.Once
+	exit  sandbox.Exit // written before ended is closed
 
 	freezing sync.Mutex // held while the box is frozen or thawed
 
 	mu     sync.Mutex
 	frozen bool          // or about to be
+	unsure bool          // the last change of that failed
 	cause  sandbox.Cause // why we ended the box, the first reason counting
 	detail string
 }
@@ -98,6 +101,7 @@ func (b *box) end(cause sandbox.Cause, detail string) {
 
 // finish says how the box ended, when it has, and removes what is left of it.
 func (b *box) finish() {
+	<-b.met // whoever talks with it may still have to hear its last words
 	b.exit = b.explain()
 	b.host.hold(b.process.Pid, false)
 	if err := b.tearDown(); err != nil {

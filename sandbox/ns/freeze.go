@@ -25,7 +25,7 @@ func (b *box) freeze(ctx context.Context, frozen bool) error {
 	b.freezing.Lock()
 	defer b.freezing.Unlock()
 	b.mu.Lock()
-	ending, same := b.cause != "", b.frozen == frozen
+	ending, same := b.cause != "", b.frozen == frozen && !b.unsure
 	if !ending && frozen {
 		b.frozen = true // from here on, who ends the box has it thawed
 	}
@@ -42,12 +42,13 @@ func (b *box) freeze(ctx context.Context, frozen bool) error {
 	if frozen {
 		change = b.group.Freeze
 	}
-	if err := change(ctx); err != nil {
+	err := change(ctx)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.unsure = err != nil; b.unsure {
 		return fmt.Errorf("box %s: %w", b.spec.ID, err)
 	}
-	b.mu.Lock()
 	b.frozen = frozen
-	b.mu.Unlock()
 	return nil
 }
 

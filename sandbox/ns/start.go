@@ -37,7 +37,7 @@ func (d *Driver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Box, err
 	if err := d.claims.Take(spec); err != nil {
 		return nil, err
 	}
-	b := &box{driver: d, host: h, spec: spec, log: d.log.With("box", spec.ID), ended: make(chan struct{})}
+	b := &box{driver: d, host: h, spec: spec, log: d.log.With("box", spec.ID), ended: make(chan struct{}), met: make(chan struct{})}
 	if err := b.start(ctx); err != nil {
 		return nil, fmt.Errorf("start box %s: %w", spec.ID, err)
 	}
@@ -59,6 +59,7 @@ func (b *box) start(ctx context.Context) error {
 		return err
 	}
 	err := b.attend(ctx)
+	b.goOn()
 	if err != nil {
 		b.end(sandbox.CauseStopped, "")
 		<-b.ended
@@ -287,6 +288,9 @@ func (b *box) attend(ctx context.Context) error {
 	return err
 }
 
+// goOn says that the box may end: nobody waits for what it says of its start.
+func (b *box) goOn() { b.meet.Do(func() { close(b.met) }) }
+
 func (b *box) converse() error {
 	if err := b.sendMounts(); err != nil {
 		return b.reason(err)
@@ -323,6 +327,7 @@ func (b *box) reason(err error) error {
 		return errors.New(more)
 	}
 	b.end(sandbox.CauseStopped, "")
+	b.goOn()
 	<-b.ended
 	if said := b.stdio.LastLine(); said != "" {
 		return fmt.Errorf("%w: %s", err, said)

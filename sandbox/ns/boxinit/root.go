@@ -68,6 +68,11 @@ func (b *box) makeRoot(sent []int) error {
 			return err
 		}
 	}
+	// The host's root lies over ours, which the working directory still is. It goes
+	// before any path of the image's is followed: until then /.. is the host's.
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("leave the host's root: %w", err)
+	}
 	for i, m := range r.Mounts {
 		if err := makePlace(m); err != nil {
 			return err
@@ -75,10 +80,6 @@ func (b *box) makeRoot(sent []int) error {
 		if err := attach(mounts[len(r.Layers)+i], m.Target); err != nil {
 			return err
 		}
-	}
-	// The host's root lies over ours, which the working directory still is.
-	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-		return fmt.Errorf("leave the host's root: %w", err)
 	}
 	return nil
 }

@@ -73,7 +73,12 @@ func setUp(config Config) error {
 	if err := attach(executable, unix.AT_FDCWD, engine); err != nil {
 		return err
 	}
-	return os.WriteFile(stage+"/config.json", config.Bundle, 0o600)
+	if err := os.WriteFile(stage+"/config.json", config.Bundle, 0o600); err != nil {
+		return err
+	}
+	// Making places for mounts as the box's owner has cleared it: with the file system's
+	// user the kernel forgets whose death we are to follow.
+	return unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
 }
 
 // closeGroups keeps the runtime from making control groups. The box is in one already,
