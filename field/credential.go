@@ -46,7 +46,7 @@ type secret struct {
 	env     func(string) (string, bool)
 	refresh time.Duration
 
-	mu   sync.Mutex
+	mu    sync.Mutex
 	last  string
 	at    time.Time // when it was fetched
 	tried time.Time // when that last failed
