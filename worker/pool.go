@@ -76,6 +76,7 @@ func (p *pool) run(ctx context.Context) {
 				failed = 0
 				retry.reset()
 				p.put(r, began)
+				p.of.log.Debug("box ready", "box", r.id, "took", time.Since(began).Round(time.Millisecond))
 				continue
 			}
 			if ctx.Err() != nil {

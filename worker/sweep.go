@@ -3,6 +3,8 @@ package worker
 import (
 	"context"
 	"os"
+	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -18,6 +20,19 @@ const (
 	sweepAge   = time.Hour
 	sweepAgain = 10 * time.Second
 )
+
+// sweepPool removes the folders of an earlier worker's pool, in which next to nothing
+// is, and returns the rest of those that it left.
+func (w *Worker) sweepPool(left []string) (rest []string) {
+	for _, folder := range left {
+		if !strings.HasPrefix(filepath.Base(folder), poolPrefix) {
+			rest = append(rest, folder)
+		} else if err := removeTree(folder); err != nil {
+			w.log.Warn("folder of an earlier worker not removed", "folder", folder, "error", err)
+		}
+	}
+	return rest
+}
 
 // sweepFolders removes what earlier workers left behind, and from then on, now and
 // then, the work folders of sessions that were deleted while they were not served here.

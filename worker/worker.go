@@ -369,6 +369,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("worker: %w", err)
 	}
+	left = w.sweepPool(left)
 
 	// Taking no more work and stopping work are two events: ctx is the first,
 	// hard is the second.
