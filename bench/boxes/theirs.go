@@ -213,6 +213,9 @@ func (s *stage) engine(ctx context.Context, name string) (contender, error) {
 	if name == "docker" {
 		os.Setenv("DOCKER_HOST", dockerHost())
 	}
+	if out, err := exec.CommandContext(ctx, name, "info").CombinedOutput(); err != nil {
+		return contender{}, fmt.Errorf("%w: %.200s", err, out)
+	}
 	const image = "bailey-bench:root"
 	if err := exec.CommandContext(ctx, name, "image", "inspect", image).Run(); err != nil {
 		tar := exec.CommandContext(ctx, "tar", "-C", s.root, "-c", ".")
@@ -226,6 +229,7 @@ func (s *stage) engine(ctx context.Context, name string) (contender, error) {
 			return contender{}, err
 		}
 		out, err := load.CombinedOutput()
+		pipe.Close() // or tar would wait for a reader that failed
 		_ = tar.Wait()
 		if err != nil {
 			return contender{}, fmt.Errorf("%s import: %w: %.200s", name, err, out)
