@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/bailey-platform/bailey/api"
@@ -86,4 +87,65 @@ func (f *field) logs(t testing.TB, text string) {
 			t.Fatalf("the worker's log never says %s", text)
 		}
 	}
+}
+
+// TestWaitingForAPersonHoldsNoPlace: with one place, sessions that wait for an approval
+// and one that was never spoken to let others through, and carry on once they are
+// answered.
+func TestWaitingForAPersonHoldsNoPlace(t *testing.T) {
+	t.Parallel()
+	p := startPlane(t, planeConfig{scripts: []scripted.Script{{
+		Name: "echo",
+		Turns: []scripted.Turn{
+			{Calls: []scripted.Call{bash("echo done")}},
+			{Expect: []scripted.Expect{{OK: true, Contains: "done"}}, Text: "It is."},
+		},
+	}}})
+	env, key := p.environment(t)
+	silent := p.session(t, p.agent(t, toolset(api.AlwaysAllow)), env)
+	asks := p.agent(t, toolset(api.AlwaysAsk))
+	var waiting []*watch
+	for range 3 {
+		w := p.watch(t, p.session(t, asks, env, "go"))
+		w.untilIdle(api.StopRequiresAction)
+		waiting = append(waiting, w)
+	}
+	p.startField(t, env, key, fieldConfig{args: []string{"--max-sessions", "1"}})
+	p.watch(t, p.session(t, p.agent(t, toolset(api.AlwaysAllow)), env, "go")).finished()
+	for _, w := range waiting {
+		w.next = 0
+		for _, call := range w.untilIdle(api.StopRequiresAction).StopReason.EventIDs {
+			p.send(t, w.id, &api.UserToolConfirmation{ToolUseID: call, Result: "allow"})
+		}
+		w.finished()
+	}
+	p.send(t, silent, userMessage("go"))
+	p.watch(t, silent).finished()
+}
+
+// TestSettingsAreReadAnew: on SIGHUP, and a file that is wrong changes nothing.
+func TestSettingsAreReadAnew(t *testing.T) {
+	t.Parallel()
+	p := startPlane(t, planeConfig{scripts: []scripted.Script{{Name: "none", Turns: []scripted.Turn{{Text: "Hello."}}}}})
+	env, key := p.environment(t)
+	config := filepath.Join(t.TempDir(), "worker.yaml")
+	write := func(text string) {
+		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("sessions: {max: 2}\n")
+	f := p.startField(t, env, key, fieldConfig{args: []string{"--config", config}})
+	hangUp := func() {
+		if err := f.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("sessions: {mux: 3}\n")
+	hangUp()
+	f.logs(t, `line 1: there is no setting \"mux\" here`)
+	write("sessions: {max: 3}\ndrain: 5s\n")
+	hangUp()
+	f.logs(t, `"msg":"the configuration was read anew"`)
+	f.logs(t, `"setting":"drain"`)
 }
