@@ -20,11 +20,11 @@
 //	                        ▼
 //	             follow the session: open the stream, read the history
 //	                        │
-//	    ┌──────────────────▶├──── idle for MaxIdle, terminated, deleted ───┐
+//	    ┌──────────────────▶├── nothing to do for MaxIdle, ended, deleted ─┐
 //	    │                   ▼                                              │
 //	    │        agent.tool_use, permitted                                 │
 //	    │                   │ audit start                     audit.jsonl  │
-//	    │                   │ box started if there is none                 │
+//	    │                   │ box thawed, claimed or started    work/…     │
 //	    │                   │ started                         calls/<sesn> │
 //	    │                   │ tool runs in the box                         │
 //	    │                   │ audit end                       audit.jsonl  │
@@ -43,13 +43,22 @@
 // call that was begun and not finished as interrupted. It never runs a call
 // twice.
 //
+// # The life of a box
+//
+// A session's first box comes from the pool, if one is ready there, or is started. It is
+// frozen while it does nothing, between calls and after the turn, and kept when the
+// worker lets go of the session, so that one that comes back finds its shell, its
+// processes and its network as it left them. It ends with the session, with the lease,
+// with its network, at one of its limits, or when it was kept for long enough. The work
+// folder stays until the session is deleted.
+//
 // # Goroutines
 //
 // Run polls in its own goroutine, one for all sessions. Each session has four:
 // the lease's heartbeats, the event feed, the session itself, which alone decides,
 // and the one tool call under way.
 //
-// Start reading at [Worker.Run], then session.go.
+// Start reading at [Worker.Run], then session.go; for boxes at boxes.go.
 package worker
 
 import (
