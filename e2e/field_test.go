@@ -86,8 +86,13 @@ func (f *field) run(t testing.TB) {
 	f.process = start(t, "worker", cmd)
 	f.runs = append(f.runs, f.process)
 	// Exit status 10 is the one for a host without this sandbox.
-	for !workerRE.MatchString(f.out.String()) {
-		if _, changed := f.out.state(); f.alive() {
+	for {
+		// What it said and the wait for more are of one look, so that nothing is missed.
+		said, changed := f.out.state()
+		if workerRE.MatchString(said) {
+			return
+		}
+		if f.alive() {
 			select {
 			case <-changed:
 			case <-f.ended:
