@@ -228,8 +228,8 @@ func (c *chat) end() {
 func (c *chat) check() {
 	c.t.Helper()
 	c.end()
-	if len(c.acked) < 3 {
-		c.t.Errorf("only %d messages were acknowledged", len(c.acked))
+	if len(c.acked) == 0 {
+		c.t.Error("no message was acknowledged, so nothing is shown")
 	}
 	last := c.p.send(c.t, c.id, userMessage("the last note"))[0].ID
 	c.w.until("the last note processed", func(ev *api.Event) bool { return ev.ID == last && ev.ProcessedAt != nil })
