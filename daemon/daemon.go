@@ -192,7 +192,13 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err erro
 		if err != nil {
 			return nil, fmt.Errorf("read tls-cert and tls-key: %w", err)
 		}
-		d.server.TLSConfig = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+		d.server.TLSConfig = &tls.Config{
+			Certificates: []tls.Certificate{cert},
+			MinVersion:   tls.VersionTLS12,
+			// A server sets HTTP/2 up once, and not at all if it begins with the listener
+			// inside, which has no TLS, unless it reads here that it is to.
+			NextProtos: []string{"h2", "http/1.1"},
+		}
 	}
 	if d.listener, err = net.Listen("tcp", cfg.Listen); err != nil {
 		return nil, fmt.Errorf("listen on %s: %w; is another server there? (--listen takes another address)", cfg.Listen, err)
