@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/bailey-platform/bailey/tool"
 )
 
@@ -189,7 +191,12 @@ func (s suite) killedWorker(t *testing.T) {
 	}
 	for _, l := range remains(t, id) {
 		dir := strings.TrimPrefix(l, group)
-		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		// A group is busy for a moment after the last process in it has died.
+		err := os.Remove(dir)
+		for deadline := time.Now().Add(30 * time.Second); errors.Is(err, unix.EBUSY) && time.Now().Before(deadline); err = os.Remove(dir) {
+			time.Sleep(5 * time.Millisecond)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			t.Error(err)
 		}
 		_ = os.Remove(filepath.Dir(dir)) // unless others are in it
