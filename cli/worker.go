@@ -387,11 +387,7 @@ func (p *Program) strongest() string {
 }
 
 func (p *Program) backendNames() string {
-	names := make([]string, len(p.Backends))
-	for i, b := range p.Backends {
-		names[i] = b.Name
-	}
-	return strings.Join(names, " or ")
+	return strings.Join(p.names(), " or ")
 }
 
 // A byteSize is a flag for a number of bytes, such as 512MiB or 2G.

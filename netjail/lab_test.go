@@ -28,7 +28,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/sys/unix"
 
@@ -51,7 +50,7 @@ func TestMain(m *testing.M) {
 		}
 	}
 	if os.Getenv(labVariable) != "" {
-		if err := ownEveryAddress(); err != nil {
+		if err := netns.ClaimEveryAddress(); err != nil {
 			fmt.Fprintln(os.Stderr, "the network of the tests:", err)
 			os.Exit(1)
 		}
@@ -91,18 +90,6 @@ func inNamespace() (code int, ok bool) {
 		return 1, true
 	}
 	return cmd.ProcessState.ExitCode(), true
-}
-
-func ownEveryAddress() error {
-	if err := netlink.LinkSetUp(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: 1}}); err != nil {
-		return err
-	}
-	for _, all := range []*net.IPNet{{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, {IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}} {
-		if err := netlink.RouteAdd(&netlink.Route{LinkIndex: 1, Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_MAIN, Scope: unix.RT_SCOPE_HOST, Dst: all}); err != nil && all.IP.To4() != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // inLab skips a test where there is no lab. Under CI that is a failure.

@@ -13,8 +13,6 @@ package docker
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -24,7 +22,6 @@ import (
 	"sync"
 
 	"github.com/moby/moby/client"
-	"golang.org/x/sys/unix"
 
 	"github.com/bailey-platform/bailey/sandbox"
 	"github.com/bailey-platform/bailey/sandbox/netns"
@@ -138,7 +135,7 @@ func (d *Driver) prepare(ctx context.Context) (*daemon, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	held, err := lock(filepath.Join(dir, "lock"))
+	held, err := sandbox.Lock(filepath.Join(dir, "lock"))
 	if err != nil {
 		return nil, fmt.Errorf("sandbox directory %s: %w", dir, err)
 	}
@@ -147,31 +144,9 @@ func (d *Driver) prepare(ctx context.Context) (*daemon, error) {
 		held.Close()
 		return nil, err
 	}
-	found.dir, found.lock, found.tag = dir, held, tagOf(dir)
+	found.dir, found.lock, found.tag = dir, held, sandbox.Tag(dir)
 	d.daemon = found
 	return found, nil
-}
-
-// tagOf names the driver that uses dir, on its containers.
-func tagOf(dir string) string {
-	sum := sha256.Sum256([]byte(dir))
-	return hex.EncodeToString(sum[:8])
-}
-
-// lock takes the lock of a directory, for as long as the file is open.
-func lock(path string) (*os.File, error) {
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		file.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, errors.New("another worker uses it; give this one a --data directory of its own")
-		}
-		return nil, err
-	}
-	return file, nil
 }
 
 // Prepare implements [sandbox.Driver].

@@ -1,4 +1,6 @@
 package docker
 
+import "github.com/bailey-platform/bailey/sandbox"
+
 // Tag names the driver whose Options.Root this is.
-func Tag(root string) string { return tagOf(root) }
+func Tag(root string) string { return sandbox.Tag(root) }

@@ -5,17 +5,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/moby/moby/client"
 
 	"github.com/bailey-platform/bailey/sandbox"
 	"github.com/bailey-platform/bailey/sandbox/netns"
+	"github.com/bailey-platform/bailey/sandbox/workfolder"
 )
 
 // Start implements [sandbox.Driver]. As root it gives the work folder, and what root
@@ -52,13 +50,9 @@ func (d *Driver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Box, err
 // start starts a box whose id and folder are claimed. The claim goes with the box, or
 // with the error.
 func (b *box) start(ctx context.Context, i image) error {
-	err := open(b.spec.WorkDir)
-	if err == nil && b.driver.root {
-		err = give(b.spec.WorkDir)
-	}
-	if err != nil {
+	if err := workfolder.Ready(b.spec, b.driver.root); err != nil {
 		b.driver.claims.Give(b.spec.ID)
-		return fmt.Errorf("give the work folder to the box's user: %w", err)
+		return err
 	}
 	options, err := b.driver.describe(b.daemon, b.spec, i)
 	if err != nil {
@@ -148,31 +142,4 @@ func (b *box) abandon(ctx context.Context) {
 		b.output.Close()
 	}
 	b.release()
-}
-
-// open lets the owner of a work folder into it, whom an earlier box may have kept out:
-// no other could start there.
-func open(dir string) error {
-	info, err := os.Stat(dir)
-	if err != nil || info.Mode().Perm()&0o700 == 0o700 {
-		return err
-	}
-	return os.Chmod(dir, info.Mode()|0o700)
-}
-
-// give makes the box's user the owner of dir, and of what root owns in it.
-func give(dir string) error {
-	return filepath.WalkDir(dir, func(name string, entry fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := entry.Info()
-		if err != nil {
-			return err
-		}
-		if info.Sys().(*syscall.Stat_t).Uid != 0 && name != dir {
-			return nil
-		}
-		return os.Lchown(name, sandbox.User, sandbox.User)
-	})
 }

@@ -15,10 +15,8 @@ package gvisor
 
 import (
 	"context"
-	"crypto/sha256"
 	"debug/buildinfo"
 	"debug/elf"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -162,11 +160,11 @@ func (d *Driver) prepare(ctx context.Context) (*host, error) {
 	if dir, err = filepath.EvalSymlinks(dir); err != nil {
 		return nil, err
 	}
-	held, err := lock(filepath.Join(dir, "lock"))
+	held, err := sandbox.Lock(filepath.Join(dir, "lock"))
 	if err != nil {
 		return nil, fmt.Errorf("sandbox directory %s: %w", dir, err)
 	}
-	h := &host{dir: dir, lock: held, tag: tagOf(dir), images: filepath.Join(dir, "images")}
+	h := &host{dir: dir, lock: held, tag: sandbox.Tag(dir)[:8], images: filepath.Join(dir, "images")}
 	if h.programs, err = rootfs.Open(ctx, "", h.images); err != nil {
 		held.Close()
 		return nil, err
@@ -196,29 +194,6 @@ func mapped(ids string, user uint64) bool {
 		}
 	}
 	return false
-}
-
-// tagOf names the driver that uses dir, in the names of its boxes' processes and
-// control groups.
-func tagOf(dir string) string {
-	sum := sha256.Sum256([]byte(dir))
-	return hex.EncodeToString(sum[:4])
-}
-
-// lock takes the lock of a directory, for as long as the file is open.
-func lock(path string) (*os.File, error) {
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		file.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, errors.New("another worker uses it; give this one a --data directory of its own")
-		}
-		return nil, err
-	}
-	return file, nil
 }
 
 // runtime returns the executable that becomes gVisor.

@@ -6,20 +6,18 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
-	"sync/atomic"
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/sandbox/cgroup"
 	"github.com/bailey-platform/bailey/sandbox/gvisor/stage"
+	"github.com/bailey-platform/bailey/sandbox/workfolder"
 )
 
 // Start implements [sandbox.Driver]. As root it gives the work folder, and what root
@@ -92,7 +90,7 @@ func (b *box) setUp(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := readyFolder(b.spec, b.driver.root); err != nil {
+	if err := workfolder.Ready(b.spec, b.driver.root); err != nil {
 		return err
 	}
 	var err error
@@ -222,38 +220,10 @@ func (b *box) launch(cmd *exec.Cmd) error {
 			return fmt.Errorf("enter the control group: %w", err)
 		}
 	}
-	if err := confine(b.spec.Limits.CPUs); err != nil {
+	if err := cgroup.Confine(b.spec.Limits.CPUs); err != nil {
 		b.log.Warn("box sees every CPU", "error", err)
 	}
 	return cmd.Start()
-}
-
-// next rotates among the CPUs that boxes are put on.
-var next atomic.Uint32
-
-// confine lets the calling thread, and what it starts, run on no more CPUs than the
-// limit fills. Programs in the box then count that many, and start as many workers.
-func confine(cpus float64) error {
-	var all, some unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &all); err != nil {
-		return err
-	}
-	want, have := int(math.Ceil(cpus)), all.Count()
-	if want >= have {
-		return nil
-	}
-	skip := int(next.Add(uint32(want))) % have
-	for cpu := 0; some.Count() < want; cpu = (cpu + 1) % (len(all) * 64) {
-		if !all.IsSet(cpu) {
-			continue
-		}
-		if skip > 0 {
-			skip--
-			continue
-		}
-		some.Set(cpu)
-	}
-	return unix.SchedSetaffinity(0, &some)
 }
 
 // await waits until gVisor says that the command runs.

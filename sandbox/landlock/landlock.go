@@ -28,7 +28,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -38,6 +37,7 @@ import (
 	"github.com/bailey-platform/bailey/sandbox/lockdown"
 	"github.com/bailey-platform/bailey/sandbox/netns"
 	"github.com/bailey-platform/bailey/sandbox/none"
+	"github.com/bailey-platform/bailey/sandbox/workfolder"
 )
 
 // Name is the backend's name.
@@ -196,8 +196,10 @@ func (d *Driver) restrict(cmd *exec.Cmd, spec sandbox.Spec, paths map[string]str
 		access := lockdown.Read
 		if inside == sandbox.WorkPath || inside == sandbox.HomePath {
 			access |= lockdown.Write
-			if err := d.give(outside); err != nil {
-				return nil, err
+			if d.root { // nothing that a box makes on the host is root's
+				if err := workfolder.Give(outside); err != nil {
+					return nil, err
+				}
 			}
 		}
 		plan.Landlock.Paths[outside] |= access
@@ -271,25 +273,4 @@ func (d *Driver) reachable(path string) error {
 			return nil
 		}
 	}
-}
-
-// give makes the box's user the owner of dir, and of what root owns in it, if we are
-// root: nothing that a box makes on the host is root's.
-func (d *Driver) give(dir string) error {
-	if !d.root {
-		return nil
-	}
-	return filepath.WalkDir(dir, func(name string, entry os.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := entry.Info()
-		if err != nil {
-			return err
-		}
-		if info.Sys().(*syscall.Stat_t).Uid != 0 && name != dir {
-			return nil
-		}
-		return os.Lchown(name, sandbox.User, sandbox.User)
-	})
 }

@@ -52,6 +52,24 @@ func Jail() (sandbox.Exits, error) {
 	return leave(v6, hookOutput)
 }
 
+// ClaimEveryAddress makes the network namespace of the calling thread the place where
+// every address leads, with nothing redirected: whatever listens there plays all hosts
+// that there are. It is for laboratories and tests, and refused where [Jail] is.
+func ClaimEveryAddress() error {
+	if err := fresh(); err != nil {
+		return err
+	}
+	loop, err := openRoutes()
+	if err != nil {
+		return err
+	}
+	defer loop.close()
+	if _, err := loop.claimEveryAddress(); err != nil {
+		return fmt.Errorf("route every address to this namespace: %w", err)
+	}
+	return nil
+}
+
 // leave opens the exits in the namespace of the calling thread, and has what passes
 // the hook sent there.
 func leave(v6 bool, hook hook) (sandbox.Exits, error) {

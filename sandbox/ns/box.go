@@ -165,7 +165,7 @@ func (b *box) tearDown() error {
 		errs = append(errs, b.root.Close())
 	}
 	if b.users != 0 {
-		errs = append(errs, b.host.users.give(b.users))
+		errs = append(errs, b.host.users.Give(b.users))
 	}
 	b.driver.claims.Give(b.spec.ID)
 	return errors.Join(errs...)

@@ -1,9 +1,7 @@
 package ns
 
-import "path/filepath"
-
 // Tag is the name of the driver at dir on the host.
-func Tag(dir string) string { return tagOf(filepath.Join(dir, Name)) }
+func Tag(dir string) string { return tagOf(dir) }
 
 // Processes are all those of the driver's live boxes, by their ids on the host.
 func Processes(d *Driver) []int {

@@ -3,8 +3,6 @@ package ns
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -18,29 +16,6 @@ import (
 	"github.com/bailey-platform/bailey/sandbox/netns"
 	"github.com/bailey-platform/bailey/sandbox/ns/boxinit"
 )
-
-// tagOf names the driver that uses dir, in the names of its boxes' processes and
-// control groups.
-func tagOf(dir string) string {
-	sum := sha256.Sum256([]byte(dir))
-	return hex.EncodeToString(sum[:4])
-}
-
-// lock takes the lock of a directory, for as long as the file is open.
-func lock(path string) (*os.File, error) {
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		file.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, errors.New("another worker uses it; give this one a --data directory of its own")
-		}
-		return nil, err
-	}
-	return file, nil
-}
 
 // pids returns the processes of the host that we can see.
 func pids() []int {

@@ -35,6 +35,7 @@ import (
 	"github.com/bailey-platform/bailey/sandbox/cgroup"
 	"github.com/bailey-platform/bailey/sandbox/lockdown"
 	"github.com/bailey-platform/bailey/sandbox/rootfs"
+	"github.com/bailey-platform/bailey/sandbox/users"
 )
 
 // Name is the backend's name.
@@ -51,9 +52,9 @@ type Options struct {
 	Launcher string
 
 	// Users are the users and groups of the host that boxes are given, by a worker that
-	// is root: [UsersPerBox] of them to each, and never the same to two at once, not
-	// even by several workers. The default is [DefaultUsers].
-	Users Users
+	// is root: [users.PerBox] of them to each, and never the same to two at once, not
+	// even by several workers. The default is [users.Default].
+	Users users.Range
 
 	// DeviceDirs are where devices are described, [cdi.Dirs] if there are none.
 	DeviceDirs []string
@@ -81,7 +82,7 @@ type host struct {
 	tag      string         // tells this driver's boxes from another's on this host
 	launcher *os.File       // open, so that a newer file of the name changes nothing
 	seen     *rootfs.Root   // of the host, in boxes without an image
-	users    *ranges        // nil for an ordinary user
+	users    *users.Ranges  // nil for an ordinary user
 	cgroups  *cgroup.Groups // nil where we may make none
 	filter   lockdown.Filter
 	cpuinfo  string            // the host's /proc/cpuinfo, which takes long to read
@@ -131,7 +132,7 @@ func (d *Driver) prepare(ctx context.Context) (*host, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	h := &host{dir: dir, tag: tagOf(filepath.Join(dir, Name)), pids: make(map[int]bool)}
+	h := &host{dir: dir, tag: tagOf(dir), pids: make(map[int]bool)}
 	if err := d.setUp(ctx, h); err != nil {
 		h.close()
 		return nil, err
@@ -140,8 +141,11 @@ func (d *Driver) prepare(ctx context.Context) (*host, error) {
 	return h, nil
 }
 
+// tagOf names the driver that uses dir: it may be another backend's directory too.
+func tagOf(dir string) string { return sandbox.Tag(filepath.Join(dir, Name))[:8] }
+
 func (d *Driver) setUp(ctx context.Context, h *host) (err error) {
-	if h.lock, err = lock(filepath.Join(h.dir, Name+".lock")); err != nil {
+	if h.lock, err = sandbox.Lock(filepath.Join(h.dir, Name+".lock")); err != nil {
 		return fmt.Errorf("sandbox directory %s: %w", h.dir, err)
 	}
 	if h.launcher, err = os.Open(d.launcher()); err != nil {
@@ -151,7 +155,7 @@ func (d *Driver) setUp(ctx context.Context, h *host) (err error) {
 		return err
 	}
 	if d.root {
-		if h.users, err = openRanges(rangesFile, d.options.Users); err != nil {
+		if h.users, err = users.Open(users.Path, d.options.Users); err != nil {
 			return fmt.Errorf("find users for boxes: %w", err)
 		}
 	}
@@ -175,7 +179,7 @@ func (h *host) close() {
 		file.Close() // a nil file only says so
 	}
 	if h.users != nil {
-		h.users.close()
+		h.users.Close()
 	}
 	if h.seen != nil {
 		_ = h.seen.Close() // nothing was made of it

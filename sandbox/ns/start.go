@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"syscall"
 	"time"
@@ -18,6 +17,8 @@ import (
 	"github.com/bailey-platform/bailey/sandbox/netns"
 	"github.com/bailey-platform/bailey/sandbox/ns/boxinit"
 	"github.com/bailey-platform/bailey/sandbox/rootfs"
+	"github.com/bailey-platform/bailey/sandbox/users"
+	"github.com/bailey-platform/bailey/sandbox/workfolder"
 )
 
 // Start implements [sandbox.Driver]. As root it gives the work folder, and what root
@@ -80,11 +81,11 @@ func (b *box) setUp(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	if err := workfolder.Ready(b.spec, b.driver.root); err != nil {
+		return err
+	}
 	if b.driver.root {
-		if err := give(b.spec.WorkDir); err != nil {
-			return fmt.Errorf("give the work folder to the box's user: %w", err)
-		}
-		if b.users, err = b.host.users.take(); err != nil {
+		if b.users, err = b.host.users.Take(); err != nil {
 			return err
 		}
 	}
@@ -104,23 +105,6 @@ func (b *box) setUp(ctx context.Context) (err error) {
 		return fmt.Errorf("control group: %w", err)
 	}
 	return nil
-}
-
-// give makes the box's user the owner of dir, and of what root owns in it.
-func give(dir string) error {
-	return filepath.WalkDir(dir, func(name string, entry os.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := entry.Info()
-		if err != nil {
-			return err
-		}
-		if info.Sys().(*syscall.Stat_t).Uid != 0 && name != dir {
-			return nil
-		}
-		return os.Lchown(name, sandbox.User, sandbox.User)
-	})
 }
 
 // run starts the process that becomes the box, says so on launched, and sees the box
@@ -176,7 +160,7 @@ func (b *box) launch() (cmd *exec.Cmd, err error) {
 		SysProcAttr: b.attributes(),
 	}
 	if b.users != 0 {
-		cmd.ExtraFiles[3] = b.host.users.file // so that they are ours as long as the box lives
+		cmd.ExtraFiles[3] = b.host.users.File() // so that they are ours as long as the box lives
 	}
 	if b.spec.Network != nil {
 		exits, theirs, err := netns.Socket()
@@ -209,7 +193,7 @@ func (b *box) attributes() *syscall.SysProcAttr {
 		Setsid:    true, // a terminal's signals are for the worker
 	}
 	if b.users != 0 {
-		attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(b.users), Size: UsersPerBox}}
+		attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(b.users), Size: users.PerBox}}
 		attr.GidMappings = attr.UidMappings
 		attr.GidMappingsEnableSetgroups = true
 		attr.Credential = &syscall.Credential{Uid: 0, Gid: 0}

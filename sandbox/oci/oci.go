@@ -14,8 +14,6 @@ package oci
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,8 +21,6 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/bailey-platform/bailey/sandbox"
 	"github.com/bailey-platform/bailey/sandbox/cgroup"
@@ -79,7 +75,7 @@ type host struct {
 	engine   *engine
 	programs *rootfs.Root   // what boxes without an image see
 	cgroups  *cgroup.Groups // nil where we may make none
-	users    *users         // nil unless we are root
+	users    *roots         // nil unless we are root
 }
 
 // New returns a driver. It does nothing yet, so that a worker without boxes leaves
@@ -125,45 +121,23 @@ func (d *Driver) prepare(ctx context.Context) (*host, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	held, err := lock(filepath.Join(dir, "lock"))
+	held, err := sandbox.Lock(filepath.Join(dir, "lock"))
 	if err != nil {
 		return nil, fmt.Errorf("sandbox directory %s: %w", dir, err)
 	}
-	h := &host{dir: dir, lock: held, tag: tagOf(dir), engine: e}
+	h := &host{dir: dir, lock: held, tag: sandbox.Tag(dir)[:8], engine: e}
 	if h.programs, err = rootfs.Open(ctx, "", h.images()); err != nil {
 		held.Close()
 		return nil, err
 	}
 	if d.root {
-		h.users = &users{launcher: d.launcher()}
+		h.users = &roots{launcher: d.launcher()}
 	}
 	if h.cgroups, err = cgroup.Find("bailey-" + h.tag); err != nil {
 		d.log.Info("no control groups for boxes", "reason", err)
 	}
 	d.host = h
 	return h, nil
-}
-
-// tagOf names the driver that uses dir, in the names of its boxes' control groups.
-func tagOf(dir string) string {
-	sum := sha256.Sum256([]byte(dir))
-	return hex.EncodeToString(sum[:4])
-}
-
-// lock takes the lock of a directory, for as long as the file is open.
-func lock(path string) (*os.File, error) {
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		file.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, errors.New("another worker uses it; give this one a --data directory of its own")
-		}
-		return nil, err
-	}
-	return file, nil
 }
 
 // Prepare implements [sandbox.Driver].

@@ -5,10 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"syscall"
 	"time"
@@ -21,6 +19,8 @@ import (
 	"github.com/bailey-platform/bailey/sandbox/cgroup"
 	"github.com/bailey-platform/bailey/sandbox/netns"
 	"github.com/bailey-platform/bailey/sandbox/oci/cradle"
+	"github.com/bailey-platform/bailey/sandbox/users"
+	"github.com/bailey-platform/bailey/sandbox/workfolder"
 )
 
 // Start implements [sandbox.Driver]. As root it gives the work folder, and what root
@@ -88,13 +88,10 @@ func (b *box) start(ctx context.Context) error {
 // cradle is to do.
 func (b *box) setUp() (cradle.Config, error) {
 	h := b.host
-	if err := open(b.spec.WorkDir); err != nil {
-		return cradle.Config{}, fmt.Errorf("open the work folder: %w", err)
+	if err := workfolder.Ready(b.spec, b.driver.root); err != nil {
+		return cradle.Config{}, err
 	}
 	if b.driver.root {
-		if err := give(b.spec.WorkDir); err != nil {
-			return cradle.Config{}, fmt.Errorf("give the work folder to the box's user: %w", err)
-		}
 		var err error
 		if b.users, err = h.users.take(); err != nil {
 			return cradle.Config{}, err
@@ -124,43 +121,16 @@ func (b *box) setUp() (cradle.Config, error) {
 		mappings = []specs.LinuxIDMapping{{ContainerID: sandbox.User, HostID: 0, Size: 1}}
 	case b.users.maps(b.sources()):
 		config.IDMapped, config.Owner = true, b.users.first
-		mappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: uint32(b.users.first), Size: rangeSize}}
+		mappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: uint32(b.users.first), Size: users.PerBox}}
 	default:
 		b.log.Info("a file system cannot map owners: the box's users are the host's of the same number, in a user namespace of its own",
 			"layers", b.root.Layers, "work_folder", b.spec.WorkDir)
-		mappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 0, Size: rangeSize}}
+		mappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 0, Size: users.PerBox}}
 	}
 	config.Mounts = mounts(b.spec, b.root, b.devices, config.Owner)
 	data, err := json.Marshal(bundle(b.spec, b.devices, mappings))
 	config.Bundle = data
 	return config, err
-}
-
-// open lets the owner of a work folder into it, whom an earlier box may have kept out:
-// no other could start there.
-func open(dir string) error {
-	info, err := os.Stat(dir)
-	if err != nil || info.Mode().Perm()&0o700 == 0o700 {
-		return err
-	}
-	return os.Chmod(dir, info.Mode()|0o700)
-}
-
-// give makes the box's user the owner of dir, and of what root owns in it.
-func give(dir string) error {
-	return filepath.WalkDir(dir, func(name string, entry fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := entry.Info()
-		if err != nil {
-			return err
-		}
-		if info.Sys().(*syscall.Stat_t).Uid != 0 && name != dir {
-			return nil
-		}
-		return os.Lchown(name, sandbox.User, sandbox.User)
-	})
 }
 
 // run starts the cradle, says so on launched, says on started when the command runs,

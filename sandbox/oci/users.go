@@ -3,10 +3,8 @@ package oci
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"sync"
 	"syscall"
 
@@ -14,41 +12,27 @@ import (
 
 	"github.com/bailey-platform/bailey/sandbox/netns"
 	"github.com/bailey-platform/bailey/sandbox/oci/cradle"
+	"github.com/bailey-platform/bailey/sandbox/users"
 )
 
-// Every box has a range of users of its own on the host, so that its processes are
-// nobody's there, other boxes' included. The ranges are those of package ns: above what
-// systemd hands out, and below where ids are negative numbers to some programs. No file
-// has such an owner, as what a box writes is mounted with the ids mapped back.
-const (
-	rangeSize  = 1 << 16
-	rangeFirst = 0x7000_0000
-	rangesMax  = 0xff0
-)
-
-// rangesFile is where all backends and workers of a host agree on who has which range:
-// whoever has locked the byte whose offset is the range's first user by rangeSize.
-const rangesFile = "/run/bailey/users"
-
-// users hands out the ranges of one driver, which keeps what it has once taken.
-type users struct {
+// roots are the users of one driver's boxes, which keeps what it has once taken: making
+// a user namespace of them takes a while.
+type roots struct {
 	launcher string
 
-	mu   sync.Mutex
-	file *os.File        // rangesFile; nil before the first use
-	next int             // the range to try first
-	ours [rangesMax]bool // those we have, which our locks do not keep from us
-	free []*userRange
+	mu     sync.Mutex
+	ranges *users.Ranges // nil before the first use
+	free   []*userRange
 }
 
 // A userRange is the users of one box at a time.
 type userRange struct {
-	first int      // on the host, of rangeSize
+	first int      // on the host, of [users.PerBox]
 	space *os.File // a user namespace that maps 0 and what follows to them
 }
 
 // take hands out a range that no live box has.
-func (u *users) take() (*userRange, error) {
+func (u *roots) take() (*userRange, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if last := len(u.free) - 1; last >= 0 {
@@ -56,46 +40,26 @@ func (u *users) take() (*userRange, error) {
 		u.free = u.free[:last]
 		return r, nil
 	}
-	first, err := u.claim()
-	if err != nil {
-		return nil, fmt.Errorf("claim users for a box: %w", err)
+	if u.ranges == nil {
+		ranges, err := users.Open(users.Path, users.Default)
+		if err != nil {
+			return nil, fmt.Errorf("find users for boxes: %w", err)
+		}
+		u.ranges = ranges
 	}
-	r := &userRange{first: first}
+	first, err := u.ranges.Take()
+	if err != nil {
+		return nil, err
+	}
+	r := &userRange{first: int(first)}
 	if r.space, err = userNamespace(u.launcher, r.first); err != nil {
-		return nil, fmt.Errorf("make a user namespace: %w", err)
+		return nil, errors.Join(fmt.Errorf("make a user namespace: %w", err), u.ranges.Give(first))
 	}
 	return r, nil
 }
 
-// claim locks a range that nobody else has.
-func (u *users) claim() (first int, err error) {
-	if u.file == nil {
-		if err := os.MkdirAll(filepath.Dir(rangesFile), 0o755); err != nil {
-			return 0, err
-		}
-		if u.file, err = os.OpenFile(rangesFile, os.O_CREATE|os.O_RDWR, 0o600); err != nil {
-			return 0, err
-		}
-		u.next = rand.IntN(rangesMax)
-	}
-	for range rangesMax {
-		i := u.next
-		u.next = (i + 1) % rangesMax
-		if u.ours[i] {
-			continue
-		}
-		first := rangeFirst + i*rangeSize
-		err := unix.FcntlFlock(u.file.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: int64(first / rangeSize), Len: 1})
-		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) {
-			u.ours[i] = err == nil
-			return first, err
-		}
-	}
-	return 0, fmt.Errorf("all those for %d boxes are taken", rangesMax)
-}
-
 // give takes a range back.
-func (u *users) give(r *userRange) {
+func (u *roots) give(r *userRange) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.free = append(u.free, r)
@@ -103,7 +67,7 @@ func (u *users) give(r *userRange) {
 
 // userNamespace makes a user namespace that nothing is in.
 func userNamespace(launcher string, first int) (*os.File, error) {
-	mapping := []syscall.SysProcIDMap{{ContainerID: 0, HostID: first, Size: rangeSize}}
+	mapping := []syscall.SysProcIDMap{{ContainerID: 0, HostID: first, Size: users.PerBox}}
 	cmd := &exec.Cmd{
 		Path: launcher,
 		Args: []string{netns.LauncherName, cradle.RoleUsers},

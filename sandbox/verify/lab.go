@@ -23,9 +23,10 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/sys/unix"
+
+	"github.com/bailey-platform/bailey/sandbox/netns"
 )
 
 // A Lab is a network in which every address there is leads to this process, which plays
@@ -136,31 +137,8 @@ func Enter() (_ *Lab, err error) {
 	if !Prepared() {
 		return nil, errors.New("this process is not in a network namespace of its own")
 	}
-	links, err := netlink.LinkList()
-	if err != nil {
-		return nil, err
-	}
-	for _, link := range links {
-		if link.Attrs().Name != "lo" && link.Attrs().Flags&net.FlagUp != 0 {
-			return nil, fmt.Errorf("the network namespace has an interface %s: it is not the laboratory's own", link.Attrs().Name)
-		}
-	}
-	loopback, err := netlink.LinkByName("lo")
-	if err != nil {
-		return nil, err
-	}
-	if err := netlink.LinkSetUp(loopback); err != nil {
+	if err := netns.ClaimEveryAddress(); err != nil {
 		return nil, fmt.Errorf("set up the laboratory's network: %w", err)
-	}
-	for _, everything := range []*net.IPNet{
-		{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, {IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)},
-	} {
-		err := netlink.RouteAdd(&netlink.Route{
-			LinkIndex: loopback.Attrs().Index, Dst: everything, Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Scope: unix.RT_SCOPE_HOST,
-		})
-		if err != nil && everything.IP.To4() != nil {
-			return nil, fmt.Errorf("route every address to the laboratory: %w", err)
-		}
 	}
 	// What this process starts from here on needs no rights over networks.
 	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {

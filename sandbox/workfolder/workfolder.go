@@ -1,4 +1,9 @@
-package gvisor
+// Package workfolder makes the work folder of a session ready for its next box, whatever
+// the last one has done to it: closed it, nested it deeper than a path can be, put links
+// where something is to be mounted.
+//
+// It must not know what a box is made of. Start reading at [Ready].
+package workfolder
 
 import (
 	"errors"
@@ -14,10 +19,10 @@ import (
 	"github.com/bailey-platform/bailey/sandbox"
 )
 
-// readyFolder makes a work folder one that a box can start in, whatever an earlier box
+// Ready makes a work folder one that a box can start in, whatever an earlier box
 // has left there, and gives it to the box's user if we are root. No link in it is
 // followed, and no error names where it is on the host.
-func readyFolder(spec sandbox.Spec, root bool) error {
+func Ready(spec sandbox.Spec, root bool) error {
 	dir, err := openDir(unix.AT_FDCWD, spec.WorkDir)
 	if errors.Is(err, unix.EACCES) {
 		// Closed to its owner, by a box.
@@ -39,6 +44,20 @@ func readyFolder(spec sandbox.Spec, root bool) error {
 	if !root {
 		return nil
 	}
+	return give(dir)
+}
+
+// Give makes the box's user the owner of a directory, and of what root owns below it.
+func Give(path string) error {
+	dir, err := openDir(unix.AT_FDCWD, path)
+	if err != nil {
+		return fmt.Errorf("open a directory to be given to the box's user: %w", err)
+	}
+	defer dir.Close()
+	return give(dir)
+}
+
+func give(dir *os.File) error {
 	if err := unix.Fchown(int(dir.Fd()), sandbox.User, sandbox.User); err != nil {
 		return fmt.Errorf("give the work folder to the box's user: %w", err)
 	}
