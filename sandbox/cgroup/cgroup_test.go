@@ -425,6 +425,43 @@ func TestKillKillsEverything(t *testing.T) {
 	}
 }
 
+// What has a number that was in the group, or is no number of one process at all, is
+// somebody else's.
+func TestKillSparesWhatIsNotInTheGroup(t *testing.T) {
+	t.Parallel()
+	other := exec.CommandContext(t.Context(), "/bin/sleep", "1000")
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- other.Wait() }()
+	root := t.TempDir()
+	tree(t, root, map[string]string{"cgroup.procs": "0\n"})
+	g := &Group{dirs: map[string]string{pids: root}}
+	if err := g.killListed([]int{0, -1, -other.Process.Pid, other.Process.Pid}); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Kill(t.Context()); err != nil { // of one process that it cannot see
+		t.Fatal(err)
+	}
+	if err := other.Process.Signal(syscall.Signal(0)); err != nil {
+		t.Error(err)
+	}
+	select {
+	case err := <-ended:
+		t.Fatalf("a process that was not in the group has ended: %v", err)
+	default:
+	}
+	// And it is killed once it is in it.
+	tree(t, root, map[string]string{"cgroup.procs": fmt.Sprintf("0\n%d\n", other.Process.Pid)})
+	if err := g.killListed([]int{other.Process.Pid}); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err == nil || other.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestLimitsHold(t *testing.T) {
 	t.Parallel()
 	t.Run("processes", func(t *testing.T) {

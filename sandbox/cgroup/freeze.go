@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -127,16 +128,44 @@ func (g *Group) killAll() (int, error) {
 			return 0, err
 		}
 	}
-	for _, pid := range list {
-		_ = unix.Kill(pid, unix.SIGKILL) // it may be gone by now
-	}
-	if !g.held.Freeze {
-		return len(list), nil
+	if err := g.killListed(list); err != nil || !g.held.Freeze {
+		return len(list), err
 	}
 	// In version 1 the frozen do not die before they are thawed.
 	thawing, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	return len(list), g.freeze(thawing, false)
+}
+
+// killBatch is how many processes are held on to at a time while they are killed.
+const killBatch = 64
+
+// killListed kills those of the processes that are still in the group. By the time that
+// a list is read, what had a number in it may be gone and another process have that.
+func (g *Group) killListed(list []int) error {
+	for batch := range slices.Chunk(list, killBatch) {
+		held := make(map[int]int) // by number, what the number cannot change under
+		for _, pid := range batch {
+			// Below 1 are no processes, but groups of them, ours for one.
+			if pid < 1 {
+				continue
+			}
+			if fd, err := unix.PidfdOpen(pid, 0); err == nil {
+				held[pid] = fd
+			}
+		}
+		there, err := g.processes()
+		for pid, fd := range held {
+			if err == nil && slices.Contains(there, pid) {
+				_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) // it may be gone by now
+			}
+			unix.Close(fd)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // processes returns those of the group that we can see.
