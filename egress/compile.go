@@ -149,7 +149,7 @@ func (r Rule) compile() (rule, error) {
 		fail("protocol %q: want %s, %s, %s or %s", r.Protocol, TCP, TLS, HTTP, HTTPS)
 	}
 	if (r.AllowECH || r.AllowNoSNI) && (limited || r.Protocol != "" && r.Protocol != TLS) {
-		fail("allow_ech and allow_no_sni are for rules with protocol tls, or none and no methods or paths")
+		fail("allow-ech and allow-no-sni are for rules with protocol tls, or none and no methods or paths")
 	}
 	c.ports = slices.Clone(r.Ports)
 	if len(c.ports) == 0 {

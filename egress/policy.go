@@ -63,8 +63,8 @@ type Rule struct {
 	// (as that of some browsers does), AllowNoSNI those that name no host. With either,
 	// whoever serves one of the hosts may be asked for another that it serves as well.
 	// They are for rules whose TLS is not opened.
-	AllowECH   bool `json:"allow_ech,omitempty" yaml:"allow_ech,omitempty"`
-	AllowNoSNI bool `json:"allow_no_sni,omitempty" yaml:"allow_no_sni,omitempty"`
+	AllowECH   bool `json:"allow-ech,omitempty" yaml:"allow-ech,omitempty"`
+	AllowNoSNI bool `json:"allow-no-sni,omitempty" yaml:"allow-no-sni,omitempty"`
 }
 
 // A Protocol is what may be spoken on a connection, and with that how far it is looked

@@ -296,7 +296,7 @@ func TestCompileSaysWhatIsWrong(t *testing.T) {
 		"rules: [{hosts: [a.com], paths: ['/a/../b']}]":                                     "goes up",
 		"rules: [{hosts: [a.com], paths: ['/**/b']}]":                                       "at the end",
 		"rules: [{hosts: [a.com], paths: ['/a**']}]":                                        "stands alone",
-		"rules: [{hosts: [a.com], protocol: https, allow_ech: true}]":                       "protocol tls",
+		"rules: [{hosts: [a.com], protocol: https, allow-ech: true}]":                       "protocol tls",
 		"rules: [{hosts: [a.com]}, {name: narrow, hosts: [a.com], methods: [GET]}]":         `rule "narrow" limits requests that rule "a.com" allows`,
 		"rules: [{hosts: ['**.a.com']}, {name: narrow, hosts: ['*.b.a.com'], paths: [/x]}]": `rule "narrow" limits`,
 	} {
@@ -358,7 +358,7 @@ func TestHashIsOfTheMeaning(t *testing.T) {
 	for _, text := range []string{
 		"{}", "mode: unrestricted", "rules: [{hosts: [a.com]}]", "rules: [{hosts: ['*.a.com']}]", "rules: [{hosts: ['**.a.com']}]",
 		"rules: [{hosts: [a.com], ports: [443]}]", "rules: [{hosts: [a.com], protocol: https}]", "rules: [{hosts: [a.com], methods: [GET]}]",
-		"rules: [{hosts: [a.com], paths: [/a]}]", "rules: [{hosts: [a.com], allow_ech: true}]", "rules: [{hosts: [a.com], allow_no_sni: true}]", "presets: [npm]",
+		"rules: [{hosts: [a.com], paths: [/a]}]", "rules: [{hosts: [a.com], allow-ech: true}]", "rules: [{hosts: [a.com], allow-no-sni: true}]", "presets: [npm]",
 	} {
 		hash := compile(t, text).Hash()
 		if seen[hash] != "" || len(hash) != 64 {
@@ -558,8 +558,8 @@ func TestRulesAddUp(t *testing.T) {
 	t.Parallel()
 	r := compile(t, `
 rules:
-- {name: ech, hosts: [a.example], allow_ech: true}
-- {name: sni, hosts: [a.example], allow_no_sni: true}
+- {name: ech, hosts: [a.example], allow-ech: true}
+- {name: sni, hosts: [a.example], allow-no-sni: true}
 - {name: wild, hosts: ["*.example", "*.a.example"], ports: [8443], methods: [GET], paths: [/a]}
 - {name: wild post, hosts: ["*.example"], ports: [8443, 8444], methods: [POST], paths: [/b]}
 - {name: clear, hosts: [b.example], ports: [8443], protocol: http, methods: [PUT]}

@@ -3,6 +3,7 @@ package field
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -85,6 +86,17 @@ func TestExampleNamesEverySetting(t *testing.T) {
 	}
 }
 
+// TestSettingsHaveOneSpelling: words in small letters, with dashes between them.
+func TestSettingsHaveOneSpelling(t *testing.T) {
+	t.Parallel()
+	one := regexp.MustCompile(`^[a-z]+(-[a-z]+)*$`)
+	for _, key := range settingNames(Config{}) {
+		if !one.MatchString(key) {
+			t.Errorf("the setting %q is not spelled as all others are", key)
+		}
+	}
+}
+
 const minimal = "environments:\n- {id: env_1, key-file: key}\n"
 
 func TestLoad(t *testing.T) {
@@ -123,6 +135,7 @@ func TestLoad(t *testing.T) {
 		{"a bad address", minimal + "server: {base-url: bailey.example.org}\n", []string{"server.base-url"}},
 		{"an unknown sink", minimal + "audit: {sinks: [carrier-pigeon:]}\n", []string{"audit.sinks"}},
 		{"an unknown rule", minimal + "network: {mode: limited, rules: [{host: x}]}\n", []string{`there is no setting "host"`}},
+		{"another spelling", minimal + "network: {mode: limited, rules: [{hosts: [a.example], protocol: tls, allow_ech: true}]}\n", []string{`there is no setting "allow_ech"`}},
 		{"a bad host", minimal + "network: {mode: limited, rules: [{hosts: ['*']}]}\n", []string{"network policy"}},
 		{"rules without a mode", minimal + "network: {rules: [{hosts: [a.example]}]}\n", []string{"its mode is none", "write mode: limited"}},
 		{"an unknown preset", minimal + "network: {mode: limited, presets: [everything]}\n", []string{"everything"}},

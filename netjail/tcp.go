@@ -215,14 +215,14 @@ func (l *link) named(hello hello, access egress.Access, open bool) egress.Verdic
 	case hello.serverName == "" && (isAddr || open || access.NoSNI || access.TCP):
 		// An address has no name to say. Where TLS is opened, the requests say it.
 	case hello.serverName == "":
-		return l.blocked("its TLS greeting names no host (SNI); connect by name, or have the operator set allow_no_sni on rule %q", l.rule)
+		return l.blocked("its TLS greeting names no host (SNI); connect by name, or have the operator set allow-no-sni on rule %q", l.rule)
 	case isAddr && !open:
 		// The address was allowed, whoever is served there.
 	case err != nil || sni != l.host:
 		return l.blocked("its TLS greeting is for another host, %q", printable(hello.serverName))
 	}
 	if hello.ech && !open && !access.ECH && !access.TCP {
-		return l.blocked("its TLS greeting is encrypted (ECH), so the host cannot be seen; turn that off in the client, or have the operator set allow_ech on rule %q", l.rule)
+		return l.blocked("its TLS greeting is encrypted (ECH), so the host cannot be seen; turn that off in the client, or have the operator set allow-ech on rule %q", l.rule)
 	}
 	return egress.Verdict{Allow: true}
 }
