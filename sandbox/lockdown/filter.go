@@ -18,6 +18,14 @@ type Calls struct {
 	// files are changed by their paths, nor limits and priorities of other processes,
 	// and there are no queues, semaphores or shared memory by name.
 	Box bool
+
+	// Counted is for who bounds memory by what processes have of it: there are no files
+	// in memory without a name, and no shared memory by key of more than a page each,
+	// both of which can be filled without being anybody's.
+	Counted bool
+
+	// Pinned keeps programs on the CPUs that they were started on.
+	Pinned bool
 }
 
 // Sockets say which there may be besides pairs.
@@ -77,6 +85,15 @@ func (c Calls) Filter() Filter {
 	p.on(unix.SYS_SOCKETPAIR, append(program{argument(0)},
 		either([]uint32{unix.AF_UNIX}, answer(unix.SECCOMP_RET_ALLOW), fail(unix.EAFNOSUPPORT))...))
 	p.on(unix.SYS_SOCKET, c.Sockets.decide())
+	if c.Counted {
+		p.on(unix.SYS_MEMFD_CREATE, program{fail(unix.ENOSYS)})
+		if c.Box {
+			p.on(unix.SYS_SHMGET, smallSegments)
+		}
+	}
+	if c.Pinned {
+		p.on(unix.SYS_SCHED_SETAFFINITY, program{fail(unix.EPERM)})
+	}
 
 	numbers := slices.Concat(ordinary, ordinaryHere)
 	if c.Box {
@@ -106,6 +123,18 @@ func (c Calls) Filter() Filter {
 		f = binary.NativeEndian.AppendUint32(f, step.K)
 	}
 	return f
+}
+
+// smallSegments lets shared memory by key be made of which there is less than anybody
+// could want to hide in, as some programs have for a lock.
+var smallSegments = program{
+	load(atArguments + 8 + 4),
+	jump(unix.BPF_JEQ, 0, 1, 0),
+	fail(unix.ENOMEM),
+	argument(1),
+	jump(unix.BPF_JGT, 4096, 0, 1),
+	fail(unix.ENOMEM),
+	answer(unix.SECCOMP_RET_ALLOW),
 }
 
 // newest is the last call that this list knows of, whether it lets it through or not.

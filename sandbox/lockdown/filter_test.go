@@ -60,6 +60,7 @@ func errno(e unix.Errno) uint32 { return unix.SECCOMP_RET_ERRNO | uint32(e) }
 func TestFilter(t *testing.T) {
 	t.Parallel()
 	box := Calls{Sockets: Sockets{Unix: true, Network: true}, Box: true}
+	counted, pinned := Calls{Box: true, Counted: true}, Calls{Box: true, Pinned: true}
 	host := Calls{}
 	for name, c := range map[string]struct {
 		calls  Calls
@@ -98,6 +99,16 @@ func TestFilter(t *testing.T) {
 		"another's limits":             {box, unix.SYS_PRLIMIT64, []uint64{77}, allow},
 		"a message":                    {box, unix.SYS_MSGGET, nil, allow},
 
+		"a file in memory":            {box, unix.SYS_MEMFD_CREATE, nil, allow},
+		"a file in memory, counted":   {counted, unix.SYS_MEMFD_CREATE, nil, errno(unix.ENOSYS)},
+		"a segment":                   {box, unix.SYS_SHMGET, []uint64{0, 1 << 30}, allow},
+		"a page, counted":             {counted, unix.SYS_SHMGET, []uint64{0, 4096}, allow},
+		"a segment, counted":          {counted, unix.SYS_SHMGET, []uint64{0, 4097}, errno(unix.ENOMEM)},
+		"a segment, counted, high up": {counted, unix.SYS_SHMGET, []uint64{0, 1 << 32}, errno(unix.ENOMEM)},
+		"another CPU":                 {box, unix.SYS_SCHED_SETAFFINITY, nil, allow},
+		"another CPU, pinned":         {pinned, unix.SYS_SCHED_SETAFFINITY, nil, errno(unix.EPERM)},
+		"a pinned one's priority":     {pinned, unix.SYS_SETPRIORITY, []uint64{unix.PRIO_PROCESS, 0, 5}, allow},
+
 		"on the host, a mode":              {host, unix.SYS_FCHMODAT, nil, errno(unix.EPERM)},
 		"on the host, an open file's mode": {host, unix.SYS_FCHMOD, nil, allow},
 		"on the host, a message":           {host, unix.SYS_MSGGET, nil, errno(unix.EPERM)},
@@ -132,7 +143,7 @@ func TestFilterAlwaysAnswers(t *testing.T) {
 			listed[number] = true
 		}
 	}
-	for _, c := range []Calls{{}, {Box: true}, {Sockets: Sockets{true, true}, Box: true}} {
+	for _, c := range []Calls{{}, {Box: true}, {Sockets: Sockets{true, true}, Box: true}, {Box: true, Counted: true, Pinned: true}, {Counted: true, Pinned: true}} {
 		f := c.Filter()
 		if steps := len(f) / unix.SizeofSockFilter; steps > 1000 {
 			t.Errorf("%d steps, of 4096 that the kernel takes", steps)

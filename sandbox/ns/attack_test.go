@@ -56,12 +56,15 @@ func TestAttacks(t *testing.T) {
 
 func TestAttacksAsOrdinaryUser(t *testing.T) { asOrdinary(t, "TestAttacks") }
 
+// attackerFile is where the attacker is on the host.
+func attackerFile() string { return filepath.Join(filepath.Dir(agentPath), "attacker") }
+
 // attacked starts a box with an agent and the attacker in it.
 func attacked(t *testing.T, d *ns.Driver, change func(*sandbox.Spec)) (sandbox.Box, func(command string) (string, bool)) {
 	t.Helper()
 	spec := benchSpec(t)
 	spec.Network = nil
-	spec.Files = map[string]string{attackerPath: filepath.Join(filepath.Dir(agentPath), "attacker")}
+	spec.Files = map[string]string{attackerPath: attackerFile()}
 	spec.Limits.MemoryBytes = 512 << 20
 	if change != nil {
 		change(&spec)

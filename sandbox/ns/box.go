@@ -78,7 +78,7 @@ func (b *box) Stats() (sandbox.Stats, error) {
 	}
 	held := b.host.held()
 	if !held.Memory || !held.CPU || !held.Processes {
-		return b.measure(), nil
+		return b.measure(most), nil
 	}
 	stats := b.group.Stats()
 	stats.MemoryKills = int(b.group.Kills())

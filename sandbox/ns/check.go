@@ -47,9 +47,16 @@ func (d *Driver) Check(ctx context.Context) (sandbox.Report, error) {
 	}
 	if held := h.held(); !held.Memory || !held.CPU || !held.Freeze {
 		report.Notes = append(report.Notes, fmt.Sprintf("Run as root, or under systemd with Delegate=yes, for control "+
-			"groups. Without, memory is looked at every %v, CPU time is limited to whole CPUs, and boxes cannot be "+
-			"frozen. Of these groups, there are here for memory: %t, CPU time: %t, freezing: %t.",
-			watchInterval, held.Memory, held.CPU, held.Freeze))
+			"groups. Of these there are here for memory: %t, CPU time: %t, freezing: %t.", held.Memory, held.CPU, held.Freeze))
+		if !held.Memory {
+			report.Notes = append(report.Notes, fmt.Sprintf("Memory is watched, every %v: that of processes, shared "+
+				"memory and files in memory, but not what the kernel holds in pipes and sockets. memfd_create and SysV "+
+				"segments of more than a page are refused, as they could not be seen.", watchInterval))
+		}
+		if !held.CPU {
+			report.Notes = append(report.Notes, "CPU time is held to whole CPUs, which programs cannot change "+
+				"(sched_setaffinity is refused), and other boxes may be on the same ones.")
+		}
 	}
 	if version := lockdown.LandlockVersion(); version < lockdown.LandlockWhole {
 		report.Notes = append(report.Notes, fmt.Sprintf("This kernel's Landlock is of version %d, and of %d all is used.", version, lockdown.LandlockWhole))

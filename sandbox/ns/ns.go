@@ -167,7 +167,11 @@ func (d *Driver) setUp(ctx context.Context, h *host) (err error) {
 		return err
 	}
 	h.cpuinfo = string(cpuinfo)
-	h.filter = lockdown.Calls{Sockets: lockdown.Sockets{Unix: true, Network: true}, Box: true}.Filter()
+	h.filter = lockdown.Calls{
+		Sockets: lockdown.Sockets{Unix: true, Network: true}, Box: true,
+		// What no control group holds must not be got round.
+		Counted: !h.held().Memory, Pinned: !h.held().CPU,
+	}.Filter()
 	if lockdown.LandlockVersion() > 0 {
 		h.landlock.Paths = map[string]lockdown.Access{"/": lockdown.Read | lockdown.Write | lockdown.Control}
 	}

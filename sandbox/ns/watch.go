@@ -6,12 +6,12 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/bailey-platform/bailey/sandbox"
-	"github.com/bailey-platform/bailey/sandbox/cgroup"
 )
 
 // watchInterval is how often the memory of a box is looked at that has no control
@@ -25,7 +25,9 @@ func (b *box) watch() {
 	for {
 		select {
 		case <-ticker.C:
-			if b.measure().MemoryBytes > b.spec.Limits.MemoryBytes {
+			// Looking closely takes long, so only when it could be too much.
+			limit := b.spec.Limits.MemoryBytes
+			if b.measure(most).MemoryBytes > limit && b.measure(exact).MemoryBytes > limit {
 				b.end(sandbox.CauseMemory, outOfMemory(b.spec.Limits))
 				return
 			}
@@ -39,8 +41,9 @@ func (b *box) watch() {
 // for decades).
 const ticks = 100
 
-// measure adds up what the box's processes take, and its files in memory.
-func (b *box) measure() sandbox.Stats {
+// measure adds up what the box's processes take, their memory as seen by the function
+// given, and its files in memory.
+func (b *box) measure(memory func(dir string) int64) sandbox.Stats {
 	var s sandbox.Stats
 	root := b.process.Pid
 	for list := []int{root}; len(list) > 0; list = list[1:] {
@@ -48,7 +51,7 @@ func (b *box) measure() sandbox.Stats {
 		list = append(list, children(pid)...)
 		dir := fmt.Sprintf("/proc/%d", pid)
 		s.Processes++
-		s.MemoryBytes += cgroup.Counter(dir, "status", "RssAnon:") << 10 // kB
+		s.MemoryBytes += memory(dir)
 		s.CPUTime += time.Duration(ticksOf(dir)) * time.Second / ticks
 	}
 	for _, place := range []string{"/", "/dev/shm"} {
@@ -58,6 +61,70 @@ func (b *box) measure() sandbox.Stats {
 		}
 	}
 	return s
+}
+
+// most is what a process has of memory at the most: what it shares with others counts
+// in full, and so do files in memory that it has mapped.
+func most(dir string) int64 {
+	data, err := os.ReadFile(filepath.Join(dir, "status"))
+	if err != nil {
+		return 0 // it has ended
+	}
+	var kB int64
+	for line := range bytes.Lines(data) {
+		switch key, rest, _ := bytes.Cut(line, []byte(":")); string(key) {
+		case "RssAnon", "RssShmem", "VmSwap", "HugetlbPages":
+			kB += number(rest)
+		}
+	}
+	return kB << 10
+}
+
+// exact is what a process has of memory, with its part of what it shares with others,
+// but for files, which those in memory are counted as; see proc_pid_smaps(5).
+func exact(dir string) int64 {
+	data, err := os.ReadFile(filepath.Join(dir, "smaps"))
+	if err != nil {
+		return most(dir) // it may have ended; it is not to hide
+	}
+	var kB int64
+	file := false
+	for line := range bytes.Lines(data) {
+		key, rest, _ := bytes.Cut(line, []byte(":"))
+		switch string(key) {
+		case "Pss":
+			if !file {
+				kB += number(rest)
+			}
+		case "Anonymous": // what the process has changed of a file, for itself
+			if file {
+				kB += number(rest)
+			}
+		case "SwapPss", "Private_Hugetlb", "Shared_Hugetlb":
+			kB += number(rest)
+		default:
+			if fields := bytes.Fields(line); len(fields) >= 5 && bytes.IndexByte(fields[0], '-') > 0 { // a mapping begins
+				file = len(fields) > 5 && fields[5][0] == '/' && !shared(string(fields[5]))
+			}
+		}
+	}
+	return kB << 10
+}
+
+// shared reports whether what is mapped by this name is memory that is in no file
+// system.
+func shared(name string) bool {
+	return name == "/dev/zero" || strings.HasPrefix(name, "/SYSV") || strings.HasPrefix(name, "/memfd:")
+}
+
+// number is the first in a line.
+func number(line []byte) int64 {
+	fields := bytes.Fields(line)
+	if len(fields) == 0 {
+		return 0
+	}
+	n, _ := strconv.ParseInt(string(fields[0]), 10, 64)
+	return n
 }
 
 // children are the processes that a process is the parent of.

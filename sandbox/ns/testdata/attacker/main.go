@@ -20,6 +20,13 @@ func main() {
 		fmt.Println("foreign done")
 		return
 	}
+	if len(os.Args) > 2 && os.Args[1] == "memory" {
+		if err := hoard(os.Args[2]); err != nil {
+			fmt.Println(outcome(err))
+			os.Exit(1)
+		}
+		return
+	}
 	for _, a := range attacks {
 		errno := unix.Errno(0)
 		if _, _, errno = unix.Syscall6(a.number, a.args[0], a.args[1], a.args[2], a.args[3], a.args[4], a.args[5]); errno == 0 {
