@@ -7,11 +7,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/bailey-platform/bailey/egress"
 )
@@ -141,15 +141,21 @@ type use struct {
 	guest    *guest
 	ctx      context.Context
 	request  Decision
-	all      []*credential // of the box
-	bound    []*credential // those that may be put in
-	watched  bool          // what comes back is looked through for secrets
-	values   map[*credential]string
+	all      []*credential   // of the box
+	bound    []*credential   // those that may be put in
+	watched  bool            // what comes back is looked through for secrets
 	reported map[string]bool // placeholders that stay what they are, and are on record
+	head     int             // bytes that values have in the head
+
+	mu     sync.Mutex // the body may still be sent when the response is over
+	over   bool
+	values map[*credential]string
+	forget []func()
 }
 
-// putIn puts the values of credentials into a request that is about to be sent.
-func (g *guest) putIn(r *http.Request, s *state) *unsent {
+// putIn puts the values of credentials into a request that is about to be sent. They are
+// recognised in responses at least until forget is called, when the request is over.
+func (g *guest) putIn(r *http.Request, s *state) (forget func(), failed *unsent) {
 	u := &use{
 		guest: g, ctx: r.Context(), request: g.link.jail.decision(ActionCredential),
 		all: s.credentials, values: make(map[*credential]string), reported: make(map[string]bool),
@@ -157,15 +163,28 @@ func (g *guest) putIn(r *http.Request, s *state) *unsent {
 	u.request.Host, u.request.Port, u.request.Protocol = g.link.host.String(), g.link.port, g.scheme()
 	bound := s.bound(g.link.host)
 	u.watched = len(bound) > 0
+	if u.watched {
+		g.watched.Store(true)
+	}
 	if g.tls {
 		u.bound = bound
 	}
 	err := u.headAndBody(r)
-	var failed *unsent
 	if err != nil && !errors.As(err, &failed) {
 		failed = &unsent{http.StatusBadGateway, err.Error()}
 	}
-	return failed
+	return u.end, failed
+}
+
+// end lets go of the values.
+func (u *use) end() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.over = true
+	for _, forget := range u.forget {
+		forget()
+	}
+	u.forget = nil
 }
 
 func (u *use) headAndBody(r *http.Request) error {
@@ -244,10 +263,17 @@ func (u *use) text(s string, here func(Where) bool, escape func(string) string) 
 		if escape != nil {
 			value = escape(value)
 		}
+		// A box may name a placeholder as often as it likes.
+		if u.head += strings.Count(s, placeholder) * len(value); u.head > putInMax {
+			return "", &unsent{http.StatusRequestHeaderFieldsTooLarge, fmt.Sprintf("the values of credentials would make the request's head more than %d KiB longer", putInMax>>10)}
+		}
 		s = strings.ReplaceAll(s, placeholder, value)
 	}
 	return s, nil
 }
+
+// putInMax bounds the values in the head of a request, in bytes.
+const putInMax = 256 << 10
 
 // stray refuses a request with a placeholder that has no business there.
 func (u *use) stray(placeholder string) error {
@@ -281,6 +307,11 @@ func (u *use) left(c *credential) {
 
 // value is the value of a credential, whose use in this request is then on record.
 func (u *use) value(c *credential) (string, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.over {
+		return "", errors.New("the request is over")
+	}
 	if value, ok := u.values[c]; ok {
 		return value, nil
 	}
@@ -305,25 +336,25 @@ func (u *use) value(c *credential) (string, error) {
 		return "", &unsent{http.StatusBadGateway, reason}
 	}
 	j.counters.credentials.Add(1)
-	j.secrets.learn(c.name, value) // before it is sent, so that it is known when it comes back
+	u.forget = append(u.forget, j.secrets.learn(c.name, value)) // before it is sent, so that it is known when it comes back
 	u.values[c] = value
 	return value, nil
 }
 
 // body has values put into the body as it is sent.
 func (u *use) body(r *http.Request) error {
-	var swaps patterns
+	swaps := new(patterns)
 	for _, c := range u.bound {
 		if c.Where.Body {
 			swaps.add(c.placeholder, "")
 		}
 	}
 	encoding := r.Header.Get("Content-Encoding")
-	if len(swaps.pairs) == 0 || r.Body == nil || r.Body == http.NoBody || encoding != "" && encoding != "identity" {
+	if swaps.most == 0 || r.Body == nil || r.Body == http.NoBody || encoding != "" && encoding != "identity" {
 		return nil
 	}
 	escape := escapeFor(r.Header.Get("Content-Type"))
-	body := newRewriter(r.Body, &swaps, func(p *pair) ([]byte, error) {
+	body := newRewriter(r.Body, fixed(swaps), func(p *pair) ([]byte, error) {
 		i := slices.IndexFunc(u.bound, func(c *credential) bool { return c.placeholder == string(p.old) })
 		value, err := u.value(u.bound[i])
 		if err == nil && escape != nil {
@@ -331,20 +362,19 @@ func (u *use) body(r *http.Request) error {
 		}
 		return []byte(value), err
 	})
-	if r.ContentLength < 0 || r.ContentLength > smallBody {
+	length := r.ContentLength
+	r.ContentLength = -1
+	r.Header.Del("Content-Length") // the transport writes it, if it is known
+	if length < 0 || length > gatherMax {
 		r.Body = &readCloser{body, r.Body, func() {}}
-		r.ContentLength = -1
-		r.Header.Del("Content-Length")
 		return nil
 	}
 	// Servers want to know the length of what is short enough to know it.
-	whole, err := io.ReadAll(body)
+	whole, err := u.guest.link.jail.gather(body, r.Body)
 	if err != nil {
 		return err
 	}
-	r.Body = &readCloser{strings.NewReader(string(whole)), r.Body, func() {}}
-	r.ContentLength = int64(len(whole))
-	r.Header.Del("Content-Length") // the transport writes it
+	r.Body, r.ContentLength = whole, whole.length
 	return nil
 }
 

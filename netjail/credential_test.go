@@ -627,3 +627,192 @@ func TestCredentialInUnrestrictedMode(t *testing.T) {
 		t.Error("TLS is opened for a host that nothing asks that for")
 	}
 }
+
+// TestManyBodiesDoNotFillTheWorker: a box that sends bodies for credentials to be put
+// into, and does not end them, has the worker hold few of them.
+func TestManyBodiesDoNotFillTheWorker(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	addr := w.address()
+	w.name("api.example", addr)
+	cert := w.certificate("api.example")
+	const count, size = 10, 1 << 20
+	arrived, lengths := make(chan bool, count), make(chan int64, count)
+	w.web(addr, 443, &cert, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		arrived <- true
+		n, _ := io.Copy(io.Discard, r.Body)
+		lengths <- n
+	}))
+	b := credentialBox(w, everywhere)
+	ph := b.env("TOKEN")
+	c := b.client()
+	var done sync.WaitGroup
+	finish := make(chan struct{})
+	for range count {
+		body, write := io.Pipe()
+		r, err := http.NewRequest("POST", "https://api.example/", body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.ContentLength = size
+		done.Go(func() {
+			resp, err := c.Do(r)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			resp.Body.Close()
+		})
+		done.Go(func() {
+			defer write.Close()
+			io.WriteString(write, ph+strings.Repeat("x", size-len(ph)-1))
+			<-finish
+			io.WriteString(write, "x")
+		})
+	}
+	// There is room for some, and the others are passed on as they come.
+	for range count - 8 {
+		select {
+		case <-arrived:
+		case <-time.After(patience):
+			t.Fatal("all of them are held")
+		}
+	}
+	close(finish)
+	done.Wait()
+	for range count {
+		if n := <-lengths; n != int64(size-len(ph)+len(secret)) {
+			t.Errorf("%d bytes arrived", n)
+		}
+	}
+}
+
+// TestAHeadFullOfPlaceholdersIsRefused: it would be hundreds of times as long with the
+// values.
+func TestAHeadFullOfPlaceholdersIsRefused(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	s := new(site)
+	w.host("api.example", s)
+	b := w.box(netjail.Options{Policy: limited(egress.Rule{Hosts: []string{"api.example"}}), Credentials: []netjail.Credential{
+		{Name: "TOKEN", Hosts: []string{"api.example"}, Where: everywhere, Value: value(strings.Repeat("v", netjail.ValueMax))},
+	}})
+	r, body := b.fetch(b.client(), "GET", "https://api.example/?q="+strings.Repeat(b.env("TOKEN"), 500), "")
+	if r.StatusCode != http.StatusRequestHeaderFieldsTooLarge || !strings.Contains(body, "256 KiB") || len(s.all()) > 0 {
+		t.Errorf("%d %s", r.StatusCode, body)
+	}
+}
+
+func TestRequestsOfABoxAreBounded(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	hold := make(chan struct{})
+	arrived := make(chan bool)
+	w.host("api.example", &site{reply: func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/held" {
+			arrived <- true
+			<-hold
+		}
+	}})
+	b := w.box(netjail.Options{Policy: limited(egress.Rule{Hosts: []string{"api.example"}, Protocol: egress.HTTPS}), Limits: netjail.Limits{Requests: 2}})
+	c := b.client()
+	var done sync.WaitGroup
+	for range 2 {
+		done.Go(func() { b.fetch(c, "GET", "https://api.example/held", "") })
+		<-arrived
+	}
+	if r, body := b.fetch(c, "GET", "https://api.example/", ""); r.StatusCode != http.StatusServiceUnavailable || !strings.Contains(body, "2 requests under way") {
+		t.Errorf("%d %s", r.StatusCode, body)
+	}
+	b.denied("2 requests under way")
+	close(hold)
+	done.Wait()
+	if r, _ := b.fetch(c, "GET", "https://api.example/", ""); r.StatusCode != 200 {
+		t.Errorf("afterwards: %d", r.StatusCode)
+	}
+}
+
+// TestASecretIsTakenOutAfterItsCredentialIsGone: what a request was sent with does not
+// come back in its response, whatever the credentials are by then.
+func TestASecretIsTakenOutAfterItsCredentialIsGone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	arrived, answer := make(chan bool), make(chan bool)
+	w.host("api.example", &site{reply: func(w http.ResponseWriter, r *http.Request) {
+		token := r.Header.Get("A")
+		if r.URL.Path == "/slow" {
+			arrived <- true
+			<-answer
+			w.Header().Set("X-Echo", token)
+		}
+		io.WriteString(w, "it was "+token)
+	}})
+	var mu sync.Mutex
+	current := "value-number-00"
+	token := netjail.Credential{Name: "TOKEN", Hosts: []string{"api.example"}, Where: netjail.Where{Header: true},
+		Value: func(context.Context) (string, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			return current, nil
+		}}
+	b := w.box(netjail.Options{Policy: limited(egress.Rule{Hosts: []string{"api.example"}, Protocol: egress.HTTPS}), Credentials: []netjail.Credential{token}})
+	ph := b.env("TOKEN")
+	c := b.client()
+	var slow sync.WaitGroup
+	slow.Go(func() {
+		r, body := b.fetch(c, "GET", "https://api.example/slow", "", "A", ph)
+		if body != "it was "+ph || r.Header.Get("X-Echo") != ph {
+			t.Errorf("the box got %q, %v", body, r.Header)
+		}
+	})
+	<-arrived
+	for i := range 10 { // it rotates
+		mu.Lock()
+		current = fmt.Sprintf("value-number-%02d", i+1)
+		mu.Unlock()
+		b.fetch(c, "GET", "https://api.example/", "", "A", ph)
+	}
+	if err := b.jail.SetCredentials(nil); err != nil {
+		t.Fatal(err)
+	}
+	answer <- true
+	slow.Wait()
+}
+
+// TestASecretSentAfterTheResponseBeganIsTakenOut: a host may answer while it is asked.
+func TestASecretSentAfterTheResponseBeganIsTakenOut(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	addr := w.address()
+	w.name("api.example", addr)
+	cert := w.certificate("api.example")
+	w.web(addr, 443, &cert, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		out := http.NewResponseController(w)
+		out.EnableFullDuplex()
+		io.WriteString(w, "go on\n")
+		out.Flush()
+		body, _ := io.ReadAll(r.Body)
+		w.Write(body)
+	}))
+	b := credentialBox(w, everywhere)
+	ph := b.env("TOKEN")
+	body, write := io.Pipe()
+	r, err := http.NewRequest("POST", "https://api.example/", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := b.client().Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewReader(resp.Body)
+	if line, err := lines.ReadString('\n'); err != nil || line != "go on\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	io.WriteString(write, "the secret is "+ph)
+	write.Close()
+	if rest, err := io.ReadAll(lines); err != nil || string(rest) != "the secret is "+ph {
+		t.Errorf("the box got %q, %v", rest, err)
+	}
+}

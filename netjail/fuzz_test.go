@@ -199,12 +199,12 @@ func FuzzRewriter(f *testing.F) {
 		p.add(old2, "")
 		want := p.redact(bytes.Clone(stream))
 		for _, n := range []int{1, max(1, size%100), len(stream) + 1} {
-			got, err := io.ReadAll(newRewriter(&pieces{stream, n}, p, replaced))
+			got, err := io.ReadAll(newRewriter(&pieces{stream, n}, fixed(p), replaced))
 			if err != nil || !bytes.Equal(got, want) {
 				t.Fatalf("%q in pieces of %d without %q and %q is %q, %v; want %q", stream, n, old1, old2, got, err, want)
 			}
 		}
-		same, err := io.ReadAll(newRewriter(&pieces{stream, 1}, p, filled))
+		same, err := io.ReadAll(newRewriter(&pieces{stream, 1}, fixed(p), filled))
 		if err != nil || len(same) != len(stream) {
 			t.Fatalf("%d bytes of %d, %v", len(same), len(stream), err)
 		}
@@ -255,7 +255,7 @@ func TestHeldBackIsNoMoreThanNeeded(t *testing.T) {
 	p := new(patterns)
 	p.add("secret", "X")
 	r, w := io.Pipe()
-	rewritten := newRewriter(r, p, replaced)
+	rewritten := newRewriter(r, fixed(p), replaced)
 	buf := make([]byte, 100)
 	for _, c := range []struct{ in, out string }{{"data: 1\n\n", "data: 1\n\n"}, {"data: se", "data: "}, {"cret\n", "X\n"}, {"tell se", "tell "}, {"ven\n", "seven\n"}} {
 		go io.WriteString(w, c.in)

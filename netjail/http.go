@@ -37,6 +37,10 @@ type guest struct {
 	transport *http.Transport
 	proxy     *httputil.ReverseProxy
 
+	// watched is set once credentials were bound to the host of a request: from then on
+	// every response is looked through, whatever is bound by then.
+	watched atomic.Bool
+
 	sent, received atomic.Int64
 	once           sync.Once
 	closed         chan struct{}
@@ -68,6 +72,8 @@ func (g *guest) Close() error {
 const (
 	responseHeadMax = 1 << 20          // bytes of a response's head
 	streamsMax      = 100              // requests at a time on one connection
+	fromBoxMax      = 256 << 10        // bytes of bodies that a connection of the box may be ahead of the host, with HTTP/2
+	fromHostMax     = 1 << 20          // the same, of the host ahead of the box
 	handshakeMax    = 10 * time.Second // for TLS with a host
 	continueMax     = 2 * time.Second  // for a host to say that it wants a body that the box asks about
 )
@@ -99,6 +105,7 @@ func (l *link) judged(g *guest, open bool) {
 		MaxIdleConnsPerHost:    streamsMax,
 		ExpectContinueTimeout:  continueMax,
 		MaxResponseHeaderBytes: responseHeadMax,
+		HTTP2:                  &http.HTTP2Config{MaxReceiveBufferPerConnection: fromHostMax, MaxReceiveBufferPerStream: fromHostMax},
 	}
 	defer g.transport.CloseIdleConnections()
 	g.proxy = &httputil.ReverseProxy{
@@ -197,7 +204,7 @@ func (j *Jail) newServer() *http.Server {
 		ReadHeaderTimeout: j.limits.Greeting,
 		IdleTimeout:       j.limits.Idle,
 		MaxHeaderBytes:    headMax,
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: streamsMax},
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: streamsMax, MaxReceiveBufferPerConnection: fromBoxMax, MaxReceiveBufferPerStream: fromBoxMax},
 		ErrorLog:          slog.NewLogLogger(j.log.Handler(), slog.LevelDebug),
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
 			switch conn := conn.(type) {
@@ -232,6 +239,15 @@ func (g *guest) scheme() string {
 func (g *guest) serve(w http.ResponseWriter, r *http.Request) {
 	j, l := g.link.jail, g.link
 	j.counters.requests.Add(1)
+	select {
+	case j.requests <- struct{}{}:
+		defer func() { <-j.requests }()
+	default:
+		reason := fmt.Sprintf("the box has %d requests under way, which is as many as it may; try again when some are done", cap(j.requests))
+		j.limit("requests", reason)
+		g.answer(w, http.StatusServiceUnavailable, reason)
+		return
+	}
 	d := j.decision(ActionRequest)
 	d.Host, d.Port, d.Protocol = l.host.String(), l.port, g.scheme()
 	d.Method, d.Path = r.Method, r.URL.EscapedPath()
@@ -268,9 +284,17 @@ func (g *guest) serve(w http.ResponseWriter, r *http.Request) {
 	if !strings.EqualFold(out.Header.Get("Upgrade"), "websocket") || r.ProtoMajor != 1 {
 		out.Header.Del("Upgrade") // a host may answer any request without changing protocols
 	}
-	if err := g.putIn(out, s); err != nil {
-		g.answer(w, err.status, err.reason)
+	forget, failed := g.putIn(out, s)
+	defer func() {
+		cancel() // what still asks for a value
+		forget()
+	}()
+	if failed != nil {
+		g.answer(w, failed.status, failed.reason)
 		return
+	}
+	if out.Body != nil {
+		defer out.Body.Close() // what was gathered of it
 	}
 	g.proxy.ServeHTTP(finalOnly{w}, out)
 }
@@ -365,10 +389,6 @@ func (g *guest) failed(w http.ResponseWriter, r *http.Request, err error) {
 	}
 }
 
-// smallBody is how long a body may be, in bytes, to be held in memory so that its new
-// length can be told before it.
-const smallBody = 1 << 20
-
 // response takes out of a response what the box must not see.
 func (g *guest) response(r *http.Response) error {
 	j := g.link.jail
@@ -381,11 +401,11 @@ func (g *guest) response(r *http.Response) error {
 		}
 		g.upgrade()
 	}
-	if len(j.state.Load().bound(g.link.host)) == 0 {
+	if !g.watched.Load() && len(j.state.Load().bound(g.link.host)) == 0 {
 		return nil
 	}
-	secrets := j.secrets.patterns()
-	redactHeader(r.Header, secrets)
+	secrets := j.secrets.patterns // as they are when something arrives
+	redactHeader(r.Header, secrets())
 	hasBody := r.Request.Method != http.MethodHead && r.Body != http.NoBody && r.StatusCode != http.StatusNotModified
 	switch {
 	case upgraded:
@@ -405,17 +425,20 @@ func (g *guest) response(r *http.Response) error {
 		return err
 	}
 	body := r.Body
-	redactTrailer := func() { redactHeader(r.Trailer, secrets) }
+	redactTrailer := func() { redactHeader(r.Trailer, secrets()) }
 	partial := r.StatusCode == http.StatusPartialContent || r.Header.Get("Content-Range") != ""
 	switch {
-	case r.ContentLength >= 0 && r.ContentLength <= smallBody && !partial:
-		whole, err := io.ReadAll(newRewriter(body, secrets, replaced))
+	case r.ContentLength >= 0 && r.ContentLength <= gatherMax && !partial:
+		whole, err := j.gather(newRewriter(body, secrets, replaced), body)
 		if err != nil {
 			return err
 		}
-		r.ContentLength = int64(len(whole))
-		r.Header.Set("Content-Length", strconv.Itoa(len(whole)))
-		r.Body = &readCloser{strings.NewReader(string(whole)), body, redactTrailer}
+		whole.atEnd = redactTrailer
+		r.Body, r.ContentLength = whole, whole.length
+		r.Header.Del("Content-Length")
+		if whole.length >= 0 {
+			r.Header.Set("Content-Length", strconv.FormatInt(whole.length, 10))
+		}
 	case r.ContentLength >= 0 || partial:
 		// Its length is told, so it stays what it is.
 		r.Body = &readCloser{newRewriter(body, secrets, filled), body, redactTrailer}

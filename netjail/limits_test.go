@@ -25,7 +25,9 @@ func TestDocumentedLimits(t *testing.T) {
 		fmt.Sprintf("| a connection on which nothing is sent | %.0f min |", l.Idle.Minutes()),
 		fmt.Sprintf("| any connection | %.0f h |", l.Total.Hours()),
 		fmt.Sprintf("| head of a request · of a response | %d KiB · %d MiB |", headMax>>10, responseHeadMax>>20),
-		fmt.Sprintf("| requests at a time on a connection | %d |", streamsMax),
+		fmt.Sprintf("| requests at a time on a connection · of a box, where they are judged | %d · %d |", streamsMax, l.Requests),
+		fmt.Sprintf("| a body that is held to tell its new length · of a box at a time · of a worker | %d MiB · %d MiB · %d MiB; beyond it bodies go out as they come, their length untold |", gatherMax>>20, boxGathers>>20, workerGathers>>20),
+		fmt.Sprintf("| values of credentials in the head of a request | %d KiB |", putInMax>>10),
 		fmt.Sprintf("| rules of a policy · hosts of a rule · credentials of a box | %d · %d · %d |", egress.RulesMax, egress.PatternsMax, CredentialsMax),
 	} {
 		if !strings.Contains(string(doc), row+"\n") {

@@ -81,6 +81,9 @@ type Options struct {
 
 	Limits Limits
 
+	// Memory is what this jail shares with others of the process. Nil is one of its own.
+	Memory *Memory
+
 	// Log gets what is of interest beside the decisions. Nil discards it.
 	Log *slog.Logger
 
@@ -92,6 +95,7 @@ type Options struct {
 // Limits bound what one box can use of its jail. Zero fields have the defaults.
 type Limits struct {
 	Connections int           // open at a time; default 512. More are reset
+	Requests    int           // under way, where they are judged one by one; default 256. More are answered 503
 	Names       int           // names asked for in the box's life; default 4096. More are refused
 	Queries     int           // questions to the name server a second, four times that in a burst; default 100. More are dropped
 	Greeting    time.Duration // for a box to say what it wants on a connection that is looked into; default 10 s
@@ -101,6 +105,7 @@ type Limits struct {
 
 func (l Limits) defaults() Limits {
 	set(&l.Connections, 512)
+	set(&l.Requests, 256)
 	set(&l.Names, 4096)
 	set(&l.Queries, 100)
 	set(&l.Greeting, 10*time.Second)
@@ -128,6 +133,9 @@ type Jail struct {
 	roots     *x509.CertPool
 	authority *authority // nil if none was asked for
 	slots     chan struct{}
+	requests  chan struct{} // one in it for each that is under way
+	memory    *Memory       // for what this jail gathers
+	shared    *Memory       // for what all that share it do
 	queries   *rate.Limiter
 	server    *http.Server // of the connections whose requests are judged
 	guests    *queue       // those connections, for the server
@@ -198,6 +206,9 @@ func New(o Options) (*Jail, error) {
 		original: o.Original,
 		roots:    o.Roots,
 		slots:    make(chan struct{}, limits.Connections),
+		requests: make(chan struct{}, limits.Requests),
+		memory:   &Memory{left: boxGathers},
+		shared:   o.Memory,
 		queries:  rate.NewLimiter(rate.Limit(limits.Queries), 4*limits.Queries),
 		names:    names,
 		secrets:  newSecrets(was.Placeholders),
@@ -207,6 +218,9 @@ func New(o Options) (*Jail, error) {
 		grants:   make(map[*grant]struct{}),
 		answered: make(map[string]bool),
 		warned:   make(map[string]time.Time),
+	}
+	if j.shared == nil {
+		j.shared = NewMemory()
 	}
 	if j.dialer == nil {
 		j.dialer = new(egress.Dialer)

@@ -23,15 +23,22 @@ type secrets struct {
 	current atomic.Pointer[patterns]
 
 	mu           sync.Mutex
-	placeholders map[string]string   // by name
-	values       map[string][]string // by name, the latest last
+	placeholders map[string]string    // by name
+	values       map[string][]learned // by name, the latest last
 }
 
-// valuesMax is how many values of a credential that rotates are remembered.
+// learned is a value that was used.
+type learned struct {
+	value string
+	uses  int // requests under way that it was put into
+}
+
+// valuesMax is how many values of a credential that rotates are remembered, besides those
+// that requests under way were sent with.
 const valuesMax = 4
 
 func newSecrets(placeholders map[string]string) *secrets {
-	s := &secrets{placeholders: maps.Clone(placeholders), values: make(map[string][]string)}
+	s := &secrets{placeholders: maps.Clone(placeholders), values: make(map[string][]learned)}
 	if s.placeholders == nil {
 		s.placeholders = make(map[string]string)
 	}
@@ -55,21 +62,57 @@ func (s *secrets) all() map[string]string {
 	return maps.Clone(s.placeholders)
 }
 
-// learn has a value recognised from here on.
-func (s *secrets) learn(name, value string) {
+// learn has a value recognised from here on, whatever becomes of its credential: at least
+// until forget is called, when the request that it is put into is over.
+func (s *secrets) learn(name, value string) (forget func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if slices.Contains(s.values[name], value) {
-		return
+	was := s.values[name]
+	now := learned{value: value}
+	i := slices.IndexFunc(was, func(l learned) bool { return l.value == value })
+	if i >= 0 {
+		now = was[i]
+		was = slices.Delete(was, i, i+1)
 	}
-	s.values[name] = append(s.values[name], value)
-	if n := len(s.values[name]); n > valuesMax {
-		s.values[name] = s.values[name][n-valuesMax:]
+	now.uses++
+	s.values[name] = append(was, now)
+	if i < 0 {
+		s.trim(name)
+		s.rebuild()
 	}
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for i := range s.values[name] {
+			if l := &s.values[name][i]; l.value == value {
+				l.uses--
+			}
+		}
+		if s.trim(name) {
+			s.rebuild()
+		}
+	}
+}
+
+// trim drops the oldest values of a credential that are too many and in no use, and
+// reports whether there were any. The caller holds mu.
+func (s *secrets) trim(name string) (dropped bool) {
+	extra := len(s.values[name]) - valuesMax
+	s.values[name] = slices.DeleteFunc(s.values[name], func(l learned) bool {
+		drop := extra > 0 && l.uses == 0
+		extra--
+		dropped = dropped || drop
+		return drop
+	})
+	return dropped
+}
+
+// rebuild makes the patterns anew. The caller holds mu.
+func (s *secrets) rebuild() {
 	p := new(patterns)
 	for name, values := range s.values {
-		for _, value := range values {
-			for _, form := range forms(value) {
+		for _, l := range values {
+			for _, form := range forms(l.value) {
 				p.add(form, s.placeholders[name])
 			}
 		}
@@ -109,49 +152,64 @@ func forms(value string) []string {
 	return slices.Compact(all)
 }
 
+// fixed are patterns that do not change.
+func fixed(p *patterns) func() *patterns { return func() *patterns { return p } }
+
 // patterns are texts that are replaced by others. They are immutable once in use.
 type patterns struct {
-	pairs  []pair
-	starts [256]bool // the bytes that some old text starts with
-	most   int       // the length of the longest
+	by   [256][]pair // by the byte that the old text starts with, the longest first
+	most int         // the length of the longest
 }
 
 type pair struct{ old, new []byte }
 
 func (p *patterns) add(old, new string) {
-	if old == "" || slices.ContainsFunc(p.pairs, func(q pair) bool { return string(q.old) == old }) {
+	if old == "" {
 		return
 	}
-	p.pairs = append(p.pairs, pair{[]byte(old), []byte(new)})
-	p.starts[old[0]] = true
+	same := p.by[old[0]]
+	at := len(same)
+	for i, q := range same {
+		if string(q.old) == old {
+			return
+		}
+		if len(q.old) < len(old) {
+			at = min(at, i)
+		}
+	}
+	p.by[old[0]] = slices.Insert(same, at, pair{[]byte(old), []byte(new)})
 	p.most = max(p.most, len(old))
 }
 
-// find returns the first match in b, the longest if several begin there.
+// find returns the first match in b, the longest if several begin there. It goes through
+// b once, whatever the patterns are.
 func (p *patterns) find(b []byte) (at int, match *pair) {
-	at = -1
-	for i := range p.pairs {
-		q := &p.pairs[i]
-		within := b
-		if at >= 0 {
-			within = b[:min(at+len(q.old), len(b))]
-		}
-		if k := bytes.Index(within, q.old); k >= 0 && (at < 0 || k < at || k == at && len(q.old) > len(match.old)) {
-			at, match = k, q
+	if p.most == 0 {
+		return -1, nil
+	}
+	for i, c := range b {
+		same := p.by[c]
+		for k := range same {
+			if bytes.HasPrefix(b[i:], same[k].old) {
+				return i, &same[k]
+			}
 		}
 	}
-	return at, match
+	return -1, nil
 }
 
-// begun returns where in b the last match could begin that b does not hold all of.
+// begun returns where in b the first match could begin that b does not hold all of.
 func (p *patterns) begun(b []byte) int {
-	for i := max(0, len(b)-p.most+1); i < len(b); i++ {
-		if p.starts[b[i]] && slices.ContainsFunc(p.pairs, func(q pair) bool { return len(q.old) > len(b)-i && bytes.HasPrefix(q.old, b[i:]) }) {
+	for i := p.safe(len(b)); i < len(b); i++ {
+		if slices.ContainsFunc(p.by[b[i]], func(q pair) bool { return len(q.old) > len(b)-i && bytes.HasPrefix(q.old, b[i:]) }) {
 			return i
 		}
 	}
 	return len(b)
 }
+
+// safe is up to where whatever begins in n bytes is within them.
+func (p *patterns) safe(n int) int { return max(0, n-p.most+1) }
 
 func (p *patterns) redact(text []byte) []byte {
 	at, match := p.find(text)
@@ -172,72 +230,89 @@ func replaced(p *pair) ([]byte, error) { return p.new, nil }
 func filled(p *pair) ([]byte, error)   { return bytes.Repeat([]byte{'*'}, len(p.old)), nil }
 
 // A rewriter replaces texts in a stream. It holds back no more than what could be the
-// beginning of a match, so that a stream of events arrives as it is sent.
+// beginning of a match, so that a stream of events arrives as it is sent, and holds no
+// more than a chunk of the stream and one replacement.
 type rewriter struct {
 	from     io.Reader
-	patterns *patterns
+	patterns func() *patterns // as they are by now
 	replace  func(*pair) ([]byte, error)
 
-	buf  []byte // what was read; the beginning is held back from the last time
-	held int    // how much of buf is
+	buf  []byte
+	rest []byte // the part of buf that was read and is not out yet
+	end  error  // what comes after it
 	out  []byte // what is ready
-	err  error  // what comes after it
 }
 
 const rewriteChunk = 32 << 10
 
-func newRewriter(from io.Reader, p *patterns, replace func(*pair) ([]byte, error)) io.Reader {
-	if len(p.pairs) == 0 {
-		return from
-	}
-	return &rewriter{from: from, patterns: p, replace: replace, buf: make([]byte, p.most+rewriteChunk)}
+func newRewriter(from io.Reader, p func() *patterns, replace func(*pair) ([]byte, error)) io.Reader {
+	return &rewriter{from: from, patterns: p, replace: replace}
 }
 
-func (r *rewriter) Read(b []byte) (int, error) {
-	if len(b) == 0 {
-		return 0, nil
-	}
-	for len(r.out) == 0 {
-		if r.err != nil {
-			return 0, r.err
+func (r *rewriter) Read(b []byte) (n int, err error) {
+	for n < len(b) {
+		if len(r.out) == 0 {
+			more, err := r.next()
+			if err != nil && n == 0 {
+				return 0, err
+			}
+			if err == nil && !more && n == 0 {
+				r.fill()
+				continue
+			}
+			if err != nil || !more {
+				return n, nil
+			}
 		}
-		n, err := r.from.Read(r.buf[r.held:])
-		r.err = err
-		if err := r.rewrite(r.buf[:r.held+n]); err != nil {
-			r.err = err
-		}
+		k := copy(b[n:], r.out)
+		r.out = r.out[k:]
+		n += k
 	}
-	n := copy(b, r.out)
-	r.out = r.out[n:]
 	return n, nil
 }
 
-// rewrite makes out of what was read, and keeps the rest.
-func (r *rewriter) rewrite(b []byte) error {
-	r.out = nil
-	for {
-		at, match := r.patterns.find(b)
-		if match == nil {
-			break
-		}
-		// A longer one may begin at the same place and not have arrived in full.
-		if r.err == nil && r.patterns.begun(b) <= at {
-			break
-		}
-		text, err := r.replace(match)
-		if err != nil {
-			return err
-		}
-		r.out = append(append(r.out, b[:at]...), text...)
-		b = b[at+len(match.old):]
+// next makes out of the rest what can be, and reports whether there was anything.
+func (r *rewriter) next() (more bool, err error) {
+	p := r.patterns()
+	at, match := p.find(r.rest)
+	sure := len(r.rest)
+	// A match that is not all there may begin before the one that was found, or be longer.
+	if r.end == nil && (match == nil || at >= p.safe(len(r.rest))) {
+		sure = p.begun(r.rest)
 	}
-	keep := len(b)
-	if r.err == nil {
-		keep = r.patterns.begun(b)
+	switch {
+	case match != nil && at == 0 && sure > 0:
+		if r.out, err = r.replace(match); err != nil {
+			r.rest, r.end = nil, err
+			return false, err
+		}
+		r.rest = r.rest[len(match.old):]
+		return true, nil
+	case match != nil:
+		sure = min(sure, at)
 	}
-	r.out = append(r.out, b[:keep]...)
-	r.held = copy(r.buf, b[keep:])
-	return nil
+	if sure > 0 {
+		r.out, r.rest = r.rest[:sure], r.rest[sure:]
+		return true, nil
+	}
+	if len(r.rest) == 0 {
+		return false, r.end
+	}
+	return false, nil
+}
+
+// fill reads more, once nothing is out that is part of buf.
+func (r *rewriter) fill() {
+	held := len(r.rest)
+	if len(r.buf)-held < rewriteChunk {
+		room := held + rewriteChunk + r.patterns().most
+		r.buf = append(make([]byte, 0, room), r.rest...)[:room]
+	} else {
+		copy(r.buf, r.rest)
+	}
+	var n int
+	n, r.end = r.from.Read(r.buf[held:])
+	r.rest = r.buf[:held+n]
 }
 
 // decode has the body of a response in the clear. We asked for that, and not every host
