@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -26,10 +27,23 @@ func Lock(path string) (*os.File, error) {
 	return file, nil
 }
 
-// Tag names the driver that uses dir in what it makes on the host: processes, control
-// groups, containers. It has 16 hexadecimal digits, of which the first 8 do where names
-// are to be short.
-func Tag(dir string) string {
-	sum := sha256.Sum256([]byte(dir))
+// Tag names the driver that holds a lock in what it makes on the host: processes and
+// control groups. It goes by the file itself, as in another mount namespace another
+// file, and so another worker's, may have the same path. It has 8 hexadecimal digits.
+func Tag(lock *os.File) (string, error) {
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(lock.Fd()), &stat); err != nil {
+		return "", err
+	}
+	return digest(fmt.Appendf(nil, "%d %d", stat.Dev, stat.Ino))[:8], nil
+}
+
+// PathTag names the driver that uses dir in what outlives the host's next start, such as
+// the containers of a daemon, which knows the host by the same paths. It has 16
+// hexadecimal digits.
+func PathTag(dir string) string { return digest([]byte(dir)) }
+
+func digest(data []byte) string {
+	sum := sha256.Sum256(data)
 	return hex.EncodeToString(sum[:8])
 }

@@ -144,7 +144,7 @@ func (d *Driver) prepare(ctx context.Context) (*daemon, error) {
 		held.Close()
 		return nil, err
 	}
-	found.dir, found.lock, found.tag = dir, held, sandbox.Tag(dir)
+	found.dir, found.lock, found.tag = dir, held, sandbox.PathTag(dir)
 	d.daemon = found
 	return found, nil
 }

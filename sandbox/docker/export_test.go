@@ -3,4 +3,4 @@ package docker
 import "github.com/bailey-platform/bailey/sandbox"
 
 // Tag names the driver whose Options.Root this is.
-func Tag(root string) string { return sandbox.Tag(root) }
+func Tag(root string) string { return sandbox.PathTag(root) }

@@ -1,6 +1,22 @@
 package gvisor
 
-import "github.com/bailey-platform/bailey/sandbox"
+import (
+	"os"
+	"path/filepath"
 
-// Tag is how the tests find what a driver's boxes leave on the host.
-func Tag(dir string) string { return sandbox.Tag(dir)[:8] }
+	"github.com/bailey-platform/bailey/sandbox"
+)
+
+// Tag is how the tests find what the boxes of the driver at dir leave on the host.
+func Tag(dir string) string {
+	lock, err := os.Open(filepath.Join(dir, lockName))
+	if err != nil {
+		return "of a driver that was never used"
+	}
+	defer lock.Close()
+	tag, err := sandbox.Tag(lock)
+	if err != nil {
+		panic(err)
+	}
+	return tag
+}

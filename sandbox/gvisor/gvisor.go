@@ -27,8 +27,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/bailey-platform/bailey/sandbox"
 	"github.com/bailey-platform/bailey/sandbox/cgroup"
 	"github.com/bailey-platform/bailey/sandbox/rootfs"
@@ -160,11 +158,15 @@ func (d *Driver) prepare(ctx context.Context) (*host, error) {
 	if dir, err = filepath.EvalSymlinks(dir); err != nil {
 		return nil, err
 	}
-	held, err := sandbox.Lock(filepath.Join(dir, "lock"))
+	held, err := sandbox.Lock(filepath.Join(dir, lockName))
 	if err != nil {
 		return nil, fmt.Errorf("sandbox directory %s: %w", dir, err)
 	}
-	h := &host{dir: dir, lock: held, tag: sandbox.Tag(dir)[:8], images: filepath.Join(dir, "images")}
+	h := &host{dir: dir, lock: held, images: filepath.Join(dir, "images")}
+	if h.tag, err = sandbox.Tag(held); err != nil {
+		held.Close()
+		return nil, err
+	}
 	if h.programs, err = rootfs.Open(ctx, "", h.images); err != nil {
 		held.Close()
 		return nil, err
@@ -183,6 +185,9 @@ func (h *host) open(ctx context.Context, image string) (*rootfs.Root, error) {
 	}
 	return rootfs.Open(ctx, image, h.images)
 }
+
+// lockName is the file that a driver holds a lock on.
+const lockName = "lock"
 
 // mapped reports whether a user exists by what /proc/self/uid_map says
 // (user_namespaces(7)).
@@ -269,12 +274,12 @@ func killLeftovers(ctx context.Context, tag string, live func(id string) bool) e
 	for {
 		found := 0
 		for _, pid := range pids() {
-			id, ok := strings.CutSuffix(containerOf(pid), "-"+tag)
-			if !ok || live(id) {
-				continue
+			if sandbox.Kill(pid, func() bool {
+				id, ok := strings.CutSuffix(containerOf(pid), "-"+tag)
+				return ok && !live(id)
+			}) {
+				found++
 			}
-			found++
-			_ = unix.Kill(pid, unix.SIGKILL) // it may be gone by now
 		}
 		if found == 0 {
 			return nil

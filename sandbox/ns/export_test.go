@@ -1,7 +1,25 @@
 package ns
 
-// Tag is the name of the driver at dir on the host.
-func Tag(dir string) string { return tagOf(dir) }
+import (
+	"os"
+	"path/filepath"
+
+	"github.com/bailey-platform/bailey/sandbox"
+)
+
+// Tag is how the tests find what the boxes of the driver at dir leave on the host.
+func Tag(dir string) string {
+	lock, err := os.Open(filepath.Join(dir, lockName))
+	if err != nil {
+		return "of a driver that was never used"
+	}
+	defer lock.Close()
+	tag, err := sandbox.Tag(lock)
+	if err != nil {
+		panic(err)
+	}
+	return tag
+}
 
 // Processes are all those of the driver's live boxes, by their ids on the host.
 func Processes(d *Driver) []int {

@@ -29,17 +29,28 @@ func pids() []int {
 	return list
 }
 
-// tagOfProcess returns the tag on the command line of a box's first process, or "".
-func tagOfProcess(pid int) string {
+// isFirstOf reports whether a process is the first of a box of the driver with this tag:
+// it says so on its command line, as anything might, and is the first of a namespace.
+func isFirstOf(pid int, tag string) bool {
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil {
-		return ""
+		return false
 	}
 	args := bytes.Split(bytes.TrimSuffix(line, []byte{0}), []byte{0})
-	if len(args) < 3 || string(args[0]) != netns.LauncherName || string(args[1]) != boxinit.Role {
-		return ""
+	if len(args) < 3 || string(args[0]) != netns.LauncherName || string(args[1]) != boxinit.Role || string(args[2]) != tag {
+		return false
 	}
-	return string(args[2])
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return false
+	}
+	for line := range bytes.Lines(status) {
+		if numbers, ok := bytes.CutPrefix(line, []byte("NSpid:")); ok {
+			list := bytes.Fields(numbers) // in each namespace, from ours inwards
+			return len(list) > 1 && string(list[len(list)-1]) == "1"
+		}
+	}
+	return false
 }
 
 // pause waits a moment for something that gives no signal.

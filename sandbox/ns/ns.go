@@ -29,8 +29,6 @@ import (
 	"path/filepath"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/bailey-platform/bailey/sandbox"
 	"github.com/bailey-platform/bailey/sandbox/cgroup"
 	"github.com/bailey-platform/bailey/sandbox/lockdown"
@@ -132,7 +130,7 @@ func (d *Driver) prepare(ctx context.Context) (*host, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	h := &host{dir: dir, tag: tagOf(dir), pids: make(map[int]bool)}
+	h := &host{dir: dir, pids: make(map[int]bool)}
 	if err := d.setUp(ctx, h); err != nil {
 		h.close()
 		return nil, err
@@ -141,12 +139,16 @@ func (d *Driver) prepare(ctx context.Context) (*host, error) {
 	return h, nil
 }
 
-// tagOf names the driver that uses dir: it may be another backend's directory too.
-func tagOf(dir string) string { return sandbox.Tag(filepath.Join(dir, Name))[:8] }
+// lockName is the file that a driver holds a lock on. Its directory may be another
+// backend's too.
+const lockName = Name + ".lock"
 
 func (d *Driver) setUp(ctx context.Context, h *host) (err error) {
-	if h.lock, err = sandbox.Lock(filepath.Join(h.dir, Name+".lock")); err != nil {
+	if h.lock, err = sandbox.Lock(filepath.Join(h.dir, lockName)); err != nil {
 		return fmt.Errorf("sandbox directory %s: %w", h.dir, err)
+	}
+	if h.tag, err = sandbox.Tag(h.lock); err != nil {
+		return err
 	}
 	if h.launcher, err = os.Open(d.launcher()); err != nil {
 		return fmt.Errorf("open what starts boxes: %w", err)
@@ -223,6 +225,13 @@ func (h *host) hold(pid int, lives bool) {
 	}
 }
 
+// holds reports whether this is the first process of a box that lives.
+func (h *host) holds(pid int) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.pids[pid]
+}
+
 // Sweep removes what an earlier worker with the same Root left behind when it was
 // killed: processes that are still dying, control groups, files. The boxes of this
 // driver are not touched. A worker calls it once, before its first box.
@@ -255,15 +264,9 @@ func (h *host) killLeftovers(ctx context.Context) error {
 	for {
 		found := 0
 		for _, pid := range pids() {
-			if tagOfProcess(pid) != h.tag {
-				continue
-			}
-			h.mu.Lock()
-			if !h.pids[pid] {
+			if sandbox.Kill(pid, func() bool { return isFirstOf(pid, h.tag) && !h.holds(pid) }) {
 				found++
-				_ = unix.Kill(pid, unix.SIGKILL) // it may be gone by now
 			}
-			h.mu.Unlock()
 		}
 		if found == 0 {
 			return nil

@@ -15,8 +15,12 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/sandbox/netns"
 	"github.com/bailey-platform/bailey/sandbox/ns"
+	"github.com/bailey-platform/bailey/sandbox/ns/boxinit"
 	"github.com/bailey-platform/bailey/sandbox/sandboxtest"
 )
 
@@ -204,6 +208,59 @@ func TestKilledWorkerLeavesNothing(t *testing.T) {
 	}
 	if err := box.Stop(ctx); err != nil {
 		t.Error(err)
+	}
+}
+
+// What only says that it is a box's first process, as any program can, is not killed,
+// nor is a box of a worker whose directory has the same name elsewhere.
+func TestSweepSparesWhoOnlyLooksLikeABox(t *testing.T) {
+	needLauncher(t)
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, boxinit.Role), []byte("echo up; read x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d := open(filepath.Join(dir, "state"))
+	if err := d.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ours := ns.Tag(filepath.Join(dir, "state"))
+	for _, c := range []struct {
+		name, tag  string
+		namespaces uintptr
+		killed     bool
+	}{
+		{"like a box", ours, 0, false},
+		{"the first process of another's", "01234567", unix.CLONE_NEWUSER | unix.CLONE_NEWPID, false},
+		{"the first process of ours", ours, unix.CLONE_NEWUSER | unix.CLONE_NEWPID, true},
+	} {
+		cmd := &exec.Cmd{Path: "/bin/sh", Args: []string{netns.LauncherName, boxinit.Role, c.tag}, Dir: dir, Stderr: os.Stderr,
+			SysProcAttr: &syscall.SysProcAttr{Cloneflags: c.namespaces}}
+		stdin, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		stdout, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(stdout, make([]byte, 3)); err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		// Those that are killed are waited for, and only we can.
+		done := make(chan error, 1)
+		go func() { done <- cmd.Wait() }()
+		if err := d.Sweep(t.Context()); err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		stdin.Close()
+		<-done
+		if killed := cmd.ProcessState.Sys().(syscall.WaitStatus).Signaled(); killed != c.killed {
+			t.Errorf("%s: killed is %t", c.name, killed)
+		}
 	}
 }
 

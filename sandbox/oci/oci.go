@@ -98,6 +98,9 @@ func (d *Driver) Name() string { return Name }
 // launcher returns the executable that has the cradle's role.
 func (d *Driver) launcher() string { return cmp.Or(d.options.Launcher, netns.Self) }
 
+// lockName is the file that a driver holds a lock on.
+const lockName = "lock"
+
 // identifyMax bounds how long a runtime may take to say what it is.
 const identifyMax = 10 * time.Second
 
@@ -121,11 +124,15 @@ func (d *Driver) prepare(ctx context.Context) (*host, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	held, err := sandbox.Lock(filepath.Join(dir, "lock"))
+	held, err := sandbox.Lock(filepath.Join(dir, lockName))
 	if err != nil {
 		return nil, fmt.Errorf("sandbox directory %s: %w", dir, err)
 	}
-	h := &host{dir: dir, lock: held, tag: sandbox.Tag(dir)[:8], engine: e}
+	h := &host{dir: dir, lock: held, engine: e}
+	if h.tag, err = sandbox.Tag(held); err != nil {
+		held.Close()
+		return nil, err
+	}
 	if h.programs, err = rootfs.Open(ctx, "", h.images()); err != nil {
 		held.Close()
 		return nil, err
