@@ -122,15 +122,17 @@ func (l *link) judged(g *guest, open bool) {
 		ErrorHandler:   g.failed,
 	}
 
+	why := ""
 	conn, err := g.open()
 	if err != nil {
 		g.distrusted(err)
+		why = "TLS with the box failed: " + plain(err).Error()
 		_ = g.Close()
 	} else if !j.guests.hand(conn) {
 		_ = g.Close()
 	}
 	<-g.closed
-	l.end(g.sent.Load(), g.received.Load())
+	l.end(g.sent.Load(), g.received.Load(), why)
 }
 
 // open is the connection as the server gets it: with TLS opened, if it is to be.
@@ -261,7 +263,7 @@ func (g *guest) serve(w http.ResponseWriter, r *http.Request) {
 	ask := egress.Request{Host: l.host, Port: l.port, TLS: g.tls, Method: r.Method, Path: r.URL.EscapedPath()}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	admission := &grant{holds: func(s *state) bool { return s.rules.Request(ask).Allow }, cut: cancel}
+	admission := &grant{holds: func(s *state) bool { return s.rules.Request(ask).Allow }, cut: func(string) { cancel() }}
 	defer j.release(admission)
 	admitted := j.admit(admission)
 	s := j.state.Load()

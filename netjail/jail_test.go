@@ -112,6 +112,7 @@ func TestAResetByTheHostIsAResetInTheBox(t *testing.T) {
 	conn, err = b.reach("rude.example", 9001)
 	refused(t, "a port where nobody listens", conn, err)
 	b.denied("rude.example:9001 is allowed by the network policy, but could not be reached: connect: connection refused")
+	b.endings("broken off: ", "not reached: connect: connection refused")
 }
 
 func TestNameServer(t *testing.T) {
@@ -306,6 +307,7 @@ func TestIdleAndOldConnectionsAreCut(t *testing.T) {
 			if d := b.recorded(netjail.ActionLimit); len(d) != 1 || d[0].Rule != name {
 				t.Errorf("limits: %+v", d)
 			}
+			b.endings(map[string]string{"idle": "cut for saying nothing", "total": "cut for its age"}[name])
 		})
 	}
 }
@@ -338,6 +340,7 @@ func TestAPolicyChangeCutsWhatItForbids(t *testing.T) {
 	if _, err := io.ReadAll(conns[1]); !isReset(err) {
 		t.Errorf("the connection that lost its permission: %v", err)
 	}
+	b.endings("cut by a change of policy")
 	conns[0].Write([]byte("still there"))
 	if _, err := io.ReadFull(conns[0], make([]byte, 11)); err != nil {
 		t.Errorf("the connection that kept it: %v", err)

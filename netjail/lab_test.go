@@ -22,6 +22,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -617,6 +618,22 @@ func (b *box) denied(sentence string) {
 		all = append(all, d.Text)
 	}
 	b.t.Errorf("nothing was refused with %q; there is %q", sentence, all)
+}
+
+// endings waits for the records of connections' ends, and fails the test unless they say
+// that they ended so, in any order.
+func (b *box) endings(whys ...string) {
+	b.t.Helper()
+	until(b.t, "the connections' ends are recorded", func() bool { return len(b.recorded(netjail.ActionEnd)) >= len(whys) })
+	ends := b.recorded(netjail.ActionEnd)
+	for _, why := range whys {
+		i := slices.IndexFunc(ends, func(d netjail.Decision) bool { return strings.HasPrefix(d.Reason, why) })
+		if i < 0 {
+			b.t.Errorf("no connection is on record that ended so: %q; there are %+v", why, ends)
+			return
+		}
+		ends = slices.Delete(ends, i, i+1)
+	}
 }
 
 // env is a variable of the box's environment.

@@ -175,7 +175,7 @@ type state struct {
 type grant struct {
 	link  *link             // the connection, if it is one
 	holds func(*state) bool // whether it is still allowed
-	cut   func()            // ends it; must not block
+	cut   func(why string)  // ends it; must not block
 }
 
 // New makes the jail of a box that is about to be started. The caller closes it.
@@ -292,7 +292,7 @@ func (j *Jail) run(exits sandbox.Exits) {
 	}
 	j.server.Close()
 	parts.Wait()
-	j.cut(func(*grant) bool { return true })
+	j.cut(func(*grant) bool { return true }, "cut with the box's network")
 	connections.Wait()
 }
 
@@ -407,7 +407,7 @@ func (j *Jail) change(s *state) {
 	clear(j.answered)
 	j.mu.Unlock()
 	// Whatever is admitted after this is judged by s: see admit.
-	if n := j.cut(func(g *grant) bool { return !g.holds(s) }); n > 0 {
+	if n := j.cut(func(g *grant) bool { return !g.holds(s) }, "cut by a change of policy"); n > 0 {
 		j.log.Info("connections were cut, as they are allowed no more", "box", j.box, "count", n)
 	}
 }
@@ -444,7 +444,7 @@ func (j *Jail) links() []*link {
 }
 
 // cut ends the grants that which picks, and returns how many.
-func (j *Jail) cut(which func(*grant) bool) int {
+func (j *Jail) cut(which func(*grant) bool, why string) int {
 	j.mu.Lock()
 	var picked []*grant
 	for g := range j.grants {
@@ -454,7 +454,7 @@ func (j *Jail) cut(which func(*grant) bool) int {
 	}
 	j.mu.Unlock()
 	for _, g := range picked {
-		g.cut()
+		g.cut(why)
 	}
 	return len(picked)
 }

@@ -11,9 +11,15 @@ import (
 
 // splice passes on what both ends send, after first from the box, and returns how much
 // that was each way. When one end says that it sends no more, the other is told so; an
-// error of one is an error of the other.
-func splice(box, host *net.TCPConn, first []byte) (sent, received int64) {
+// error of one is an error of the other, and the first is returned.
+func splice(box, host *net.TCPConn, first []byte) (sent, received int64, err error) {
 	var both sync.WaitGroup
+	var once sync.Once
+	broken := func(why error) {
+		once.Do(func() { err = why })
+		reset(box)
+		reset(host)
+	}
 	both.Go(func() {
 		n, err := host.Write(first)
 		sent = int64(n)
@@ -23,17 +29,15 @@ func splice(box, host *net.TCPConn, first []byte) (sent, received int64) {
 			sent += more
 		}
 		if err != nil {
-			reset(box)
-			reset(host)
+			broken(err)
 		}
 	})
-	received, err := passOn(box, host)
-	if err != nil {
-		reset(box)
-		reset(host)
+	received, rerr := passOn(box, host)
+	if rerr != nil {
+		broken(rerr)
 	}
 	both.Wait()
-	return sent, received
+	return sent, received, err
 }
 
 // passOn moves what from sends to to, within the kernel: [net.TCPConn.ReadFrom] splices.
@@ -61,10 +65,10 @@ func (j *Jail) watch() error {
 			case err != nil: // it is closed
 			case quiet >= j.limits.Idle:
 				j.limit("idle", fmt.Sprintf("the connection to %s was cut, as nothing was sent on it for %s", l.at(), j.limits.Idle))
-				l.cut()
+				l.cut("cut for saying nothing")
 			case time.Since(l.opened) >= j.limits.Total:
 				j.limit("total", fmt.Sprintf("the connection to %s was cut, as it was open for %s", l.at(), j.limits.Total))
-				l.cut()
+				l.cut("cut for its age")
 			}
 		}
 	}

@@ -88,7 +88,7 @@ type link struct {
 	mu       sync.Mutex
 	led      []netip.AddrPort // the addresses that it was found to lead to
 	upstream *net.TCPConn     // once there is one that bytes are passed to as they are
-	isCut    bool
+	isCut    string           // why it was cut, if it was
 }
 
 // serve decides about one connection and serves it to its end.
@@ -255,11 +255,13 @@ func (l *link) deny(v egress.Verdict) {
 	reset(l.conn)
 }
 
-// cut ends the connection as the policy allows it no more.
-func (l *link) cut() {
+// cut ends the connection for a reason of ours.
+func (l *link) cut(why string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.isCut = true
+	if l.isCut == "" {
+		l.isCut = why
+	}
 	reset(l.conn)
 	if l.upstream != nil {
 		reset(l.upstream)
@@ -269,8 +271,8 @@ func (l *link) cut() {
 // at is where the connection goes, as people write it.
 func (l *link) at() string { return l.host.JoinPort(l.port) }
 
-// wasCut reports whether cut was called.
-func (l *link) wasCut() bool {
+// wasCut is why cut was called, or "".
+func (l *link) wasCut() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.isCut
@@ -319,13 +321,18 @@ func (l *link) pass(first []byte, may func(a egress.Access, bound bool) bool) {
 	defer upstream.Close()
 	l.mu.Lock()
 	l.upstream = upstream
-	gone := l.isCut
+	gone := l.isCut != ""
 	l.mu.Unlock()
 	if gone {
+		l.end(0, 0, "")
 		return
 	}
-	sent, received := splice(l.conn, upstream, first)
-	l.end(sent, received)
+	sent, received, err := splice(l.conn, upstream, first)
+	why := ""
+	if err != nil {
+		why = "broken off: " + plain(err).Error()
+	}
+	l.end(sent, received, why)
 }
 
 // dial connects to the host at an address that the policy of this moment allows.
@@ -359,6 +366,7 @@ func (l *link) unreachable(err error) {
 		l.jail.tell(l.d.Call, fmt.Sprintf("%s is allowed by the network policy, but could not be reached: %v", l.at(), plain(err)))
 	}
 	reset(l.conn)
+	l.end(0, 0, "not reached: "+plain(err).Error())
 }
 
 // plain is the part of an error of a connection that says what is wrong with the other
@@ -371,20 +379,19 @@ func plain(err error) error {
 	return err
 }
 
-// end records what went over the connection.
-func (l *link) end(sent, received int64) {
+// end records what went over the connection, and why it ended if that is not as either
+// end wanted it.
+func (l *link) end(sent, received int64, why string) {
 	j := l.jail
 	j.counters.sent.Add(sent)
 	j.counters.received.Add(received)
 	d := l.d
 	d.Time, d.Action, d.Allow = time.Now(), ActionEnd, true
-	d.Sent, d.Received = sent, received
-	if l.wasCut() {
-		d.Reason = "cut"
+	d.Sent, d.Received, d.Reason = sent, received, why
+	if cut := l.wasCut(); cut != "" {
+		d.Reason = cut
 	}
-	if err := j.record(d); err != nil {
-		j.log.Warn("a connection's end could not be recorded", "box", j.box, "error", err)
-	}
+	_ = j.note(d) // there is nothing to refuse any more
 }
 
 // A replay is a connection of which something was read already, which is read again.

@@ -178,9 +178,10 @@ type Config struct {
 }
 
 // A Recorder takes audit records. *audit.Log is one. Append returns once the record
-// is safe; Err says why none is taken any more.
+// is safe, Note does not wait for that; Err says why none is taken any more.
 type Recorder interface {
 	Append(audit.Record) error
+	Note(audit.Record) error
 	Err() error
 }
 
@@ -450,6 +451,9 @@ func (w *Worker) record(r audit.Record) error {
 	r.Actor, r.Environment = w.cfg.WorkerID, w.cfg.EnvironmentID
 	if err := w.step(r.Action); err != nil {
 		return err
+	}
+	if r.Action == audit.EgressEnd {
+		return w.audit.Note(r) // nothing depends on it, and there may be many
 	}
 	return w.audit.Append(r)
 }
