@@ -88,13 +88,18 @@ func bench() error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	dir, err := os.MkdirTemp("", "bailey-bench-")
+	rootDir, err := filepath.Abs(*root)
+	if err != nil {
+		return err
+	}
+	// Beside the root folder, as some refuse to work in a system's temporary directory,
+	// and where the users of boxes can get to.
+	dir, err := os.MkdirTemp(filepath.Dir(rootDir), "bailey-bench-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	rootDir, err := filepath.Abs(*root)
-	if err != nil {
+	if err := os.Chmod(dir, 0o711); err != nil {
 		return err
 	}
 

@@ -40,6 +40,10 @@ func (s *stage) leaveOut(name string, why error) {
 // ours returns our backends that can be used here.
 func (s *stage) ours(ctx context.Context) []contender {
 	state := filepath.Join(s.dir, "bin")
+	if err := os.Mkdir(state, 0o711); err != nil { // the users of boxes start the agent
+		s.leaveOut("all of ours", err)
+		return nil
+	}
 	agent, err := agentbin.Path(state)
 	if err != nil {
 		s.leaveOut("all of ours", err)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -236,13 +237,18 @@ func (s *stage) engine(ctx context.Context, name string) (contender, error) {
 		}
 		s.closers = append(s.closers, func() { _ = exec.Command(name, "rmi", "-f", image).Run() })
 	}
-	flags := []string{"--network", "none", "--ulimit", "nofile=1024:4096"}
+	var global []string
+	if name == "podman" {
+		// Its usual runtime, crun, refuses hosts that have both versions of control groups.
+		global = []string{"--runtime", "runc"}
+	}
+	flags := []string{"--network", "none", "--ulimit", "nofile=1024:4096", "--ulimit", "nproc=4096:4096"}
 	return contender{
 		run: func(ctx context.Context) error {
-			return hi(ctx, nil, name, append(append([]string{"run", "--rm"}, flags...), image, "/bin/sh", "-c", "echo hi")...)
+			return hi(ctx, nil, name, slices.Concat(global, []string{"run", "--rm"}, flags, []string{image, "/bin/sh", "-c", "echo hi"})...)
 		},
 		open: func(ctx context.Context) (opened, error) {
-			out, err := exec.CommandContext(ctx, name, append(append([]string{"run", "--detach", "--rm"}, flags...), image, "/bin/sleep", "3600")...).CombinedOutput()
+			out, err := exec.CommandContext(ctx, name, slices.Concat(global, []string{"run", "--detach", "--rm"}, flags, []string{image, "/bin/sleep", "3600"})...).CombinedOutput()
 			if err != nil {
 				return nil, fmt.Errorf("%w: %.200s", err, out)
 			}
