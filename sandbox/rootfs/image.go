@@ -1,6 +1,7 @@
 package rootfs
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -88,7 +89,7 @@ func (r *Root) addArchive(ctx context.Context, store store, image string, info f
 			return err
 		}
 		defer tree.Close()
-		if err := unpack(tree, dir, unpackBounds); err != nil {
+		if err := unpack(ctx, tree, dir, unpackBounds); err != nil {
 			return err
 		}
 		if _, err := io.Copy(io.Discard, all); err != nil {
@@ -131,13 +132,13 @@ func (r *Root) addLayout(ctx context.Context, store store, dir string) (string, 
 		return "", err
 	}
 	return r.hold(store.get(ctx, "image-"+digest.Hex, func(ctx context.Context, dir string) error {
-		if err := verify(ctx, image, digest); err != nil {
+		if err := verify(ctx, image, digest, unpackBounds); err != nil {
 			return err
 		}
-		tree := mutate.Extract(image)
+		tree := mutate.Extract(cancellable{image, ctx})
 		defer tree.Close()
 		in := withContext(ctx, tree)
-		if err := unpack(in, dir, unpackBounds); err != nil {
+		if err := unpack(ctx, in, dir, unpackBounds); err != nil {
 			return err
 		}
 		// What goes wrong with the layers comes only after the end of the archive that
@@ -147,9 +148,40 @@ func (r *Root) addLayout(ctx context.Context, store store, dir string) (string, 
 	}))
 }
 
-// verify checks that an image's parts are those which their digests say. The library
-// takes them as they are found on disk.
-func verify(ctx context.Context, image v1.Image, digest v1.Hash) error {
+// cancellable is an image whose layers can be read until ctx ends.
+type cancellable struct {
+	v1.Image
+	ctx context.Context
+}
+
+func (c cancellable) Layers() ([]v1.Layer, error) {
+	layers, err := c.Image.Layers()
+	for i := range layers {
+		layers[i] = cancellableLayer{layers[i], c.ctx}
+	}
+	return layers, err
+}
+
+type cancellableLayer struct {
+	v1.Layer
+	ctx context.Context
+}
+
+func (l cancellableLayer) Uncompressed() (io.ReadCloser, error) {
+	content, err := l.Layer.Uncompressed()
+	if err != nil {
+		return nil, err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{withContext(l.ctx, content), content}, nil
+}
+
+// verify checks that an image's parts are those which their digests say, and that they
+// hold no more than they may, also of what upper layers hide: of both, the library takes
+// what it finds on disk.
+func verify(ctx context.Context, image v1.Image, digest v1.Hash, max bounds) error {
 	manifest, err := image.RawManifest()
 	if err != nil {
 		return err
@@ -170,15 +202,42 @@ func verify(ctx context.Context, image v1.Image, digest v1.Hash) error {
 		if err != nil {
 			return err
 		}
-		got, _, err := v1.SHA256(withContext(ctx, content))
+		sum := sha256.New()
+		in := io.TeeReader(withContext(ctx, content), sum)
+		held := max.takeAll(in)
+		_, err = io.Copy(io.Discard, in)
 		if err := errors.Join(err, content.Close()); err != nil {
 			return err
 		}
-		if got != want {
-			return fmt.Errorf("the layer %s is damaged: it is %s", want, got)
+		if got := hex.EncodeToString(sum.Sum(nil)); got != want.Hex {
+			return fmt.Errorf("the layer %s is damaged: it is sha256:%s", want, got)
+		}
+		if held != nil {
+			return fmt.Errorf("the layer %s: %w", want, held)
 		}
 	}
 	return nil
+}
+
+// takeAll takes all entries of an archive, which may be compressed.
+func (b *bounds) takeAll(archive io.Reader) error {
+	tree, err := decompress(archive)
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	for in := tar.NewReader(tree); ; {
+		header, err := in.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read the archive: %w", err)
+		}
+		if err := b.take(header); err != nil {
+			return err
+		}
+	}
 }
 
 // choose finds the one image for this platform in an index, which may hold others.

@@ -12,8 +12,10 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -26,6 +28,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
 
 	"github.com/bailey-platform/bailey/sandbox"
 )
@@ -297,7 +300,7 @@ func TestImagesThatAreNone(t *testing.T) {
 // said.
 func TestHostileArchives(t *testing.T) {
 	t.Parallel()
-	small := bounds{bytes: 1000, files: 10, names: 2000, name: 100, depth: 5}
+	small := bounds{bytes: 1000, files: 10, names: 2000, name: 100, depth: 5, steps: 300}
 	link := func(name, target string) tar.Header {
 		return tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: target}
 	}
@@ -333,15 +336,20 @@ func TestHostileArchives(t *testing.T) {
 		"a file under a file":     {entries: []tar.Header{file("d", "1"), file("d/f", "2")}, err: "file exists"},
 		"devices": {entries: []tar.Header{{Typeflag: tar.TypeChar, Name: "null", Devmajor: 1, Devminor: 3},
 			{Typeflag: tar.TypeBlock, Name: "disk"}, {Typeflag: tar.TypeFifo, Name: "pipe"}, file("f", "x")}, want: map[string]string{"f": "x"}},
-		"an odd type":    {entries: []tar.Header{{Typeflag: 'Z', Name: "odd"}}, err: "unknown type"},
-		"no name":        {entries: []tar.Header{link("./.", "x")}, err: "not the name"},
-		"many files":     {entries: slicesOf(11, func(i int) tar.Header { return file(fmt.Sprint(i), "") }), err: "too many files"},
-		"many bytes":     {entries: []tar.Header{file("a", strings.Repeat("x", 600)), file("b", strings.Repeat("x", 600))}, err: "too many bytes"},
-		"a long path":    {entries: []tar.Header{file(strings.Repeat("x", 101), "")}, err: "longer than"},
-		"a long link":    {entries: []tar.Header{link("l", strings.Repeat("x", 101))}, err: "longer than"},
-		"deep":           {entries: []tar.Header{file("a/b/c/d/e/f", "")}, err: "one in another"},
-		"closed to us":   {entries: []tar.Header{{Typeflag: tar.TypeDir, Name: "d", Mode: 0}, {Typeflag: tar.TypeReg, Name: "d/f", Mode: 0, Linkname: "x"}}, want: map[string]string{"d/f": "x"}},
-		"the root twice": {entries: []tar.Header{{Typeflag: tar.TypeDir, Name: "./", Mode: 0}, file("f", "x")}, want: map[string]string{"f": "x"}},
+		"an odd type":                   {entries: []tar.Header{{Typeflag: 'Z', Name: "odd"}}, err: "unknown type"},
+		"no name":                       {entries: []tar.Header{link("./.", "x")}, err: "not the name"},
+		"many files":                    {entries: slicesOf(11, func(i int) tar.Header { return file(fmt.Sprint(i), "") }), err: "too many files"},
+		"many bytes":                    {entries: []tar.Header{file("a", strings.Repeat("x", 600)), file("b", strings.Repeat("x", 600))}, err: "too many bytes"},
+		"a long path":                   {entries: []tar.Header{file(strings.Repeat("x", 101), "")}, err: "longer than"},
+		"a long link":                   {entries: []tar.Header{link("l", strings.Repeat("x", 101))}, err: "longer than"},
+		"deep":                          {entries: []tar.Header{file("a/b/c/d/e/f", "")}, err: "one in another"},
+		"deep by links":                 {entries: []tar.Header{link("a", "1/2/3"), link("a/b", "4/5/6"), file("a/b/f", "")}, err: "one in another"},
+		"directories that nobody lists": {entries: slicesOf(4, func(i int) tar.Header { return file(fmt.Sprintf("%d/a/b/f", i), "") }), err: "too many files"},
+		"a long way": {entries: []tar.Header{link("a", strings.Repeat("./", 45)), link("b", strings.Repeat("a/", 40)), link("c", strings.Repeat("a/", 40)),
+			file("b/x/f", ""), file("c/x/g", "")}, err: "too long a way"},
+		"a full directory goes": {entries: []tar.Header{file("d/e/f", "1"), file("d/g", "2"), link("d/e/l", "/"), link("d", "x")}, want: map[string]string{"d": "-> x"}},
+		"closed to us":          {entries: []tar.Header{{Typeflag: tar.TypeDir, Name: "d", Mode: 0}, {Typeflag: tar.TypeReg, Name: "d/f", Mode: 0, Linkname: "x"}}, want: map[string]string{"d/f": "x"}},
+		"the root twice":        {entries: []tar.Header{{Typeflag: tar.TypeDir, Name: "./", Mode: 0}, file("f", "x")}, want: map[string]string{"f": "x"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -350,7 +358,7 @@ func TestHostileArchives(t *testing.T) {
 			if err := os.MkdirAll(dir, 0o755); err != nil {
 				t.Fatal(err)
 			}
-			err := unpack(bytes.NewReader(archive(t, c.entries...)), dir, small)
+			err := unpack(t.Context(), bytes.NewReader(archive(t, c.entries...)), dir, small)
 			if c.err != "" {
 				if err == nil || !strings.Contains(err.Error(), c.err) {
 					t.Errorf("%v, want %q", err, c.err)
@@ -365,6 +373,121 @@ func TestHostileArchives(t *testing.T) {
 				t.Errorf("what was unpacked cannot be removed: %v", err)
 			}
 		})
+	}
+}
+
+// What is under way when the context ends is not gone on with.
+func TestUnpackingEndsWithTheContext(t *testing.T) {
+	t.Parallel()
+	for name, entries := range map[string][]tar.Header{
+		"between entries": {file("a", "1"), file("b", "2")},
+		"replacing":       {file("d/a", "1"), file("d/b", "2"), file("d", "3")},
+		"linking":         {file("a", "1"), {Typeflag: tar.TypeLink, Name: "b", Linkname: "a"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			whole := archive(t, entries...)
+			// Wherever in the archive that is.
+			for at := 0; at <= len(whole)-2*512; at += 512 { // at the end of which are two empty blocks
+				ctx, cancel := context.WithCancel(t.Context())
+				in := io.MultiReader(bytes.NewReader(whole[:at]), call(cancel), bytes.NewReader(whole[at:]))
+				if err := unpack(ctx, in, t.TempDir(), unpackBounds); !errors.Is(err, context.Canceled) {
+					t.Errorf("ended after %d of %d bytes: %v", at, len(whole), err)
+				}
+			}
+		})
+	}
+}
+
+// call is empty, and calls a function when that is found out.
+type call func()
+
+func (c call) Read([]byte) (int, error) {
+	c()
+	return 0, io.EOF
+}
+
+// A file of nothing but a hole takes no reading of the archive.
+func TestUnpackingAHoleEndsWithTheContext(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	dir := t.TempDir()
+	done := make(chan error, 1)
+	go func() { done <- unpack(ctx, bytes.NewReader(hole(t, 30<<30)), dir, unpackBounds) }()
+	for { // until it has begun
+		if info, err := os.Stat(filepath.Join(dir, "f")); err == nil && info.Size() > 0 {
+			break
+		}
+		select {
+		case err := <-done:
+			t.Fatal(err)
+		case <-time.After(time.Millisecond):
+		}
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+// hole is an archive of a file f with nothing in it but a hole, as GNU tar has it: a
+// list of no data in the file's place.
+func hole(t testing.TB, size int64) []byte {
+	t.Helper()
+	block := func(kind byte, content string) []byte {
+		head := make([]byte, 512, 1024)
+		for at, field := range map[int]string{0: "f", 100: "0000644", 108: "0000000", 116: "0000000",
+			124: fmt.Sprintf("%011o", len(content)), 136: "00000000000", 148: "        ", 156: string(kind), 257: "ustar\x0000"} {
+			copy(head[at:], field)
+		}
+		sum := 0
+		for _, b := range head {
+			sum += int(b)
+		}
+		copy(head[148:], fmt.Sprintf("%06o\x00 ", sum))
+		return append(append(head, content...), make([]byte, 512-len(content))...)
+	}
+	var records string
+	for _, r := range []string{"major=1", "minor=0", "name=f", fmt.Sprintf("realsize=%d", size)} {
+		r = " GNU.sparse." + r + "\n"
+		records += fmt.Sprint(len(r)+2) + r
+	}
+	return slices.Concat(block('x', records), block('0', "0\n"+strings.Repeat("\x00", 510)), make([]byte, 1024))
+}
+
+// What lower layers hold costs as much to look through as what is seen in the end.
+func TestLayersHoldNoMoreThanAnImageMay(t *testing.T) {
+	t.Parallel()
+	same := make([]tar.Header, 40)
+	for i := range same {
+		same[i] = file("same", "")
+	}
+	whiteouts := slicesOf(40, func(i int) tar.Header { return file(fmt.Sprintf(".wh.%d", i), "") })
+	for name, layers := range map[string][][]tar.Header{
+		"the same again and again": {same},
+		"what is not there hidden": {whiteouts},
+		"what is hidden":           {slicesOf(25, func(i int) tar.Header { return file(fmt.Sprint(i), "") }), slicesOf(25, func(i int) tar.Header { return file(fmt.Sprint(i), "") })},
+		"many bytes":               {{file("f", strings.Repeat("x", 600))}, {file("f", strings.Repeat("x", 600))}},
+	} {
+		var data [][]byte
+		for _, entries := range layers {
+			data = append(data, archive(t, entries...))
+		}
+		index, err := layout.ImageIndexFromPath(imageLayout(t, []v1.Platform{here}, data...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		image, digest, err := choose(index, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := verify(t.Context(), image, digest, unpackBounds); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		err = verify(t.Context(), image, digest, bounds{bytes: 1000, files: 30, names: 2000, name: 100, depth: 5, steps: 1000})
+		if err == nil || !strings.Contains(err.Error(), "too many") {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
@@ -398,7 +521,7 @@ func TestModesAndTimes(t *testing.T) {
 		tar.Header{Typeflag: tar.TypeReg, Name: "tmp/f", Mode: 0o640},
 		tar.Header{Typeflag: tar.TypeDir, Name: "shared", Mode: 0o2770, ModTime: when},
 	)
-	if err := unpack(bytes.NewReader(data), dir, unpackBounds); err != nil {
+	if err := unpack(t.Context(), bytes.NewReader(data), dir, unpackBounds); err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]fs.FileMode{
@@ -516,6 +639,64 @@ func TestWaitingForAnImageEndsWithTheContext(t *testing.T) {
 	}
 }
 
+// Two workers that wait for one image, of which the lock's name is removed meanwhile,
+// still make it once.
+func TestALockWithoutItsNameLocksNothing(t *testing.T) {
+	t.Parallel()
+	s, err := openStore(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(s.dir, "x.lock")
+	held := entry{dir: filepath.Join(s.dir, "x")}
+	if err := held.open(); err != nil {
+		t.Fatal(err)
+	}
+	if err := held.flock(t.Context(), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	var makers, made atomic.Int32
+	done := make(chan error, 2)
+	get := func() {
+		e, err := s.get(t.Context(), "x", func(context.Context, string) error {
+			if makers.Add(1) > 1 {
+				t.Error("two make it at once")
+			}
+			made.Add(1)
+			time.Sleep(50 * time.Millisecond) // long enough for another to come
+			makers.Add(-1)
+			return nil
+		})
+		if err == nil {
+			err = e.close()
+		}
+		done <- err
+	}
+	go get()
+	for opened := 0; opened < 2; { // by the first, too
+		opened = 0
+		fds, _ := filepath.Glob("/proc/self/fd/*")
+		for _, fd := range fds {
+			if target, _ := os.Readlink(fd); target == name {
+				opened++
+			}
+		}
+	}
+	if err := os.Remove(name); err != nil {
+		t.Fatal(err)
+	}
+	go get()
+	held.lock.Close()
+	for range 2 {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	if n := made.Load(); n != 1 {
+		t.Errorf("it was made %d times", n)
+	}
+}
+
 func TestUnusedImagesGo(t *testing.T) {
 	t.Parallel()
 	cache := t.TempDir()
@@ -556,8 +737,8 @@ func TestUnusedImagesGo(t *testing.T) {
 	age("killed")
 
 	get("another").close()
-	want := map[string]string{"another.lock": "", "another/f": "", "killed.lock": "", "new.lock": "", "new/f": "",
-		"old.lock": "", "old-but-used.lock": "", "old-but-used/f": ""}
+	want := map[string]string{"another.lock": "", "another/f": "", "new.lock": "", "new/f": "",
+		"old-but-used.lock": "", "old-but-used/f": ""}
 	if diff := cmp.Diff(want, list(t, cache)); diff != "" {
 		t.Error(diff)
 	}
@@ -581,7 +762,7 @@ func FuzzUnpack(f *testing.F) {
 			return
 		}
 		defer in.Close()
-		_ = unpack(in, dir, bounds{bytes: 1 << 20, files: 100, names: 1 << 16, name: 1000, depth: 20}) // refused or not
+		_ = unpack(t.Context(), in, dir, bounds{bytes: 1 << 20, files: 100, names: 1 << 16, name: 1000, depth: 20, steps: 10_000}) // refused or not
 		outside(t, outer)
 		err = filepath.WalkDir(dir, func(name string, entry fs.DirEntry, err error) error {
 			if err != nil {

@@ -53,8 +53,7 @@ func (e *entry) close() error {
 // get returns the entry of this name, which make makes if it is not there.
 func (s store) get(ctx context.Context, name string, make func(ctx context.Context, dir string) error) (*entry, error) {
 	e := &entry{dir: filepath.Join(s.dir, name)}
-	var err error
-	e.lock, err = os.OpenFile(e.dir+".lock", os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	err := e.open()
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +77,7 @@ func (s store) get(ctx context.Context, name string, make func(ctx context.Conte
 		}
 	}
 	if err != nil {
-		e.lock.Close()
+		e.lock.Close() // a nil one, if it could not be opened again, only says so
 		return nil, err
 	}
 	now := time.Now()
@@ -140,22 +139,46 @@ func (s store) clean() {
 		}
 		if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
 			dir := strings.TrimSuffix(name, ".lock")
-			err := errors.Join(removeAll(dir), removeAll(dir+".new"))
-			// Somebody may be waiting for the lock of any other, and then hold one that
-			// has no name.
-			if err == nil && once {
-				_ = os.Remove(name)
+			e := entry{dir: dir, lock: lock}
+			if e.named() && errors.Join(removeAll(dir), removeAll(dir+".new")) == nil {
+				_ = os.Remove(name) // who waits for the lock sees it
 			}
 		}
 		lock.Close()
 	}
 }
 
-// flock takes a lock, waiting until it is free or ctx ends.
+// open opens the file whose lock is the entry's, and makes it if need be.
+func (e *entry) open() (err error) {
+	e.lock, err = os.OpenFile(e.dir+".lock", os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	return err
+}
+
+// named reports whether the file that is open still has its name. Who removes an entry
+// removes that; another file may have it then, and others its lock.
+func (e *entry) named() bool {
+	ours, err := e.lock.Stat()
+	if err != nil {
+		return false
+	}
+	named, err := os.Lstat(e.dir + ".lock")
+	return err == nil && os.SameFile(ours, named)
+}
+
+// flock takes the lock, waiting until it is free or ctx ends.
 func (e *entry) flock(ctx context.Context, how int) error {
 	for {
 		err := unix.Flock(int(e.lock.Fd()), how|unix.LOCK_NB)
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+		switch {
+		case err == nil && e.named():
+			return nil
+		case err == nil:
+			e.lock.Close()
+			if err := e.open(); err != nil {
+				return err
+			}
+			continue
+		case !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR):
 			return err
 		}
 		timer := time.NewTimer(20 * time.Millisecond)

@@ -5,6 +5,7 @@ import (
 	"bufio"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -25,9 +27,32 @@ type bounds struct {
 	names int   // bytes of all paths, and of where links lead
 	name  int   // bytes of one of them
 	depth int   // directories one in another
+	steps int   // from one directory to the next, on the ways that its paths and links go
 }
 
-var unpackBounds = bounds{bytes: 32 << 30, files: 2_000_000, names: 256 << 20, name: 4096, depth: 128}
+var unpackBounds = bounds{bytes: 32 << 30, files: 2_000_000, names: 256 << 20, name: 4096, depth: 128, steps: 32 << 20}
+
+// take takes an entry from what an archive may hold.
+func (b *bounds) take(header *tar.Header) error {
+	if b.files--; b.files < 0 {
+		return errTooManyFiles
+	}
+	if len(header.Name) > b.name || len(header.Linkname) > b.name {
+		return fmt.Errorf("a path is longer than %d bytes", b.name)
+	}
+	if b.names -= len(header.Name) + len(header.Linkname); b.names < 0 {
+		return errors.New("the archive's paths are too long")
+	}
+	if header.Typeflag == tar.TypeReg {
+		if header.Size > b.bytes {
+			return errors.New("the archive holds too many bytes")
+		}
+		b.bytes -= header.Size
+	}
+	return nil
+}
+
+var errTooManyFiles = errors.New("the archive holds too many files")
 
 // decompressMax is how much memory the dictionary of an archive may take, in bytes.
 const decompressMax = 256 << 20
@@ -57,15 +82,17 @@ func decompress(r io.Reader) (io.ReadCloser, error) {
 // unpack unpacks a tar archive into a directory that is empty and that nobody else
 // changes. All of it is ours to read and, for us, to remove: owners, devices, pipes,
 // the bits that change the user, and extended attributes (which hold capabilities) are
-// left out. Symbolic links stay what they are, as they are followed in boxes only.
-func unpack(archive io.Reader, dir string, max bounds) error {
+// left out. Symbolic links stay what they are, as they are followed in boxes only. It
+// stops where it is when ctx ends.
+func unpack(ctx context.Context, archive io.Reader, dir string, max bounds) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	u := unpacker{root: root, left: max, parents: map[string]string{".": "."}}
-	in := tar.NewReader(archive)
+	u := unpacker{ctx: ctx, root: root, left: max, parents: map[string]string{".": "."}}
+	in := tar.NewReader(withContext(ctx, archive))
+	content := withContext(ctx, in) // of which there is more than of the archive, in a file with holes
 	for {
 		header, err := in.Next()
 		if errors.Is(err, io.EOF) {
@@ -74,7 +101,7 @@ func unpack(archive io.Reader, dir string, max bounds) error {
 		if err != nil {
 			return fmt.Errorf("read the archive: %w", err)
 		}
-		if err := u.entry(header, in); err != nil {
+		if err := u.entry(header, content); err != nil {
 			return fmt.Errorf("unpack %.100q: %w", header.Name, err)
 		}
 	}
@@ -82,6 +109,7 @@ func unpack(archive io.Reader, dir string, max bounds) error {
 }
 
 type unpacker struct {
+	ctx  context.Context
 	root *os.Root
 	left bounds
 
@@ -101,14 +129,8 @@ type attributes struct {
 }
 
 func (u *unpacker) entry(header *tar.Header, content io.Reader) error {
-	if u.left.files--; u.left.files < 0 {
-		return errors.New("the archive holds too many files")
-	}
-	if len(header.Name) > u.left.name || len(header.Linkname) > u.left.name {
-		return fmt.Errorf("a path is longer than %d bytes", u.left.name)
-	}
-	if u.left.names -= len(header.Name) + len(header.Linkname); u.left.names < 0 {
-		return errors.New("the archive's paths are too long")
+	if err := u.left.take(header); err != nil {
+		return err
 	}
 	steps, err := steps(header.Name)
 	if err != nil {
@@ -148,7 +170,7 @@ func (u *unpacker) entry(header *tar.Header, content io.Reader) error {
 	case header.Typeflag == tar.TypeDir && info.Mode()&fs.ModeSymlink != 0 && u.isDir(steps):
 		return nil // a directory elsewhere, as some archives of several layers have it
 	default:
-		if err := u.root.RemoveAll(name); err != nil {
+		if err := u.remove(name); err != nil {
 			return err
 		}
 		clear(u.parents) // links and directories may have gone
@@ -167,14 +189,10 @@ func (u *unpacker) entry(header *tar.Header, content io.Reader) error {
 		u.links = append(u.links, link{name, header.Linkname})
 		return nil
 	}
-	return u.file(name, header.Size, attrs, content)
+	return u.file(name, attrs, content)
 }
 
-func (u *unpacker) file(name string, size int64, attrs attributes, content io.Reader) error {
-	if size > u.left.bytes {
-		return errors.New("the archive holds too many bytes")
-	}
-	u.left.bytes -= size
+func (u *unpacker) file(name string, attrs attributes, content io.Reader) error {
 	file, err := u.root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
@@ -216,19 +234,71 @@ func (u *unpacker) parent(steps []string) (string, error) {
 	if found, ok := u.parents[key]; ok {
 		return found, nil
 	}
-	name, err := follow(u.root, steps)
+	name, err := u.follow(steps)
 	if err != nil {
 		return "", err
 	}
-	if err := u.root.MkdirAll(name, 0o755); err != nil {
+	if err := u.makeDirs(name); err != nil {
 		return "", err
 	}
 	u.parents[key] = name
 	return name, nil
 }
 
+// makeDirs makes a directory, and those that it is in, which are files like any other.
+func (u *unpacker) makeDirs(name string) error {
+	depth := 1 + strings.Count(name, "/")
+	if depth > u.left.depth { // by way of links
+		return fmt.Errorf("more than %d directories one in another", u.left.depth)
+	}
+	err := u.root.Mkdir(name, 0o755)
+	if errors.Is(err, fs.ErrNotExist) && depth > 1 {
+		if err := u.makeDirs(path.Dir(name)); err != nil {
+			return err
+		}
+		err = u.root.Mkdir(name, 0o755)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		info, found := u.root.Lstat(name)
+		if found != nil || !info.IsDir() {
+			return err
+		}
+		return nil
+	}
+	if u.left.files--; err == nil && u.left.files < 0 {
+		err = errTooManyFiles
+	}
+	return err
+}
+
+// remove removes what is at a path, with all that is in it.
+func (u *unpacker) remove(name string) error {
+	if u.ctx.Err() != nil {
+		return context.Cause(u.ctx)
+	}
+	err := u.root.Remove(name)
+	if !errors.Is(err, syscall.ENOTEMPTY) {
+		return err
+	}
+	dir, err := u.root.Open(name)
+	if err != nil {
+		return err
+	}
+	inside, err := dir.Readdirnames(-1)
+	dir.Close()
+	if err != nil {
+		return err
+	}
+	for _, other := range inside {
+		if err := u.remove(path.Join(name, other)); err != nil {
+			return err
+		}
+	}
+	return u.root.Remove(name)
+}
+
 func (u *unpacker) isDir(steps []string) bool {
-	name, err := follow(u.root, steps)
+	name, err := u.follow(steps)
 	if err != nil {
 		return false
 	}
@@ -236,14 +306,20 @@ func (u *unpacker) isDir(steps []string) bool {
 	return err == nil && info.IsDir()
 }
 
-// follow returns where a path leads, as if root were the root of the file system, with
+// follow returns where a path leads, as if ours were the root of the file system, with
 // no link left in it. What is not there is no link.
-func follow(root *os.Root, steps []string) (string, error) {
+func (u *unpacker) follow(steps []string) (string, error) {
 	at := "."
 	links := 0
 	for rest := slices.Clone(steps); len(rest) > 0; {
 		part := rest[0]
 		rest = rest[1:]
+		if u.left.steps--; u.left.steps < 0 {
+			return "", errors.New("the archive's paths go too long a way")
+		}
+		if u.ctx.Err() != nil {
+			return "", context.Cause(u.ctx)
+		}
 		switch part {
 		case "", ".":
 			continue
@@ -252,7 +328,7 @@ func follow(root *os.Root, steps []string) (string, error) {
 			continue
 		}
 		next := path.Join(at, part)
-		info, err := root.Lstat(next)
+		info, err := u.root.Lstat(next)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return "", err
 		}
@@ -263,7 +339,7 @@ func follow(root *os.Root, steps []string) (string, error) {
 		if links++; links > linksMax {
 			return "", errors.New("too many symbolic links")
 		}
-		target, err := root.Readlink(next)
+		target, err := u.root.Readlink(next)
 		if err != nil {
 			return "", err
 		}
@@ -284,6 +360,9 @@ func (u *unpacker) finish() error {
 		}
 	}
 	for name, attrs := range u.dirs {
+		if u.ctx.Err() != nil {
+			return context.Cause(u.ctx)
+		}
 		info, err := u.root.Lstat(name)
 		if err != nil || !info.IsDir() {
 			continue // something else of the same name came later
@@ -307,7 +386,7 @@ func (u *unpacker) link(l link) error {
 	if len(to) == 0 {
 		return errors.New("not a file")
 	}
-	parent, err := follow(u.root, to[:len(to)-1])
+	parent, err := u.follow(to[:len(to)-1])
 	if err != nil {
 		return err
 	}
