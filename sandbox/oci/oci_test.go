@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -20,7 +21,9 @@ import (
 
 	"github.com/bailey-platform/bailey/sandbox"
 	"github.com/bailey-platform/bailey/sandbox/oci"
+	"github.com/bailey-platform/bailey/sandbox/oci/cradle"
 	"github.com/bailey-platform/bailey/sandbox/sandboxtest"
+	"github.com/bailey-platform/bailey/sandbox/users"
 	"github.com/bailey-platform/bailey/tool"
 )
 
@@ -493,6 +496,38 @@ func TestLinksForTheKernelsDirectoriesLeadNowhere(t *testing.T) {
 }
 
 // worker starts a box, says so, and lives until it is killed.
+// A box that outlives its killed worker for a while, such as a frozen one, keeps its
+// users: they must be nobody else's.
+func TestUsersAreHeldByTheBoxItself(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	t.Parallel()
+	_, client := start(t, open(t, "crun", t.TempDir()), spec("held", t.TempDir()))
+	first := bash(t, client, `set -- $(cat /proc/self/uid_map); echo $2`)
+	cradles := 0
+	for _, pid := range children(os.Getpid()) {
+		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)) // it may have ended
+		if !bytes.Contains(line, []byte("\x00"+cradle.RoleBox+"\x00")) || !slices.ContainsFunc(children(pid), func(pid int) bool {
+			users, _ := os.ReadFile(fmt.Sprintf("/proc/%d/uid_map", pid))
+			return slices.Contains(strings.Fields(string(users)), first)
+		}) {
+			continue
+		}
+		cradles++
+		fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+		if !slices.ContainsFunc(fds, func(fd string) bool {
+			target, _ := os.Readlink(fd)
+			return target == users.Path
+		}) {
+			t.Errorf("the cradle %d does not hold the lock on its users", pid)
+		}
+	}
+	if cradles != 1 {
+		t.Errorf("%d boxes have the users from %s on", cradles, first)
+	}
+}
+
 func worker(root string) error {
 	dir := filepath.Join(root, "work")
 	if err := os.MkdirAll(dir, 0o755); err != nil {

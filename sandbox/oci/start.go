@@ -224,7 +224,9 @@ func (b *box) launch() (replies *os.File, err error) {
 	b.sock, theirs = sock, append(theirs, other)
 	b.cmd.ExtraFiles = theirs
 	if b.users != nil {
-		b.cmd.ExtraFiles = append(b.cmd.ExtraFiles[:len(theirs):len(theirs)], b.users.space) // which stays open
+		// Which stay open; the second so that the users are the box's for as long as it
+		// lives, which may be longer than we do.
+		b.cmd.ExtraFiles = append(b.cmd.ExtraFiles[:len(theirs):len(theirs)], b.users.space, b.host.users.held())
 	}
 	if b.stdio, err = sandbox.NewStdio(b.cmd); err != nil {
 		return nil, err

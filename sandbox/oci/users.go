@@ -58,6 +58,14 @@ func (u *roots) take() (*userRange, error) {
 	return r, nil
 }
 
+// held is the file by whose locks the ranges are ours. There is one once a range was
+// taken.
+func (u *roots) held() *os.File {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.ranges.File()
+}
+
 // give takes a range back.
 func (u *roots) give(r *userRange) {
 	u.mu.Lock()

@@ -75,12 +75,12 @@ type Reply struct {
 // Go is what the worker writes when the exits are served.
 const Go = "true\n"
 
-// The descriptors of a cradle.
+// The descriptors of a cradle, the last only if the worker is root.
 const (
 	ConfigFile = 3 + iota
 	ReplyFile
 	ExitsFile
-	UsersFile
+	UsersFile // and after it, what the worker wants to be held open as long as the box lives
 )
 
 // stage is where a cradle keeps what it makes, in memory and in its own mount
