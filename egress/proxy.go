@@ -51,6 +51,14 @@ func ParseProxy(s string) (*Proxy, error) {
 // String is the proxy's URL without its password.
 func (p *Proxy) String() string { return p.url.Redacted() }
 
+// Equal reports whether p and q, which may be nil for none, are the same proxy.
+func (p *Proxy) Equal(q *Proxy) bool {
+	if p == nil || q == nil {
+		return p == q
+	}
+	return p.url.String() == q.url.String()
+}
+
 func (p *Proxy) dial(ctx context.Context, target string) (*net.TCPConn, error) {
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", p.url.Host)
 	if err != nil {

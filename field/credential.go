@@ -11,15 +11,16 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/bailey-platform/bailey/netjail"
 )
 
 const (
-	commandTimeout = 15 * time.Second
-	staleMax       = 10 * time.Minute // a value is used so long after it should have been renewed
-	retryAfter     = 5 * time.Second  // between two attempts to renew it, meanwhile
+	fetchTimeout = 15 * time.Second // of a command
+	staleMax     = 10 * time.Minute // a value is used so long after it should have been renewed
+	retryAfter   = 5 * time.Second  // after an attempt that failed; until then it is not tried again
 )
 
 // bind makes the jail's credentials of those of a configuration. env looks up the
@@ -39,41 +40,72 @@ func bind(list []Credential, env func(string) (string, bool)) (bound []netjail.C
 }
 
 // secret is the value of a credential, kept for a while. Its methods may be called by
-// several goroutines; one of them fetches it for all.
+// several goroutines; it is fetched for all of them at once.
 type secret struct {
 	// Static.
 	from    Source
 	env     func(string) (string, bool)
 	refresh time.Duration
 
-	mu    sync.Mutex
-	last  string
-	at    time.Time // when it was fetched
-	tried time.Time // when that last failed
+	mu       sync.Mutex
+	last     string
+	at       time.Time     // when it was fetched
+	failure  error         // of the last attempt
+	tried    time.Time     // when that failed
+	fetching chan struct{} // closed at the end of the attempt under way; nil if there is none
 }
 
-// value returns the secret. While it cannot be renewed, the last one is used for some
-// time more.
+// value returns the secret, or the error of ctx if that ends first. While it cannot be
+// renewed, the last one is used for some time more.
 func (s *secret) value(ctx context.Context) (string, error) {
+	for {
+		value, wait, err := s.look()
+		if wait == nil {
+			return value, err
+		}
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return "", ctx.Err()
+		}
+	}
+}
+
+// look returns what is known of the secret by now, or what to wait for.
+func (s *secret) look() (value string, wait <-chan struct{}, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.last != "" && time.Since(s.at) < s.refresh {
-		return s.last, nil
-	}
-	stale := s.last != "" && time.Since(s.at) < s.refresh+staleMax
-	if stale && time.Since(s.tried) < retryAfter {
-		return s.last, nil
-	}
-	value, err := s.fetch(ctx)
-	if err != nil {
-		s.tried = time.Now()
-		if stale {
-			return s.last, nil
+	age := time.Since(s.at)
+	switch {
+	case s.last != "" && age < s.refresh:
+		return s.last, nil, nil
+	case s.failure == nil || time.Since(s.tried) >= retryAfter:
+		if s.fetching == nil {
+			s.fetching = make(chan struct{})
+			go s.renew()
 		}
-		return "", err
+		return "", s.fetching, nil
+	case s.last != "" && age < s.refresh+staleMax:
+		return s.last, nil, nil
 	}
-	s.last, s.at = value, time.Now()
-	return value, nil
+	return "", nil, s.failure
+}
+
+// renew fetches the secret. It is nobody's who waits for it: that one leaves does not
+// matter to the others.
+func (s *secret) renew() {
+	ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
+	defer cancel()
+	value, err := s.fetch(ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failure = err; err != nil {
+		s.tried = time.Now()
+	} else {
+		s.last, s.at = value, time.Now()
+	}
+	close(s.fetching)
+	s.fetching = nil
 }
 
 // fetch gets the secret from where it is. Errors tell where that is, and nothing of what
@@ -108,19 +140,23 @@ func (s *secret) fetch(ctx context.Context) (value string, err error) {
 }
 
 func readSecret(path string) (string, error) {
-	f, err := os.Open(path)
+	// What is no file may have nothing to say for ever.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
+	if info, err := f.Stat(); err != nil {
+		return "", err
+	} else if !info.Mode().IsRegular() {
+		return "", fmt.Errorf("%s is no regular file", path)
+	}
 	data, err := io.ReadAll(io.LimitReader(f, netjail.ValueMax+2))
 	return string(data), err
 }
 
 // run runs the source's command.
 func (s *secret) run(ctx context.Context) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
-	defer cancel()
 	cmd := exec.CommandContext(ctx, s.from.Command[0], s.from.Command[1:]...)
 	cmd.WaitDelay = time.Second
 	out := &bounded{left: netjail.ValueMax + 2}

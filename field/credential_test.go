@@ -2,9 +2,11 @@ package field
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,6 +21,9 @@ func TestSecretSources(t *testing.T) {
 			t.Fatal(err)
 		}
 		return path
+	}
+	if err := syscall.Mkfifo(filepath.Join(dir, "pipe"), 0o600); err != nil {
+		t.Fatal(err)
 	}
 	env := func(name string) (string, bool) {
 		v, ok := map[string]string{"GOOD": "hunter2hunter2", "SHORT": "abc", "LINES": "hunter2\nhunter2"}[name]
@@ -37,6 +42,7 @@ func TestSecretSources(t *testing.T) {
 		{"file", Source{File: file("good", " hunter2hunter2\n")}, "hunter2hunter2", ""},
 		{"file that is not there", Source{File: filepath.Join(dir, "none")}, "", "no such file"},
 		{"file that is too long", Source{File: file("long", strings.Repeat("hunter2", 5000))}, "", "a credential has"},
+		{"file that is a pipe", Source{File: filepath.Join(dir, "pipe")}, "", "is no regular file"},
 		{"command", Source{Command: []string{"/bin/sh", "-c", "echo hunter2hunter2; echo noise >&2"}}, "hunter2hunter2", ""},
 		{"command that fails", Source{Command: []string{"/bin/sh", "-c", "echo hunter2hunter2; exit 3"}}, "", "exit status 3"},
 		{"command that is not there", Source{Command: []string{"/no/such"}}, "", "no such file"},
@@ -83,6 +89,69 @@ func TestSecretIsKeptForAWhile(t *testing.T) {
 		time.Sleep(staleMax)
 		if got, err := s.value(context.Background()); err == nil {
 			t.Errorf("a value that could not be renewed for long: %q", got)
+		}
+	})
+}
+
+// TestASecretThatFailsIsNotAskedForEachTime: a box cannot have a command run as often as
+// it makes requests.
+func TestASecretThatFailsIsNotAskedForEachTime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0
+		s := &secret{from: Source{Env: "A"}, refresh: time.Minute, env: func(string) (string, bool) {
+			asked++
+			return "", false
+		}}
+		for range 100 {
+			if got, err := s.value(t.Context()); err == nil || got != "" {
+				t.Fatalf("value %q, %v", got, err)
+			}
+		}
+		if asked != 1 {
+			t.Errorf("asked %d times", asked)
+		}
+		time.Sleep(retryAfter)
+		if _, err := s.value(t.Context()); err == nil || asked != 2 {
+			t.Errorf("after a while: %v, asked %d times", err, asked)
+		}
+	})
+}
+
+// TestASlowSecretHoldsNobodyUp: whoever asks for it can leave, and it is fetched once for
+// all who stay.
+func TestASlowSecretHoldsNobodyUp(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0
+		s := &secret{from: Source{Env: "A"}, refresh: time.Minute, env: func(string) (string, bool) {
+			asked++
+			time.Sleep(10 * time.Second)
+			return "hunter2hunter2", true
+		}}
+		began := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		got := make(chan string)
+		for range 3 {
+			go func() {
+				value, err := s.value(t.Context())
+				if err != nil {
+					t.Error(err)
+				}
+				got <- value
+			}()
+		}
+		if _, err := s.value(ctx); !errors.Is(err, context.DeadlineExceeded) || time.Since(began) != time.Second {
+			t.Errorf("whoever leaves got %v after %s", err, time.Since(began))
+		}
+		for range 3 {
+			if value := <-got; value != "hunter2hunter2" {
+				t.Errorf("value %q", value)
+			}
+		}
+		if asked != 1 || time.Since(began) != 10*time.Second {
+			t.Errorf("asked %d times, %s", asked, time.Since(began))
 		}
 	})
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/bailey-platform/bailey/audit"
 	"github.com/bailey-platform/bailey/audit/sink"
 	"github.com/bailey-platform/bailey/egress"
+	"github.com/bailey-platform/bailey/netjail"
 	"github.com/bailey-platform/bailey/sandbox"
 	"github.com/bailey-platform/bailey/worker"
 )
@@ -40,6 +41,10 @@ type Options struct {
 
 	// Env looks up a variable of the process, as os.LookupEnv does.
 	Env func(name string) (string, bool)
+
+	// Memory is what the networks of all boxes of the process share. Nil is one of this
+	// field's own.
+	Memory *netjail.Memory
 
 	HTTPClient *http.Client // to the server; nil is the worker's own
 
@@ -72,6 +77,9 @@ type site struct {
 
 // New reads the configuration and checks it. It changes nothing on the host.
 func New(o Options) (*Field, error) {
+	if o.Memory == nil {
+		o.Memory = netjail.NewMemory()
+	}
 	f := &Field{opts: o, starting: true}
 	cfg, err := f.load()
 	if err != nil {
@@ -320,10 +328,14 @@ func (f *Field) openSite(ctx context.Context, cfg *Config, e *Environment, s *si
 	c.Driver, c.Agent, c.Fingerprint, c.Audit = s.choice.Driver, agent, fingerprint, f.audit
 	c.Notes = s.choice.PassedBy
 	if !e.Network.none() {
-		if s.networks, err = newNetworks(filepath.Join(c.DataDir, "net"), e.Sandbox.Image, log); err != nil {
+		rules, err := f.rules(e)
+		if err != nil {
 			return err
 		}
-		if err := f.applyNetwork(s, e); err != nil {
+		if s.networks, err = newNetworks(filepath.Join(c.DataDir, "net"), e.Sandbox.Image, f.opts.Memory, log); err != nil {
+			return err
+		}
+		if err := s.networks.set(rules); err != nil {
 			return err
 		}
 		c.Networks = s.networks
@@ -428,19 +440,23 @@ func (c *Config) environment(id string) *Environment {
 	return nil
 }
 
-// applyNetwork gives a site's boxes the rules and credentials of its settings.
-func (f *Field) applyNetwork(s *site, e *Environment) error {
-	dialer := new(egress.Dialer)
-	if e.Network.ProxyEnv != "" {
-		text, ok := f.opts.Env(e.Network.ProxyEnv)
-		if !ok {
-			return fmt.Errorf("network.proxy-env: the variable %s is not set", e.Network.ProxyEnv)
-		}
-		var err error
-		if dialer.Proxy, err = egress.ParseProxy(text); err != nil {
-			return fmt.Errorf("network.proxy-env: %w", err)
-		}
+// rules are the network rules and credentials of an environment. A mode of none, in one
+// whose boxes were started with a network, allows nothing.
+func (f *Field) rules(e *Environment) (r rules, err error) {
+	if e.Network.none() {
+		return r, nil
 	}
-	bound, _ := bind(e.Credentials, f.opts.Env)
-	return s.networks.set(e.Network.Policy, bound, dialer)
+	r.policy = e.Network.Policy
+	r.credentials, _ = bind(e.Credentials, f.opts.Env)
+	if e.Network.ProxyEnv == "" {
+		return r, nil
+	}
+	text, ok := f.opts.Env(e.Network.ProxyEnv)
+	if !ok {
+		return r, fmt.Errorf("network.proxy-env: the variable %s is not set", e.Network.ProxyEnv)
+	}
+	if r.proxy, err = egress.ParseProxy(text); err != nil {
+		return r, fmt.Errorf("network.proxy-env: %w", err)
+	}
+	return r, nil
 }

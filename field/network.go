@@ -21,13 +21,20 @@ type networks struct {
 	// Static.
 	dir    string // of the files that boxes see of their networks
 	bundle []byte // the certificates that the image trusts
+	memory *netjail.Memory
 	log    *slog.Logger
 
-	mu          sync.Mutex
+	mu     sync.Mutex
+	rules  rules
+	dialer *egress.Dialer
+	jails  map[*jail]struct{}
+}
+
+// rules are what holds for the networks of an environment.
+type rules struct {
 	policy      egress.Policy
 	credentials []netjail.Credential
-	dialer      *egress.Dialer
-	jails       map[*jail]struct{}
+	proxy       *egress.Proxy // nil for none
 }
 
 // bundlePaths are where systems have the certificates that they trust.
@@ -35,11 +42,11 @@ var bundlePaths = []string{netjail.BundlePath, "/etc/pki/tls/certs/ca-bundle.crt
 
 // newNetworks makes the networks of an environment, whose files are in dir, which is made
 // anew. image is the root of boxes, if it is a directory.
-func newNetworks(dir, image string, log *slog.Logger) (*networks, error) {
+func newNetworks(dir, image string, memory *netjail.Memory, log *slog.Logger) (*networks, error) {
 	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o700)); err != nil {
 		return nil, fmt.Errorf("directory of networks: %w", err)
 	}
-	n := &networks{dir: dir, log: log, jails: make(map[*jail]struct{})}
+	n := &networks{dir: dir, memory: memory, log: log, dialer: new(egress.Dialer), jails: make(map[*jail]struct{})}
 	var roots []string
 	if info, err := os.Stat(image); err == nil && info.IsDir() {
 		roots = append(roots, image)
@@ -65,20 +72,31 @@ func readIn(dir, path string) ([]byte, error) {
 	return root.ReadFile(path[1:])
 }
 
-// set changes what boxes may reach: those that are open at once, as far as they can be,
-// and those to come.
-func (n *networks) set(policy egress.Policy, credentials []netjail.Credential, dialer *egress.Dialer) error {
+// set changes what boxes may reach: those that are open at once, and those to come. A
+// box that cannot take it on loses its network, and is stopped for that.
+func (n *networks) set(next rules) error {
+	if _, err := next.policy.Compile(); err != nil {
+		return err // nothing has changed
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.policy, n.credentials, n.dialer = policy, credentials, dialer
+	moved := !next.proxy.Equal(n.rules.proxy)
+	if moved {
+		n.dialer = &egress.Dialer{Proxy: next.proxy}
+	}
+	n.rules = next
 	var errs []error
 	for j := range n.jails {
+		if moved {
+			j.SetDialer(n.dialer)
+		}
 		// What is forbidden from now on goes first.
-		for _, err := range []error{j.SetPolicy(policy), j.SetCredentials(credentials)} {
+		for _, err := range []error{j.SetPolicy(next.policy), j.SetCredentials(next.credentials)} {
 			if errors.Is(err, netjail.ErrNoAuthority) {
 				n.log.Info("a box cannot have TLS opened that was started without; the next one of its session can", "box", j.box)
 			} else if err != nil {
-				errs = append(errs, fmt.Errorf("box %s: %w", j.box, err))
+				j.Fail(fmt.Errorf("the new network rules could not be set: %w", err))
+				errs = append(errs, fmt.Errorf("box %s is stopped, as it would go on under the old rules: %w", j.box, err))
 			}
 		}
 	}
@@ -90,7 +108,7 @@ func (n *networks) Open(box string, record func(audit.Record) error) (worker.Net
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	opened, err := netjail.New(netjail.Options{
-		Box: box, Policy: n.policy, Credentials: n.credentials, Dialer: n.dialer, Log: n.log,
+		Box: box, Policy: n.rules.policy, Credentials: n.rules.credentials, Dialer: n.dialer, Memory: n.memory, Log: n.log,
 		Record: func(d netjail.Decision) error { return record(entry(d)) },
 	})
 	if err != nil {

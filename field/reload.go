@@ -9,9 +9,10 @@ import (
 )
 
 // Reload reads the configuration anew and takes on what can change while boxes run:
-// network rules, credentials, keys, the pool's size, how many sessions and what is kept.
-// What cannot is left as it was, and the log says so. An error means that nothing
-// changed, or, after "partly:", which environments could not take on all of it.
+// network rules, the proxy, credentials, keys, the pool's size, how many sessions, what is
+// kept and shells. What cannot is left as it was, and the log says so; a box that could
+// not take on its network rules is stopped. An error means that nothing changed, or,
+// after "partly:", which environments could not take on all of it.
 func (f *Field) Reload() error {
 	next, err := f.load()
 	if err != nil {
@@ -23,8 +24,19 @@ func (f *Field) Reload() error {
 	if record == nil || sites == nil {
 		return errors.New("the worker is starting; try again when it is ready")
 	}
-	for _, setting := range next.keepFixed(was) {
+	networked := make(map[string]bool)
+	for _, s := range sites {
+		networked[s.id] = s.networks != nil
+	}
+	for _, setting := range next.keepFixed(was, networked) {
 		f.opts.Logger.Warn("changed in the file, and in force from the next start on", "setting", setting)
+	}
+	networks := make(map[string]rules)
+	for i := range next.Environments {
+		e := &next.Environments[i]
+		if networks[e.ID], err = f.rules(e); err != nil {
+			return fmt.Errorf("the configuration stays as it was: environment %s: %w", e.ID, err)
+		}
 	}
 	err = record.Append(audit.Record{Actor: actor, Action: audit.ConfigChange, Attrs: map[string]string{"config": next.Fingerprint(), "was": was.Fingerprint()}})
 	if err != nil {
@@ -36,7 +48,7 @@ func (f *Field) Reload() error {
 	var errs []error
 	for _, s := range sites {
 		if e := next.environment(s.id); e != nil && s.worker != nil {
-			if err := f.apply(s, e, was.environment(s.id)); err != nil {
+			if err := f.apply(s, e, was.environment(s.id), networks[s.id]); err != nil {
 				errs = append(errs, fmt.Errorf("environment %s: %w", s.id, err))
 			}
 		}
@@ -49,14 +61,17 @@ func (f *Field) Reload() error {
 }
 
 // apply gives a site what can change of its settings.
-func (f *Field) apply(s *site, e, was *Environment) error {
+func (f *Field) apply(s *site, e, was *Environment, r rules) error {
+	// What boxes may not any more goes before what waits for a server or a disk.
+	var err error
+	if s.networks != nil {
+		err = s.networks.set(r) // also when only values of credentials may have changed
+	}
 	s.worker.Apply(e.live())
-	err := s.worker.RereadKey()
+	err = errors.Join(err, s.worker.RereadKey())
 	if s.networks == nil {
 		return err
 	}
-	// Credentials are bound anew in any case: their values may have changed.
-	err = errors.Join(err, f.applyNetwork(s, e))
 	if !reflect.DeepEqual(e.Network, was.Network) || !reflect.DeepEqual(e.Credentials, was.Credentials) {
 		s.worker.RenewPool() // its boxes know the old placeholders only
 	}
@@ -64,8 +79,9 @@ func (f *Field) apply(s *site, e, was *Environment) error {
 }
 
 // keepFixed puts the settings of a running configuration back that cannot change under
-// it, and returns their names.
-func (c *Config) keepFixed(was *Config) (changed []string) {
+// it, and returns their names. networked are the environments whose boxes were started
+// with a network.
+func (c *Config) keepFixed(was *Config, networked map[string]bool) (changed []string) {
 	keep := func(name string, now, old any) {
 		n, o := reflect.ValueOf(now).Elem(), reflect.ValueOf(old).Elem()
 		if !reflect.DeepEqual(n.Interface(), o.Interface()) {
@@ -95,7 +111,7 @@ func (c *Config) keepFixed(was *Config) (changed []string) {
 		keep(in+"sandbox", &e.Sandbox, &old.Sandbox)
 		keep(in+"sessions.idle", &e.Sessions.Idle, &old.Sessions.Idle)
 		keep(in+"sessions.tool-timeout", &e.Sessions.ToolTimeout, &old.Sessions.ToolTimeout)
-		if e.Network.none() != old.Network.none() {
+		if !networked[e.ID] {
 			// Boxes with and without a network are started differently.
 			keep(in+"network", &e.Network, &old.Network)
 			keep(in+"credentials", &e.Credentials, &old.Credentials)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"strings"
 	"testing"
@@ -540,5 +541,75 @@ func TestABoxWithANetworkCard(t *testing.T) {
 	b.denied("[fd00:ec2::254]:80 is blocked")
 	if m, err := b.ask("8.8.8.8:53", question("denied.example", dnsmessage.TypeA)); err != nil || m.RCode != dnsmessage.RCodeRefused {
 		t.Errorf("%v, %v", m, err)
+	}
+}
+
+// TestAChangeOfProxyReachesRunningBoxes: and what was connected past it is cut.
+func TestAChangeOfProxyReachesRunningBoxes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	addr, proxy := w.address(), w.address()
+	w.name("db.example", addr)
+	w.serve(addr, 9000, greeter("direct"))
+	w.serve(proxy, 3128, func(conn *net.TCPConn) {
+		if _, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
+			io.WriteString(conn, "HTTP/1.1 200 OK\r\n\r\n")
+			greeter("by proxy")(conn)
+		}
+	})
+	b := w.box(netjail.Options{Policy: limited(egress.Rule{Hosts: []string{"db.example"}, Ports: ports(9000)})})
+	conn, err := b.reach("db.example", 9000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.ReadFull(conn, make([]byte, 7)); err != nil {
+		t.Fatal(err)
+	}
+	by, err := egress.ParseProxy("http://" + netip.AddrPortFrom(proxy, 3128).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.jail.SetDialer(&egress.Dialer{Resolver: w, Proxy: by})
+	if _, err := io.ReadAll(conn); !isReset(err) {
+		t.Errorf("the connection past the proxy: %v, want a reset", err)
+	}
+	b.endings("cut by a change of proxy")
+	if line, err := b.hears("db.example", 9000); line != "by proxy\n" {
+		t.Errorf("heard %q, %v", line, err)
+	}
+}
+
+// TestAJailThatMayNotGoOn is lost, and its box with it.
+func TestAJailThatMayNotGoOn(t *testing.T) {
+	t.Parallel()
+	for name, attached := range map[string]bool{"attached": true, "not yet attached": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			j, err := netjail.New(netjail.Options{Box: "box1", Record: func(netjail.Decision) error { return nil }})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if attached {
+				l, err := net.Listen("tcp", "127.0.0.1:0")
+				if err != nil {
+					t.Fatal(err)
+				}
+				dns, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+				if err != nil {
+					t.Fatal(err)
+				}
+				e := exits(l, dns)
+				defer e.Close()
+				if err := j.Attach(e); err != nil {
+					t.Fatal(err)
+				}
+			}
+			j.Fail(errors.New("no room"))
+			<-j.Done()
+			if err := j.Err(); err == nil || !strings.Contains(err.Error(), "no room") {
+				t.Errorf("it ended with %v", err)
+			}
+		})
 	}
 }

@@ -126,7 +126,6 @@ type Jail struct {
 	// Static after New.
 	box       string
 	record    func(Decision) error
-	dialer    *egress.Dialer
 	limits    Limits
 	log       *slog.Logger
 	original  func(*net.TCPConn) (netip.AddrPort, error)
@@ -147,7 +146,8 @@ type Jail struct {
 	stop context.CancelFunc
 	done chan struct{} // closed when nothing of the jail runs
 
-	state atomic.Pointer[state]
+	state  atomic.Pointer[state]
+	dialer atomic.Pointer[egress.Dialer]
 
 	// changing is held while policy or credentials change, so that each change is
 	// recorded, takes hold and has cut what it cuts before the next.
@@ -200,7 +200,6 @@ func New(o Options) (*Jail, error) {
 	j := &Jail{
 		box:      o.Box,
 		record:   o.Record,
-		dialer:   o.Dialer,
 		limits:   limits,
 		log:      o.Log,
 		original: o.Original,
@@ -222,8 +221,8 @@ func New(o Options) (*Jail, error) {
 	if j.shared == nil {
 		j.shared = NewMemory()
 	}
-	if j.dialer == nil {
-		j.dialer = new(egress.Dialer)
+	if j.dialer.Store(o.Dialer); o.Dialer == nil {
+		j.dialer.Store(new(egress.Dialer))
 	}
 	if j.log == nil {
 		j.log = slog.New(slog.DiscardHandler)
@@ -307,12 +306,17 @@ func (j *Jail) recovered() {
 
 // lose ends the jail for a reason.
 func (j *Jail) lose(err error) {
+	j.mark(err)
+	j.stop()
+}
+
+// mark keeps the first reason for the end of a jail that still serves.
+func (j *Jail) mark(err error) {
 	j.mu.Lock()
+	defer j.mu.Unlock()
 	if j.err == nil && j.ctx.Err() == nil {
 		j.err = fmt.Errorf("the network of box %s failed: %w", j.box, err)
 	}
-	j.mu.Unlock()
-	j.stop()
 }
 
 // Done is closed when the jail serves the box no more and nothing of it runs. Whoever has
@@ -324,6 +328,13 @@ func (j *Jail) Err() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.err
+}
+
+// Fail ends the jail for a reason that [Jail.Err] tells: whoever has the box stops it. It
+// is for a box that may not go on under what holds for it.
+func (j *Jail) Fail(err error) {
+	j.mark(err)
+	_ = j.Close() // which has no error
 }
 
 // Close stops serving, cuts every connection and waits until that is done. The exits stay
@@ -398,6 +409,15 @@ func (j *Jail) SetCredentials(list []Credential) error {
 	}
 	j.change(&state{j.state.Load().rules, credentials})
 	return nil
+}
+
+// SetDialer has connections made by another dialer from here on. Those that the one
+// before has made are cut.
+func (j *Jail) SetDialer(d *egress.Dialer) {
+	j.changing.Lock()
+	defer j.changing.Unlock()
+	j.dialer.Store(d)
+	j.cut(func(g *grant) bool { return g.link != nil }, "cut by a change of proxy")
 }
 
 // change makes s hold. The caller holds changing.

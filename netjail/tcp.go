@@ -338,7 +338,7 @@ func (l *link) pass(first []byte, may func(a egress.Access, bound bool) bool) {
 // dial connects to the host at an address that the policy of this moment allows.
 func (l *link) dial(ctx context.Context) (*net.TCPConn, error) {
 	judge := func(to netip.AddrPort) egress.Verdict { return l.jail.state.Load().rules.Dial(l.host, to) }
-	conn, to, err := l.jail.dialer.Dial(ctx, l.host, l.port, judge)
+	conn, to, err := l.jail.dialer.Load().Dial(ctx, l.host, l.port, judge)
 	if err != nil || !to.IsValid() {
 		return conn, err
 	}
