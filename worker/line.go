@@ -23,6 +23,7 @@ import (
 const (
 	linePoll    = 25 * time.Second // that the plane may hold one question
 	lineTimeout = 40 * time.Second // for an answer to it
+	lineSend    = time.Minute      // for the plane to take in what a terminal shows
 	lineLook    = 15 * time.Second // how often to see whether shells are allowed by now
 )
 
@@ -166,7 +167,10 @@ type shellOut struct {
 func (o shellOut) Write(p []byte) (n int, err error) {
 	for n < len(p) {
 		part := p[n:min(n+api.ShellDataMax, len(p))]
-		if err := o.conn.Send(o.ctx, api.ShellFrame{Data: part}); err != nil {
+		ctx, cancel := context.WithTimeout(o.ctx, lineSend)
+		err := o.conn.Send(ctx, api.ShellFrame{Data: part})
+		cancel()
+		if err != nil {
 			return n, fmt.Errorf("send to the plane: %w", err)
 		}
 		n += len(part)

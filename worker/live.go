@@ -9,7 +9,7 @@ type Live struct {
 }
 
 // Apply changes a worker that runs. Sessions beyond a smaller MaxSessions are served to
-// their end. Zero fields have the defaults of a [Config].
+// their end; shells that are not allowed any more are ended. Zero fields have the defaults of a [Config].
 func (w *Worker) Apply(l Live) {
 	if l.MaxSessions == 0 {
 		l.MaxSessions = defaultMaxSessions
@@ -19,6 +19,7 @@ func (w *Worker) Apply(l Live) {
 	w.cfg.Shell = l.Shell
 	boxes := w.boxes
 	w.mu.Unlock()
+	w.applyShells(l.Shell)
 	if boxes == nil {
 		return // Run has not begun
 	}

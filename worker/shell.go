@@ -10,8 +10,10 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -69,36 +71,102 @@ var (
 
 // Why a shell was ended, as causes of its context.
 var (
-	errShellLong = errors.New("it was open for as long as the operator allows")
-	errShellIdle = errors.New("nothing was typed for as long as the operator allows")
+	errShellLong  = errors.New("it was open for as long as the operator allows")
+	errShellIdle  = errors.New("nothing was typed for as long as the operator allows")
+	errShellEnded = errors.New("the operator of this worker allows no shells any more, or fewer")
 )
+
+// An openShell is one that is being opened, or open.
+type openShell struct {
+	began time.Time
+	end   context.CancelCauseFunc
+
+	mu         sync.Mutex
+	rules      ShellRules
+	typed      time.Time // when something was last
+	long, idle *time.Timer
+}
+
+func newOpenShell(rules ShellRules, end context.CancelCauseFunc) *openShell {
+	now := time.Now()
+	return &openShell{
+		began: now, end: end, rules: rules, typed: now,
+		long: time.AfterFunc(rules.For, func() { end(errShellLong) }),
+		idle: time.AfterFunc(rules.Idle, func() { end(errShellIdle) }),
+	}
+}
+
+// limit has other rules hold for the rest of it.
+func (o *openShell) limit(rules ShellRules) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.rules = rules
+	o.long.Reset(max(0, rules.For-time.Since(o.began)))
+	o.idle.Reset(max(0, rules.Idle-time.Since(o.typed)))
+}
+
+// touch says that something was typed.
+func (o *openShell) touch() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.typed = time.Now()
+	o.idle.Reset(o.rules.Idle)
+}
+
+func (o *openShell) stop() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.long.Stop()
+	o.idle.Stop()
+}
+
+// applyShells has new rules hold for the shells that are open: those that they do not
+// allow are ended, the youngest if there are too many.
+func (w *Worker) applyShells(rules ShellRules) {
+	rules = rules.withDefaults()
+	w.mu.Lock()
+	open := slices.SortedFunc(maps.Keys(w.shells), func(a, b *openShell) int { return a.began.Compare(b.began) })
+	w.mu.Unlock()
+	for i, o := range open {
+		if !rules.Allow || i >= rules.Max {
+			o.end(errShellEnded)
+			continue
+		}
+		o.limit(rules)
+	}
+}
 
 // Shell opens a shell in a session's box, kept ones included, and returns when it has
 // ended. That it is opened is on record before it is, and that it has ended after, with
 // hashes of what passed. ctx ending ends the shell.
 func (w *Worker) Shell(ctx context.Context, session string, r ShellRequest) (tool.ShellExit, error) {
 	none := tool.ShellExit{Code: -1}
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	var open *openShell
 	w.mu.Lock()
 	rules, boxes := w.cfg.Shell.withDefaults(), w.boxes
 	refused := error(nil)
 	switch {
 	case !rules.Allow:
 		refused = ErrShellNotAllowed
-	case w.shells >= rules.Max:
+	case len(w.shells) >= rules.Max:
 		refused = ErrShellsMax
 	case boxes == nil:
 		refused = ErrNoBox
 	default:
-		w.shells++
+		open = newOpenShell(rules, end)
+		w.shells[open] = true
 	}
 	w.mu.Unlock()
 	if refused != nil {
 		return none, refused
 	}
 	defer func() {
+		open.stop()
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		w.shells--
+		delete(w.shells, open)
 	}()
 	b := boxes.find(session)
 	if b == nil {
@@ -106,7 +174,7 @@ func (w *Worker) Shell(ctx context.Context, session string, r ShellRequest) (too
 	}
 	now, done, err := b.use(ctx)
 	if err != nil {
-		return none, fmt.Errorf("%w: %w", ErrNoBox, err)
+		return none, fmt.Errorf("%w: %w", ErrNoBox, errors.Join(err, context.Cause(ctx)))
 	}
 	defer done()
 
@@ -121,7 +189,7 @@ func (w *Worker) Shell(ctx context.Context, session string, r ShellRequest) (too
 	if err := w.record(rec); err != nil {
 		return none, errors.Join(fmt.Errorf("the audit record cannot be written, so no shell is opened: %w", err), t.close())
 	}
-	exit, err := w.runShell(ctx, now, r, rules, t)
+	exit, err := runShell(ctx, now, r, open, t)
 	rec.Action, rec.End, rec.Outcome = audit.ShellEnd, time.Now(), "exit "+strconv.Itoa(exit.Code)
 	if err != nil {
 		rec.Outcome, rec.Detail = "ended", err.Error()
@@ -134,20 +202,19 @@ func (w *Worker) Shell(ctx context.Context, session string, r ShellRequest) (too
 	return exit, errors.Join(err, closed)
 }
 
+// shellLastWords is how long a terminal may still take in what a shell showed before it
+// was ended.
+const shellLastWords = 2 * time.Second
+
 // runShell carries what passes between a person and a shell until one of them ends it.
-func (w *Worker) runShell(ctx context.Context, now *running, r ShellRequest, rules ShellRules, t *tap) (tool.ShellExit, error) {
-	none := tool.ShellExit{Code: -1}
+func runShell(ctx context.Context, now *running, r ShellRequest, open *openShell, t *tap) (tool.ShellExit, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	s, err := now.client.Shell(ctx, r.Terminal)
 	if err != nil {
-		return none, err
+		return tool.ShellExit{Code: -1}, err
 	}
 	defer s.Close()
-	long := time.AfterFunc(rules.For, func() { cancel(errShellLong) })
-	defer long.Stop()
-	idle := time.AfterFunc(rules.Idle, func() { cancel(errShellIdle) })
-	defer idle.Stop()
 	// A read or a write that waits is ended by hanging up.
 	stop := context.AfterFunc(ctx, func() { s.Close() })
 	defer stop()
@@ -161,7 +228,7 @@ func (w *Worker) runShell(ctx context.Context, now *running, r ShellRequest, rul
 				return
 			}
 			if n > 0 {
-				idle.Reset(rules.Idle)
+				open.touch()
 				if err := t.typed(buf[:n]); err != nil {
 					cancel(err)
 					return
@@ -190,6 +257,35 @@ func (w *Worker) runShell(ctx context.Context, now *running, r ShellRequest, rul
 		}()
 	}
 
+	type end struct {
+		exit tool.ShellExit
+		err  error
+	}
+	shown := make(chan end, 1)
+	go func() {
+		exit, err := show(ctx, s, r.Out, t)
+		shown <- end{exit, err}
+	}()
+	select {
+	case e := <-shown:
+		return e.exit, e.err
+	case <-ctx.Done():
+	}
+	// A terminal that takes nothing in does not keep the shell open: what waits for it
+	// ends with its connection.
+	late := time.NewTimer(shellLastWords)
+	defer late.Stop()
+	select {
+	case e := <-shown:
+		return e.exit, e.err
+	case <-late.C:
+		return tool.ShellExit{Code: -1}, context.Cause(ctx)
+	}
+}
+
+// show passes on what a shell shows until it has ended.
+func show(ctx context.Context, s *tool.Shell, to io.Writer, t *tap) (tool.ShellExit, error) {
+	none := tool.ShellExit{Code: -1}
 	buf := make([]byte, tool.ShellChunk)
 	for {
 		n, err := s.Read(buf)
@@ -197,7 +293,9 @@ func (w *Worker) runShell(ctx context.Context, now *running, r ShellRequest, rul
 			if err := t.shown(buf[:n]); err != nil {
 				return none, err
 			}
-			if _, err := r.Out.Write(buf[:n]); err != nil {
+			if _, err := to.Write(buf[:n]); err != nil && ctx.Err() != nil {
+				return none, context.Cause(ctx)
+			} else if err != nil {
 				return none, fmt.Errorf("write to the person's terminal: %w", err)
 			}
 		}
@@ -226,6 +324,7 @@ type tap struct {
 	written int64
 	whole   hash.Hash // of the transcript
 	began   time.Time
+	closed  bool
 	in, out counted
 }
 
@@ -243,6 +342,8 @@ const (
 	transcriptMax  = 64 << 20 // bytes; a shell that fills it is ended
 	transcriptsDir = "shells"
 )
+
+var errTapClosed = errors.New("the shell has ended")
 
 func newTap(dir, session string, r ShellRequest, keep bool) (*tap, error) {
 	t := &tap{began: time.Now(), whole: sha256.New(), in: counted{hash: sha256.New()}, out: counted{hash: sha256.New()}}
@@ -268,6 +369,9 @@ func (t *tap) shown(p []byte) error { return t.pass(&t.out, "o", p) }
 func (t *tap) pass(c *counted, kind string, p []byte) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.closed {
+		return errTapClosed
+	}
 	c.add(p)
 	if t.file == nil {
 		return nil
@@ -295,6 +399,7 @@ func (t *tap) line(v any) error {
 func (t *tap) close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.closed = true
 	if t.file == nil {
 		return nil
 	}

@@ -25,12 +25,20 @@ type person struct {
 	mu  sync.Mutex
 	out strings.Builder
 
+	stuck chan struct{} // if set, the terminal takes nothing in until it is closed
+
 	exit tool.ShellExit
 	err  error
 	done chan struct{}
 }
 
 func (p *person) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	stuck := p.stuck
+	p.mu.Unlock()
+	if stuck != nil {
+		<-stuck
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.out.Write(b)
@@ -166,12 +174,12 @@ func TestShellRefused(t *testing.T) {
 func TestShellEnds(t *testing.T) {
 	tests := []struct {
 		name  string
-		play  func(f *field, p *person, cancel func())
+		play  func(w *started, p *person, cancel func())
 		after time.Duration
 		want  string
 	}{
-		{"nothing is typed", func(*field, *person, func()) {}, 15 * time.Minute, "nothing was typed"},
-		{"it is open for too long", func(f *field, p *person, _ func()) {
+		{"nothing is typed", func(*started, *person, func()) {}, 15 * time.Minute, "nothing was typed"},
+		{"it is open for too long", func(_ *started, p *person, _ func()) {
 			for range 100 {
 				if _, err := p.in.Write([]byte("x")); err != nil {
 					return
@@ -183,9 +191,27 @@ func TestShellEnds(t *testing.T) {
 				}
 			}
 		}, time.Hour, "for as long as the operator allows"},
-		{"the person leaves", func(_ *field, p *person, _ func()) { p.in.Close() }, 0, "canceled"},
-		{"whoever asked gives up", func(_ *field, _ *person, cancel func()) { cancel() }, 0, "canceled"},
-		{"the session ends", func(f *field, p *person, _ func()) { f.plane.say("sesn_1", "session.status_terminated", nil) }, 0, "lost"},
+		{"the person leaves", func(_ *started, p *person, _ func()) { p.in.Close() }, 0, "canceled"},
+		{"shells are allowed no more", func(w *started, _ *person, _ func()) {
+			time.Sleep(time.Minute)
+			w.Apply(Live{})
+		}, time.Minute, "allows no shells any more"},
+		{"less time is allowed", func(w *started, _ *person, _ func()) {
+			time.Sleep(2 * time.Minute)
+			w.Apply(Live{Shell: ShellRules{Allow: true, For: 5 * time.Minute}})
+		}, 5 * time.Minute, "for as long as the operator allows"},
+		{"it was idle for as long as is allowed now", func(w *started, _ *person, _ func()) {
+			time.Sleep(5 * time.Minute)
+			w.Apply(Live{Shell: ShellRules{Allow: true, Idle: 2 * time.Minute}})
+		}, 5 * time.Minute, "nothing was typed"},
+		{"its terminal takes nothing in", func(_ *started, p *person, _ func()) {
+			p.mu.Lock()
+			p.stuck = make(chan struct{})
+			p.mu.Unlock()
+			_, _ = p.in.Write([]byte("x"))
+		}, 15 * time.Minute, "nothing was typed"},
+		{"whoever asked gives up", func(_ *started, _ *person, cancel func()) { cancel() }, 0, "canceled"},
+		{"the session ends", func(w *started, _ *person, _ func()) { w.f.plane.say("sesn_1", "session.status_terminated", nil) }, 0, "lost"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -198,7 +224,7 @@ func TestShellEnds(t *testing.T) {
 				began := time.Now()
 				p := opens(f.T, ctx, w, "sesn_1")
 				synctest.Wait()
-				go tt.play(f, p, cancel)
+				go tt.play(w, p, cancel)
 				<-p.done
 				if p.err == nil || !strings.Contains(p.err.Error(), tt.want) {
 					t.Errorf("ended with %v, want …%s…", p.err, tt.want)
@@ -207,6 +233,9 @@ func TestShellEnds(t *testing.T) {
 					t.Errorf("ended after %s, want %s", took, tt.after)
 				}
 				p.in.Close()
+				if p.stuck != nil {
+					close(p.stuck)
+				}
 				if actions := f.actions(); !strings.Contains(strings.Join(actions, " "), "shell.end") {
 					t.Errorf("its end is not on record: %v", actions)
 				}

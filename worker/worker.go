@@ -304,7 +304,7 @@ type Worker struct {
 	ready   error            // why no work comes in, as far as polling tells
 	unfit   error            // why none can be taken on, as the last attempt found
 	cramped error            // why none is asked for, as the disk tells
-	shells  int              // open now
+	shells  map[*openShell]bool
 
 	persons sync.WaitGroup // shells that came by a line
 }
@@ -345,6 +345,7 @@ func New(c Config) (*Worker, error) {
 		places:  newPlaces(c.MaxSessions),
 		held:    make(map[string]bool),
 		turns:   make(map[string]*turn),
+		shells:  make(map[*openShell]bool),
 		ready:   errNotStarted,
 	}, nil
 }
