@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -51,13 +52,15 @@ var backends = []cli.Backend{
 		return ns.New(ns.Options{Root: o.State, Launcher: starter, Logger: o.Logger}), err
 	}},
 	{Name: oci.Name, New: func(o cli.BackendOptions) (sandbox.Driver, error) {
+		allowOld := o.AllowOld
+		o.AllowOld = false
 		starter, err := launched(o, true)
 		for _, name := range []string{"crun", "runc"} {
 			if found, err := exec.LookPath(name); o.Engine == "" && err == nil {
 				o.Engine = found
 			}
 		}
-		return oci.New(oci.Options{Engine: o.Engine, Root: o.State, Launcher: starter, Logger: o.Logger}), err
+		return oci.New(oci.Options{Engine: o.Engine, AllowOld: allowOld, Root: o.State, Launcher: starter, Logger: o.Logger}), err
 	}},
 	daemon(docker.Docker),
 	daemon(docker.Podman),
@@ -75,7 +78,7 @@ var backends = []cli.Backend{
 
 // daemon is the backend of a container daemon.
 func daemon(kind docker.Kind) cli.Backend {
-	return cli.Backend{Name: string(kind), New: func(o cli.BackendOptions) (sandbox.Driver, error) {
+	return cli.Backend{Name: string(kind), Images: true, New: func(o cli.BackendOptions) (sandbox.Driver, error) {
 		runtime := o.Runtime
 		o.Runtime = ""
 		starter, err := launched(o, true)
@@ -83,7 +86,7 @@ func daemon(kind docker.Kind) cli.Backend {
 		if o.Engine != "" {
 			host = "unix://" + o.Engine
 		}
-		return docker.New(docker.Options{Kind: kind, Host: host, Runtime: runtime, Root: o.State, Launcher: starter, Logger: o.Logger}), err
+		return docker.New(docker.Options{Kind: kind, Host: host, Runtime: runtime, Image: o.Image, Root: o.State, Launcher: starter, Logger: o.Logger}), err
 	}}
 }
 
@@ -95,6 +98,9 @@ func launched(o cli.BackendOptions, engine bool) (string, error) {
 	}
 	if o.Runtime != "" {
 		return "", fmt.Errorf("this backend has no choice of runtimes (sandbox.runtime is %q)", o.Runtime)
+	}
+	if o.AllowOld {
+		return "", errors.New("this backend has no engine whose age could be allowed (sandbox.allow-old-engine is set)")
 	}
 	return agentbin.Launcher(o.State)
 }

@@ -125,7 +125,8 @@ func New(o Options) (*Cloud, error) {
 	}
 	c.drivers = &drivers{
 		backends: o.Backends, made: map[string]*driver{}, room: make(chan struct{}, o.BoxesMax),
-		options: field.BackendOptions{State: filepath.Join(o.Data, "sandbox"), Logger: o.Logger, Engine: b.Sandbox.Engine, Runtime: b.Sandbox.Runtime},
+		options: field.BackendOptions{State: filepath.Join(o.Data, "sandbox"), Logger: o.Logger, Engine: b.Sandbox.Engine, Runtime: b.Sandbox.Runtime,
+			AllowOld: b.Sandbox.AllowOldEngine, Image: b.Sandbox.Image},
 	}
 	return c, nil
 }

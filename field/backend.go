@@ -17,6 +17,10 @@ import (
 type Backend struct {
 	Name string // equal to the driver's
 	New  func(BackendOptions) (sandbox.Driver, error)
+
+	// Images says that boxes have no root but an image, which then the driver's
+	// self-test needs as well.
+	Images bool
 }
 
 // BackendOptions are what a backend may need to know of this run.
@@ -26,8 +30,10 @@ type BackendOptions struct {
 
 	// As an operator gave them, mostly not at all; see Sandbox. A backend that has no
 	// use for one refuses it.
-	Engine  string
-	Runtime string
+	Engine   string
+	Runtime  string
+	AllowOld bool
+	Image    string // of a [Backend] with Images
 }
 
 // A sweeper is a backend that a killed worker may leave something of behind.
@@ -44,7 +50,11 @@ type drivers struct {
 	made     map[driverKey]*checked
 }
 
-type driverKey struct{ backend, engine, runtime string }
+type driverKey struct {
+	backend, engine, runtime, image string
+
+	allowOld bool
+}
 
 // checked is a driver with the outcome of its self-test.
 type checked struct {
@@ -74,21 +84,32 @@ func (ds *drivers) driver(ctx context.Context, key driverKey) *checked {
 
 func (ds *drivers) make(key driverKey) (sandbox.Driver, error) {
 	name := key.backend
-	if key.engine != "" || key.runtime != "" {
+	if (key != driverKey{backend: key.backend}) {
 		h := fnv.New32a()
 		_, _ = h.Write([]byte(key.engine + "\x00" + key.runtime))
+		if key.image != "" || key.allowOld {
+			_, _ = fmt.Fprintf(h, "\x00%s\x00%t", key.image, key.allowOld)
+		}
 		name = fmt.Sprintf("%s-%08x", name, h.Sum32())
 	}
 	state := filepath.Join(ds.dir, name)
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		return nil, fmt.Errorf("make the sandbox's directory: %w", err)
 	}
+	b, err := ds.named(key.backend)
+	if err != nil {
+		return nil, err
+	}
+	return b.New(BackendOptions{State: state, Logger: ds.log, Engine: key.engine, Runtime: key.runtime, AllowOld: key.allowOld, Image: key.image})
+}
+
+func (ds *drivers) named(name string) (Backend, error) {
 	for _, b := range ds.backends {
-		if b.Name == key.backend {
-			return b.New(BackendOptions{State: state, Logger: ds.log, Engine: key.engine, Runtime: key.runtime})
+		if b.Name == name {
+			return b, nil
 		}
 	}
-	return nil, fmt.Errorf("there is no backend %q", key.backend)
+	return Backend{}, fmt.Errorf("there is no backend %q", name)
 }
 
 // A Choice is the backend that an environment got.
@@ -121,9 +142,12 @@ func (ds *drivers) choose(ctx context.Context, s *Settings) (*Choice, error) {
 	want := s.requirements()
 	var mismatch Mismatch
 	for _, name := range append([]string{s.Sandbox.Backend}, s.Sandbox.Fallback...) {
-		key := driverKey{name, "", ""}
+		key := driverKey{backend: name}
 		if name == s.Sandbox.Backend {
-			key.engine, key.runtime = s.Sandbox.Engine, s.Sandbox.Runtime
+			key.engine, key.runtime, key.allowOld = s.Sandbox.Engine, s.Sandbox.Runtime, s.Sandbox.AllowOldEngine
+		}
+		if b, err := ds.named(name); err == nil && b.Images {
+			key.image = s.Sandbox.Image
 		}
 		c := ds.driver(ctx, key)
 		if ctx.Err() != nil {

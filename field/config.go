@@ -65,9 +65,13 @@ type Sandbox struct {
 	Backend  string   `yaml:"backend"`  // default: the strongest of this build
 	Fallback []string `yaml:"fallback"` // tried in this order where Backend cannot be had; default none
 
-	Image   string            `yaml:"image"`   // see sandbox.Spec; default the host's own programs
-	Engine  string            `yaml:"engine"`  // oci: the runtime's path; docker, podman: the daemon's socket
-	Runtime string            `yaml:"runtime"` // docker, podman: the runtime to ask the daemon for
+	Image   string `yaml:"image"`   // see sandbox.Spec; default the host's own programs
+	Engine  string `yaml:"engine"`  // oci: the runtime's path; docker, podman: the daemon's socket
+	Runtime string `yaml:"runtime"` // docker, podman: the runtime to ask the daemon for
+	// For oci, a runtime with a defect that a box could leave through, by its version: for
+	// distributions that mended it under the old one.
+	AllowOldEngine bool `yaml:"allow-old-engine"`
+
 	Devices []string          `yaml:"devices"` // by their CDI names
 	Env     map[string]string `yaml:"env"`     // of the box; the model can read it
 	Setup   string            `yaml:"setup"`   // bash, run in every new box before its first call

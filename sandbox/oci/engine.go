@@ -56,7 +56,7 @@ func identify(ctx context.Context, path string, root, accepted bool) (*engine, e
 			u.Cause = hole.String()
 			u.Remedy = []string{
 				fmt.Sprintf("install %s %s or later", e.Family, hole.Mended[len(hole.Mended)-1]),
-				"if your distribution has mended it under the old version, accept that (allow_old)",
+				"if your distribution has mended it under the old version, accept that (sandbox.allow-old-engine)",
 			}
 			return nil, u
 		}
