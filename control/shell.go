@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -38,8 +40,9 @@ type Shell struct {
 	attached chan ShellConn // the worker's end
 	done     chan struct{}  // closed when the shell has ended
 
-	offered time.Time // guarded by shells.mu: when it was last handed to a worker
-	taken   bool      // guarded by shells.mu: a worker has dialled in
+	offered time.Time   // guarded by shells.mu: when it was last handed to a worker
+	taken   bool        // guarded by shells.mu: a worker has dialled in
+	serving []api.KeyID // guarded by shells.mu: the worker's key
 }
 
 // shells are those that are open or waited for.
@@ -265,23 +268,35 @@ func (c *Control) AttachShell(ctx context.Context, p Principal, env api.Environm
 	if sh == nil || sh.info.SessionID != session || sh.taken {
 		return nil, api.NotFound("shell %s was not found", shell)
 	}
-	sh.taken = true
+	key := p.KeyID
+	if p.Kind == api.KeySession {
+		key = p.Parent // the token ends with its item, and the shell does not
+	}
+	sh.taken, sh.serving = true, []api.KeyID{key}
 	return &ShellEnd{sh}, nil
 }
 
-// A ShellEnd is the worker's end of a shell.
+// A ShellEnd is the worker's end of a shell, to be served or given up.
 type ShellEnd struct{ sh *Shell }
 
 // Serve lends the worker's connection to the shell until that has ended.
 func (e *ShellEnd) Serve(ctx context.Context, conn ShellConn) {
 	select {
 	case e.sh.attached <- conn:
+		<-e.sh.done
 	case <-e.sh.done:
-		return
 	case <-ctx.Done():
-		return
+		e.GiveUp()
 	}
-	<-e.sh.done
+}
+
+// GiveUp has the shell offered again: the worker's connection came to nothing.
+func (e *ShellEnd) GiveUp() {
+	c := e.sh.c
+	c.shells.mu.Lock()
+	e.sh.taken, e.sh.serving, e.sh.offered = false, nil, time.Time{}
+	c.shells.mu.Unlock()
+	c.hub.publish(topicShell(e.sh.info.SessionID))
 }
 
 // The ways in which a shell ends, besides by itself.
@@ -290,6 +305,7 @@ const (
 	shellIdle    = "nothing was typed for %s"
 	shellFor     = "it was open for %s, the longest there is"
 	shellRevoked = "the key it was opened with is good no more"
+	shellBarred  = "the worker's key is good no more"
 	shellLost    = "the worker has left"
 	shellStopped = "the server is stopping"
 )
@@ -311,6 +327,8 @@ func (sh *Shell) Relay(ctx context.Context, person, worker ShellConn) api.ShellN
 				return
 			}
 			switch {
+			case f.Note == nil && len(f.Data) == 0:
+				continue // nothing is typed
 			case f.Note == nil:
 				select {
 				case typed <- struct{}{}:
@@ -335,7 +353,12 @@ func (sh *Shell) Relay(ctx context.Context, person, worker ShellConn) api.ShellN
 				exit <- ended(shellLost)
 				return
 			case f.Note != nil && f.Note.Type == api.ShellExit:
-				exit <- *f.Note
+				end := *f.Note
+				end.Size = nil
+				if len(end.Reason) > shellReasonMax {
+					end.Reason = strings.ToValidUTF8(end.Reason[:shellReasonMax], "")
+				}
+				exit <- end
 				return
 			case f.Note != nil:
 				continue
@@ -360,6 +383,9 @@ func (sh *Shell) Relay(ctx context.Context, person, worker ShellConn) api.ShellN
 	return end
 }
 
+// shellReasonMax bounds what a worker says of a shell's end, in bytes.
+const shellReasonMax = 500
+
 // shellLastWord bounds the sending of how a shell ended.
 const shellLastWord = 5 * time.Second
 
@@ -369,8 +395,11 @@ func ended(format string, args ...any) api.ShellNote {
 
 // watch waits for the first thing that ends a shell.
 func (sh *Shell) watch(ctx context.Context, typed <-chan struct{}, exit <-chan api.ShellNote) api.ShellNote {
+	sh.c.shells.mu.Lock()
+	serving := sh.serving
+	sh.c.shells.mu.Unlock()
 	revoked := newSignal()
-	for _, key := range sh.keys {
+	for _, key := range slices.Concat(sh.keys, serving) {
 		defer sh.c.hub.subscribe(topicKey(key), revoked)()
 	}
 	cfg := &sh.c.cfg
@@ -395,17 +424,20 @@ func (sh *Shell) watch(ctx context.Context, typed <-chan struct{}, exit <-chan a
 		case <-revoked.C:
 		case <-check.C:
 		}
-		if !sh.allowed(ctx) {
+		if !sh.c.good(ctx, sh.keys) {
 			return ended(shellRevoked)
+		}
+		if !sh.c.good(ctx, serving) {
+			return ended(shellBarred)
 		}
 	}
 }
 
-// allowed reports whether the key is still good. A database that is away for a moment
-// does not end a shell.
-func (sh *Shell) allowed(ctx context.Context) bool {
-	err := sh.c.db.Read(ctx, func(tx *store.Tx) error {
-		for _, key := range sh.keys {
+// good reports whether keys are still good. A database that is away for a moment does not
+// end a shell.
+func (c *Control) good(ctx context.Context, keys []api.KeyID) bool {
+	err := c.db.Read(ctx, func(tx *store.Tx) error {
+		for _, key := range keys {
 			if err := validKey(tx, key); err != nil {
 				return err
 			}

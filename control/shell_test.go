@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"io"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -182,6 +183,38 @@ func TestAShellEndsWhenNothingIsTypedOrItWasOpenTooLong(t *testing.T) {
 				<-worker.out
 				// Output is not typing.
 				worker.in <- api.ShellFrame{Data: []byte("y")}
+			}
+		}
+	})
+}
+
+// TestAnEmptyFrameIsNotTyping: and what a worker says of the end is no essay.
+func TestAnEmptyFrameIsNotTyping(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := quietWorld(t, Config{ShellIdle: 10 * time.Minute})
+		s, _ := w.session()
+		for _, long := range []bool{false, true} {
+			person, worker := newPipe(), newPipe()
+			end := make(chan api.ShellNote)
+			sh := must1[*Shell](t)(w.OpenShell(w.ctx, w.admin, s.ID, api.ShellSize{Columns: 80, Rows: 24}))
+			go func() {
+				defer sh.Close()
+				end <- sh.Relay(w.ctx, person, worker)
+			}()
+			if long {
+				worker.in <- api.ShellFrame{Note: &api.ShellNote{Type: api.ShellExit, Code: 1, Reason: strings.Repeat("ä", 10_000)}}
+				if got := <-end; len(got.Reason) != shellReasonMax || got.Code != 1 {
+					t.Errorf("%d bytes of %+v", len(got.Reason), got)
+				}
+				return
+			}
+			time.Sleep(9 * time.Minute)
+			person.in <- api.ShellFrame{}
+			time.Sleep(59 * time.Second)
+			began := time.Now()
+			if got := <-end; got.Reason != "nothing was typed for 10m0s" || time.Since(began) > 2*time.Second || len(worker.out) > 0 {
+				t.Errorf("after %s more: %+v, and %d frames went to the box", time.Since(began), got, len(worker.out))
 			}
 		}
 	})

@@ -83,6 +83,7 @@ func (s *Server) attachShell(ctx context.Context, r *request) (any, error) {
 	defer done()
 	worker, err := s.upgrade(ctx, r)
 	if err != nil {
+		end.GiveUp()
 		return nil, err
 	}
 	defer worker.close()

@@ -21,6 +21,7 @@ type shellFixture struct {
 	work api.WorkID
 
 	person, worker *client.Client
+	workerKey      string
 }
 
 func newShell(t *testing.T) *shellFixture {
@@ -55,7 +56,7 @@ func newShell(t *testing.T) *shellFixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.person, f.worker = f.client(t, f.key), f.client(t, key.Secret)
+	f.person, f.worker, f.workerKey = f.client(t, f.key), f.client(t, key.Secret), key.Secret
 	return f
 }
 
@@ -205,6 +206,75 @@ func TestAShellEndsWithItsKey(t *testing.T) {
 		t.Errorf("the end is %+v, %v", end.Note, err)
 	}
 	<-served
+}
+
+// TestAShellEndsWithTheWorkersKey: what a person types goes to no worker that is barred.
+func TestAShellEndsWithTheWorkersKey(t *testing.T) {
+	t.Parallel()
+	f := newShell(t)
+	ctx := t.Context()
+	served := f.serve(t, func(ctx context.Context, _ *api.Shell, box *client.ShellConn) { _, _ = box.Receive(ctx) })
+	term, err := f.person.OpenShell(ctx, f.session, size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer term.Close()
+	admin, err := f.control.Authenticate(ctx, f.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := f.control.ListKeys(ctx, admin, f.env, api.PageRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range keys.Data {
+		if _, err := f.person.RevokeKey(ctx, f.env, key.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if end, err := term.Receive(ctx); err != nil || end.Note == nil || end.Note.Reason != "the worker's key is good no more" {
+		t.Errorf("the end is %+v, %v", end.Note, err)
+	}
+	<-served
+}
+
+// TestAWorkerThatFailsToDialInIsNoEnd: the shell is offered to it again.
+func TestAWorkerThatFailsToDialInIsNoEnd(t *testing.T) {
+	t.Parallel()
+	f := newShell(t)
+	ctx := t.Context()
+	opened := make(chan error, 1)
+	go func() {
+		term, err := f.person.OpenShell(ctx, f.session, size)
+		if err == nil {
+			term.Close()
+		}
+		opened <- err
+	}()
+	sh, err := f.worker.NextShell(ctx, f.env, f.work, api.ShellPollMax)
+	if err != nil || sh == nil {
+		t.Fatalf("the worker was told of %+v, %v", sh, err)
+	}
+	// It says that it speaks the protocol, and then not even that of WebSockets.
+	r := f.request(t, "GET", fmt.Sprintf("/v1/environments/%s/work/%s/shells/%s/attach", f.env, f.work, sh.ID), "")
+	r.Header.Set("Authorization", "Bearer "+f.workerKey)
+	r.Header.Del("X-Api-Key")
+	r.Header.Set("Sec-WebSocket-Protocol", api.ShellProtocol)
+	if res, body := f.answer(t, r); res.StatusCode < 400 {
+		t.Fatalf("%d %s", res.StatusCode, body)
+	}
+	again, err := f.worker.NextShell(ctx, f.env, f.work, api.ShellPollMax)
+	if err != nil || again == nil || again.ID != sh.ID {
+		t.Fatalf("the worker was told of %+v, %v", again, err)
+	}
+	conn, err := f.worker.AttachShell(ctx, f.env, f.work, sh.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := <-opened; err != nil {
+		t.Error(err)
+	}
 }
 
 func TestAShellEndsWithTheServer(t *testing.T) {
