@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -41,8 +39,9 @@ const (
 
 	lookEvery    = time.Second
 	measureEvery = 5 * time.Second // a work folder that is in use
-	measureCost  = 20              // measuring takes at most a part of this of the time
+	lookEntries  = 20_000          // of a work folder that one look goes through; the next goes on
 	entriesMax   = 1_000_000       // in one work folder
+	depthMax     = 2_000           // folders within each other, in one
 	overSlack    = 1 << 20         // bytes that a folder over its limit may grow by, to be tidied up
 	culpritMin   = 32 << 20        // bytes written by a call from which it may have filled the disk
 )
@@ -104,8 +103,9 @@ func (w *Worker) awaitRoom(ctx context.Context) bool {
 // is called.
 func (s *space) watch(r *running, log *slog.Logger) (stop func()) {
 	done := make(chan struct{})
-	folder, began := r.folder, time.Now()
+	l := &look{space: s, folder: r.folder, began: time.Now()}
 	go func() {
+		defer l.close()
 		tick := time.NewTicker(s.look)
 		defer tick.Stop()
 		for {
@@ -116,8 +116,8 @@ func (s *space) watch(r *running, log *slog.Logger) (stop func()) {
 				return
 			case <-tick.C:
 			}
-			if why := s.exceeded(folder, began); why != "" {
-				log.Warn("box stopped for what it wrote", "folder", folder, "reason", why)
+			if why := l.exceeded(); why != "" {
+				log.Warn("box stopped for what it wrote", "folder", l.folder, "reason", why)
 				r.condemn(sandbox.Exit{Cause: sandbox.CauseDisk, Detail: why}, log)
 				return
 			}
@@ -126,42 +126,72 @@ func (s *space) watch(r *running, log *slog.Logger) (stop func()) {
 	return sync.OnceFunc(func() { close(done) })
 }
 
-// exceeded says which limit a box breaks that has been writing to its folder since
-// began, or "".
-func (s *space) exceeded(folder string, began time.Time) string {
-	if free, reserve, err := s.free(s.folders); err == nil && free < reserve/2 {
-		// Only of one that wrote a good deal lately can it be said that it is the cause.
-		if _, written, _ := usage(folder, began); written >= culpritMin {
-			return fmt.Sprintf("the worker's disk is nearly full, and %d MiB of it were written during this call", written>>20)
+// A look is how a box that has been writing to its folder since began is watched. It is
+// for one goroutine, which closes it.
+type look struct {
+	space  *space
+	folder string
+	began  time.Time
+
+	survey *survey // under way; nil if there is none
+}
+
+// exceeded says which limit the box breaks, or "". However large its folder is, it takes
+// little time, and may tell after several times only.
+func (l *look) exceeded() string {
+	s := l.space
+	free, reserve, err := s.free(s.folders)
+	full := err == nil && free < reserve/2
+	last, known := s.measured(l.folder)
+	if l.survey == nil {
+		if !full && (s.folderMax == 0 || known && time.Since(last.at) < measureEvery) {
+			return ""
+		}
+		if l.survey, err = newSurvey(l.folder, l.began); err != nil {
+			return "" // gone by now
 		}
 	}
-	if s.folderMax == 0 {
-		return ""
+	done, err := l.survey.step(lookEntries)
+	bytes, written := l.survey.total, l.survey.written
+	if done {
+		l.close()
+		s.note(l.folder, bytes)
 	}
+	switch {
+	case err != nil:
+		return "its work folder " + err.Error()
+	case full && written >= culpritMin:
+		// Only of one that wrote a good deal lately can it be said that it is the cause.
+		return fmt.Sprintf("the worker's disk is nearly full, and %d MiB of it were written during this call", written>>20)
+	case done && s.folderMax > 0 && bytes > max(s.folderMax, last.bytes+overSlack):
+		// What is over its limit already may be tidied up.
+		return fmt.Sprintf("its work folder holds %d MiB, and %d MiB are its limit", bytes>>20, s.folderMax>>20)
+	}
+	return ""
+}
+
+func (l *look) close() {
+	if l.survey != nil {
+		l.survey.close()
+		l.survey = nil
+	}
+}
+
+// measured is what a folder held when it was last looked at, if it was.
+func (s *space) measured(folder string) (measure, bool) {
 	s.mu.Lock()
-	last := s.size[folder]
-	s.mu.Unlock()
-	if time.Since(last.at) < measureEvery {
-		return ""
-	}
-	start := time.Now()
-	bytes, _, err := usage(folder, began)
-	if errors.Is(err, errTooMany) {
-		return fmt.Sprintf("its work folder holds more than %d files", entriesMax)
-	}
-	took := time.Since(start)
+	defer s.mu.Unlock()
+	m, ok := s.size[folder]
+	return m, ok
+}
+
+func (s *space) note(folder string, bytes int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.size == nil {
 		s.size = make(map[string]measure)
 	}
-	// The next look waits for as long as keeps this one cheap.
-	s.size[folder] = measure{bytes, time.Now().Add(measureCost * took)}
-	// What is over its limit already may be tidied up.
-	if bytes > max(s.folderMax, last.bytes+overSlack) {
-		return fmt.Sprintf("its work folder holds %d MiB, and %d MiB are its limit", bytes>>20, s.folderMax>>20)
-	}
-	return ""
+	s.size[folder] = measure{bytes, time.Now()}
 }
 
 // forget drops what is known of a folder that is gone.
@@ -169,40 +199,4 @@ func (s *space) forget(folder string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.size, folder)
-}
-
-var errTooMany = errors.New("too many files")
-
-// usage returns how many bytes of disk a work folder takes, and how many of them are in
-// files that were written since. Links are not followed, whatever changes meanwhile.
-// What cannot be read does not count.
-func usage(folder string, since time.Time) (total, written int64, err error) {
-	root, err := os.OpenRoot(folder)
-	if err != nil {
-		return 0, 0, err
-	}
-	defer root.Close()
-	entries := 0
-	err = fs.WalkDir(root.FS(), ".", func(_ string, e fs.DirEntry, err error) error {
-		if err != nil {
-			return nil // gone by now, or forbidden
-		}
-		if entries++; entries > entriesMax {
-			return errTooMany
-		}
-		info, err := e.Info()
-		if err != nil {
-			return nil
-		}
-		stat, ok := info.Sys().(*syscall.Stat_t)
-		if !ok {
-			return nil
-		}
-		total += stat.Blocks * 512
-		if !time.Unix(stat.Ctim.Unix()).Before(since) {
-			written += stat.Blocks * 512
-		}
-		return nil
-	})
-	return total, written, err
 }
