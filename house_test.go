@@ -123,7 +123,7 @@ var house = []row{
 	// Assembly.
 	{"field", uses("audit", "audit/sink", "egress", "netjail", "sandbox", "telemetry", "worker"),
 		"field assembles the worker's side of what its file asks for; the plane is beyond its horizon"},
-	{"cloud", uses("api", "egress", "field", "sandbox"),
+	{"cloud", uses("api", "egress", "field", "netjail", "sandbox"),
 		"cloud is a field within the server's process: it is told what has work, and the rest goes through the public API"},
 	{"daemon", uses("api", "audit", "audit/sink", "control", "httpapi", "loop", "model", "model/scripted", "store", "telemetry"),
 		"daemon assembles the plane; a worker beside it is cli's to start"},

@@ -19,6 +19,7 @@ import (
 
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/field"
+	"github.com/bailey-platform/bailey/netjail"
 	"github.com/bailey-platform/bailey/sandbox"
 )
 
@@ -55,7 +56,11 @@ type Plane interface {
 	// CloudEnvironments are those that have work.
 	CloudEnvironments(context.Context) ([]*api.Environment, error)
 
-	// CloudChanged receives when they may have changed.
+	// CloudConfigured are these as they are now, with work or without, but for those that
+	// are gone.
+	CloudConfigured(context.Context, []api.EnvironmentID) ([]*api.Environment, error)
+
+	// CloudChanged receives when any of that may have changed.
 	CloudChanged() <-chan struct{}
 
 	// OwnKey makes an environment key for a worker of this process, until it is dropped.
@@ -71,6 +76,7 @@ type Cloud struct {
 	o       Options
 	base    field.Config
 	drivers *drivers
+	memory  *netjail.Memory
 	log     *slog.Logger
 
 	metrics *metrics
@@ -102,9 +108,19 @@ func (s *site) stop() {
 	s.cancel()
 }
 
+// over reports whether a site has ended.
+func (s *site) over() bool {
+	select {
+	case <-s.ended:
+		return true
+	default:
+		return false
+	}
+}
+
 // New prepares a cloud. It starts nothing.
 func New(o Options) (*Cloud, error) {
-	c := &Cloud{o: o, log: o.Logger, metrics: newMetrics(o.Metrics), ended: make(chan struct{}, 1), sites: map[api.EnvironmentID]*site{}}
+	c := &Cloud{o: o, log: o.Logger, memory: netjail.NewMemory(), metrics: newMetrics(o.Metrics), ended: make(chan struct{}, 1), sites: map[api.EnvironmentID]*site{}}
 	if o.Config != nil {
 		c.base = *o.Config
 	}
@@ -124,7 +140,7 @@ func New(o Options) (*Cloud, error) {
 		b.Sandbox.Backend = o.Backends[0].Name
 	}
 	c.drivers = &drivers{
-		backends: o.Backends, made: map[string]*driver{}, room: make(chan struct{}, o.BoxesMax),
+		backends: o.Backends, made: map[string]*driver{}, room: newRoom(o.BoxesMax),
 		options: field.BackendOptions{State: filepath.Join(o.Data, "sandbox"), Logger: o.Logger, Engine: b.Sandbox.Engine, Runtime: b.Sandbox.Runtime,
 			AllowOld: b.Sandbox.AllowOldEngine, Image: b.Sandbox.Image},
 	}
@@ -180,11 +196,9 @@ func (c *Cloud) Run(ctx context.Context) error {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
-		envs, err := c.o.Plane.CloudEnvironments(ctx)
+		err := c.look(ctx)
 		switch {
-		case err == nil:
-			c.serve(ctx, envs)
-		case ctx.Err() == nil:
+		case err != nil && ctx.Err() == nil:
 			c.log.Error("looking for cloud environments with work failed; trying again", "error", err)
 		}
 		select {
@@ -200,23 +214,40 @@ func (c *Cloud) Run(ctx context.Context) error {
 	}
 }
 
-// serve brings what is served into line with the environments that have work.
-func (c *Cloud) serve(ctx context.Context, envs []*api.Environment) {
+// look brings what is served into line with the environments.
+func (c *Cloud) look(ctx context.Context) error {
+	busy, err := c.o.Plane.CloudEnvironments(ctx)
+	if err != nil {
+		return err
+	}
+	// Those without work have boxes all the same, and shells may be open in them.
+	idle := maps.Clone(c.sites)
+	for _, e := range busy {
+		delete(idle, e.ID)
+	}
+	known, err := c.o.Plane.CloudConfigured(ctx, slices.Collect(maps.Keys(idle)))
+	if err != nil {
+		return err
+	}
 	now := time.Now()
 	for id, s := range c.sites {
-		select {
-		case <-s.ended:
-			// One that could not begin gets another try, after a while.
-			if s.stopping || now.Sub(s.began) > restartAfter {
-				delete(c.sites, id)
-			}
-		default:
-			if now.Sub(s.seen) > keepIdle {
-				s.stop()
-			}
+		if s.over() && (s.stopping || now.Sub(s.began) > restartAfter) {
+			delete(c.sites, id) // one that could not begin gets another try, after a while
 		}
 	}
-	for _, e := range envs {
+	for _, e := range known {
+		s := idle[e.ID]
+		delete(idle, e.ID)
+		if e.ArchivedAt != nil || now.Sub(s.seen) > keepIdle {
+			s.stop()
+			continue
+		}
+		c.update(s, e)
+	}
+	for _, s := range idle { // it was deleted
+		s.stop()
+	}
+	for _, e := range busy {
 		s := c.sites[e.ID]
 		if s == nil {
 			c.sites[e.ID] = c.start(ctx, e)
@@ -225,6 +256,7 @@ func (c *Cloud) serve(ctx context.Context, envs []*api.Environment) {
 		s.seen = now
 		c.update(s, e)
 	}
+	return nil
 }
 
 // start begins to serve an environment.
@@ -238,13 +270,18 @@ func (c *Cloud) start(ctx context.Context, e *api.Environment) *site {
 	var err error
 	s.field, err = field.New(field.Options{
 		Load:     func() (*field.Config, error) { return c.config(s.configured(), secret), nil },
-		Backends: c.drivers.shared(), Agent: c.agent, AgentArgs: c.o.AgentArgs, Env: c.o.Env,
+		Backends: c.drivers.shared(e.ID), Memory: c.memory, Agent: c.agent, AgentArgs: c.o.AgentArgs, Env: c.o.Env,
 		HTTPClient: c.o.HTTPClient, Logger: log, Metrics: registry,
 	})
+	forget := func() {}
+	if err == nil {
+		forget = c.drivers.room.giver(e.ID, s.field.GiveUpKept)
+	}
 	go func() {
 		defer func() {
 			cancel()
 			drop()
+			forget()
 			c.metrics.remove(registry)
 			close(s.ended)
 			select {
@@ -269,22 +306,21 @@ func (s *site) configured() *api.Environment {
 	return s.env
 }
 
-// update gives a site its environment's new configuration: network rules at once, and
-// packages by starting it anew when its calls are done.
+// update gives a site its environment's new configuration: network rules at once, also
+// for calls under way, and packages by starting it anew when those are done.
 func (c *Cloud) update(s *site, e *api.Environment) {
 	old := s.configured()
-	if reflect.DeepEqual(old.Config, e.Config) || s.field == nil {
+	if reflect.DeepEqual(old.Config, e.Config) || s.field == nil || s.stopping {
 		return
 	}
 	s.mu.Lock()
 	s.env = e
 	s.mu.Unlock()
-	if !reflect.DeepEqual(old.Config.Packages, e.Config.Packages) {
-		s.stop()
-		return
-	}
 	if err := s.field.Reload(); err != nil {
-		c.log.Error("new network rules of a cloud environment are not in force; serving it anew", "environment_id", e.ID, "error", err)
+		c.log.Error("new network rules of a cloud environment are not in force; its boxes have no network until it is served anew", "environment_id", e.ID, "error", err)
+		s.field.CutNetworks()
+		s.stop()
+	} else if !reflect.DeepEqual(old.Config.Packages, e.Config.Packages) {
 		s.stop()
 	}
 }

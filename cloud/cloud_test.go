@@ -202,20 +202,23 @@ func TestBoxesOfAllEnvironmentsAreBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var boxes []sandbox.Box
-	for range 2 {
-		// As two fields would.
-		d, err := c.drivers.shared()[0].New(field.BackendOptions{})
+	lent := func(of api.EnvironmentID) sandbox.Driver {
+		t.Helper()
+		d, err := c.drivers.shared(of)[0].New(field.BackendOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		box, err := d.Start(t.Context(), sandbox.Spec{})
+		return d
+	}
+	var boxes []sandbox.Box
+	for _, of := range []api.EnvironmentID{"env_1", "env_2"} {
+		box, err := lent(of).Start(t.Context(), sandbox.Spec{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		boxes = append(boxes, box)
 	}
-	d, _ := c.drivers.named("fake")
+	d := lent("env_3")
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
 	if _, err := d.Start(ctx, sandbox.Spec{}); !errors.Is(err, context.DeadlineExceeded) {

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/field"
 	"github.com/bailey-platform/bailey/sandbox"
 )
@@ -18,7 +19,7 @@ type drivers struct {
 	// Static.
 	backends []field.Backend
 	options  field.BackendOptions
-	room     chan struct{} // one in it for each box
+	room     *room
 
 	mu   sync.Mutex
 	made map[string]*driver
@@ -27,7 +28,6 @@ type drivers struct {
 // driver is a shared backend. It hides what is for whoever has one alone: sweeping.
 type driver struct {
 	sandbox.Driver
-	room chan struct{}
 
 	mu      sync.Mutex
 	tested  time.Time // when the self-test was done; zero before
@@ -38,17 +38,23 @@ type driver struct {
 // retestAfter is how long a failed self-test is taken for true.
 const retestAfter = 30 * time.Second
 
-// shared returns the list of backends for fields.
-func (d *drivers) shared() []field.Backend {
+// shared returns the list of backends for the field of an environment.
+func (d *drivers) shared(of api.EnvironmentID) []field.Backend {
 	var list []field.Backend
 	for _, b := range d.backends {
-		list = append(list, field.Backend{Name: b.Name, New: func(field.BackendOptions) (sandbox.Driver, error) { return d.driver(b) }})
+		list = append(list, field.Backend{Name: b.Name, New: func(field.BackendOptions) (sandbox.Driver, error) {
+			shared, err := d.driver(b)
+			if err != nil {
+				return nil, err
+			}
+			return shared.lent(d.room, of), nil
+		}})
 	}
 	return list
 }
 
 // named returns the shared driver of a backend.
-func (d *drivers) named(name string) (sandbox.Driver, error) {
+func (d *drivers) named(name string) (*driver, error) {
 	for _, b := range d.backends {
 		if b.Name == name {
 			return d.driver(b)
@@ -57,11 +63,11 @@ func (d *drivers) named(name string) (sandbox.Driver, error) {
 	return nil, fmt.Errorf("there is no backend %q in this build", name)
 }
 
-func (d *drivers) driver(b field.Backend) (sandbox.Driver, error) {
+func (d *drivers) driver(b field.Backend) (*driver, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if made := d.made[b.Name]; made != nil {
-		return made.public(), nil
+		return made, nil
 	}
 	o := d.options
 	o.State += "/" + b.Name
@@ -69,17 +75,9 @@ func (d *drivers) driver(b field.Backend) (sandbox.Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	made := &driver{Driver: inner, room: d.room}
+	made := &driver{Driver: inner}
 	d.made[b.Name] = made
-	return made.public(), nil
-}
-
-// public is d with what else its backend can do.
-func (d *driver) public() sandbox.Driver {
-	if r, ok := d.Driver.(sandbox.Restorer); ok {
-		return &restoringDriver{d, r}
-	}
-	return d
+	return made, nil
 }
 
 // Check is the backend's, done once if it went well.
@@ -104,42 +102,45 @@ func (d *driver) Check(ctx context.Context) (sandbox.Report, error) {
 	return report, err
 }
 
-// errNoRoom is why a box is not started.
-var errNoRoom = errors.New("this server has as many boxes as it can; try again when other sessions are done, or ask its operator for more (cloud-boxes)")
+// lent is d as one environment has it, with what else its backend can do.
+func (d *driver) lent(room *room, of api.EnvironmentID) sandbox.Driver {
+	l := &lentDriver{d, room, of}
+	if r, ok := d.Driver.(sandbox.Restorer); ok {
+		return &restoringDriver{l, r}
+	}
+	return l
+}
 
-// roomWait is how long a box waits for another one to end.
-const roomWait = 30 * time.Second
+// A lentDriver starts boxes of one environment when there is room for them.
+type lentDriver struct {
+	*driver
+	room *room
+	of   api.EnvironmentID
+}
 
-// Start starts a box when there is room for it.
-func (d *driver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Box, error) {
+func (d *lentDriver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Box, error) {
 	return d.start(ctx, func() (sandbox.Box, error) { return d.Driver.Start(ctx, spec) })
 }
 
-func (d *driver) start(ctx context.Context, begin func() (sandbox.Box, error)) (sandbox.Box, error) {
-	late := time.NewTimer(roomWait)
-	defer late.Stop()
-	select {
-	case d.room <- struct{}{}:
-	case <-late.C:
-		return nil, errNoRoom
-	case <-ctx.Done():
-		return nil, ctx.Err()
+func (d *lentDriver) start(ctx context.Context, begin func() (sandbox.Box, error)) (sandbox.Box, error) {
+	if err := d.room.take(ctx, d.of); err != nil {
+		return nil, err
 	}
 	box, err := begin()
 	if err != nil {
-		<-d.room
+		d.room.give(d.of)
 		return nil, err
 	}
 	go func() {
 		box.Wait()
-		<-d.room
+		d.room.give(d.of)
 	}()
 	return box, nil
 }
 
-// restoringDriver is a driver whose boxes can be made from checkpoints.
+// restoringDriver is one whose boxes can be made from checkpoints.
 type restoringDriver struct {
-	*driver
+	*lentDriver
 	restorer sandbox.Restorer
 }
 

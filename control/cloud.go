@@ -27,6 +27,26 @@ func (c *Control) CloudEnvironments(ctx context.Context) ([]*api.Environment, er
 	return out, err
 }
 
+// CloudConfigured reads cloud environments as they are now, with work or without. Those
+// that are gone are left out.
+func (c *Control) CloudConfigured(ctx context.Context, ids []api.EnvironmentID) ([]*api.Environment, error) {
+	var out []*api.Environment
+	err := c.db.Read(ctx, func(tx *store.Tx) error {
+		out = nil
+		for _, id := range ids {
+			e, err := tx.Environment(id)
+			if errors.Is(err, store.ErrNotFound) {
+				continue
+			} else if err != nil {
+				return err
+			}
+			out = append(out, e)
+		}
+		return nil
+	})
+	return out, err
+}
+
 // CloudChanged receives when CloudEnvironments, or a configuration in it, may have
 // changed. It is a hint, and for one receiver.
 func (c *Control) CloudChanged() <-chan struct{} { return c.hub.cloud.C }

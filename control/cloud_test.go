@@ -83,3 +83,13 @@ func TestCloudSessionsAreServedWithAKeyOfTheServersOwn(t *testing.T) {
 		t.Errorf("with work, after all is done: %+v", envs)
 	}
 }
+
+func TestCloudEnvironmentsAreReadWithoutWork(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, Config{})
+	env, _ := w.cloudSession()
+	got := must1[[]*api.Environment](t)(w.CloudConfigured(w.ctx, []api.EnvironmentID{"env_none", env}))
+	if len(got) != 1 || got[0].ID != env {
+		t.Errorf("%+v", got)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 
 	"github.com/bailey-platform/bailey/audit"
 )
@@ -58,6 +59,31 @@ func (f *Field) Reload() error {
 		return fmt.Errorf("partly: %w", errors.Join(errs...))
 	}
 	return nil
+}
+
+// CutNetworks takes the network from all boxes that have one, and from those to come, for
+// the rest of Run. Boxes that cannot be told are stopped.
+func (f *Field) CutNetworks() {
+	f.mu.Lock()
+	sites := f.sites
+	f.mu.Unlock()
+	for _, s := range sites {
+		if s.networks == nil {
+			continue
+		}
+		if err := s.networks.set(rules{}); err != nil {
+			f.opts.Logger.Error("boxes were stopped, as their network could not be cut", "environment_id", s.id, "error", err)
+		}
+	}
+}
+
+// GiveUpKept stops the box that was kept longest for a session which may come back, and
+// reports whether there was one.
+func (f *Field) GiveUpKept() bool {
+	f.mu.Lock()
+	sites := f.sites
+	f.mu.Unlock()
+	return slices.ContainsFunc(sites, func(s *site) bool { return s.worker != nil && s.worker.GiveUpKept() })
 }
 
 // apply gives a site what can change of its settings.

@@ -206,6 +206,29 @@ func (bs *boxes) overdue(now time.Time) (over []*box) {
 	return over
 }
 
+// giveUp stops the box that was kept longest, and reports whether there was one that
+// nobody uses.
+func (bs *boxes) giveUp() bool {
+	bs.mu.Lock()
+	oldest := ""
+	for session, k := range bs.kept {
+		if !k.box.inUse() && (oldest == "" || k.since.Before(bs.kept[oldest].since)) {
+			oldest = session
+		}
+	}
+	k, ok := bs.kept[oldest]
+	if ok {
+		delete(bs.kept, oldest)
+		bs.metrics.kept.Set(float64(len(bs.kept)))
+		bs.metrics.reaped.WithLabelValues("room").Inc()
+	}
+	bs.mu.Unlock()
+	if ok {
+		k.box.stop()
+	}
+	return ok
+}
+
 // run keeps the pool filled and reaps kept boxes until ctx ends. Then it stops all
 // boxes that no session has.
 func (bs *boxes) run(ctx context.Context) {

@@ -150,6 +150,35 @@ func TestKeptLimits(t *testing.T) {
 	}
 }
 
+// TestKeptBoxIsGivenUp: the one kept longest, when its room is needed, and none that
+// somebody uses.
+func TestKeptBoxIsGivenUp(t *testing.T) {
+	freezing(t, func(f *field) {
+		w := f.start(allow)
+		for _, id := range []string{"sesn_1", "sesn_2", "sesn_3"} {
+			f.plane.session(id, []toolUse{bash("c" + id)})
+			f.stopped(id)
+		}
+		synctest.Wait()
+		p := opens(f.T, f.Context(), w, "sesn_1")
+		synctest.Wait()
+		var over []bool
+		for _, want := range []bool{true, true, false} {
+			if got := w.GiveUpKept(); got != want {
+				t.Errorf("given up: %t, want %t", got, want)
+			}
+		}
+		for _, b := range f.driver.started() {
+			over = append(over, b.over())
+		}
+		if diff := cmp.Diff([]bool{false, true, true}, over); diff != "" {
+			t.Error(diff)
+		}
+		p.in.Close()
+		<-p.done
+	})
+}
+
 // TestFrozenBetweenCalls: a box that does nothing while the model thinks is frozen, one
 // that works in the background is not.
 func TestFrozenBetweenCalls(t *testing.T) {

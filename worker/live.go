@@ -40,6 +40,15 @@ func (w *Worker) RenewPool() {
 	}
 }
 
+// GiveUpKept stops the box that was kept longest for a session which may come back,
+// unless somebody uses it, and reports whether there was one.
+func (w *Worker) GiveUpKept() bool {
+	w.mu.Lock()
+	boxes := w.boxes
+	w.mu.Unlock()
+	return boxes != nil && boxes.giveUp()
+}
+
 // RereadKey reads the environment key anew.
 func (w *Worker) RereadKey() error {
 	w.keys.mu.Lock()

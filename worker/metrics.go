@@ -21,7 +21,7 @@ type metrics struct {
 	boxLost    *prometheus.CounterVec // by cause
 	pooled     prometheus.Gauge
 	kept       prometheus.Gauge
-	reaped     *prometheus.CounterVec // by why: age, count, memory
+	reaped     *prometheus.CounterVec // by why: age, count, memory, room
 }
 
 // newMetrics makes the metrics and registers them, unless reg is nil.
