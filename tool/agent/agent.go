@@ -1,8 +1,10 @@
 // Package agent is the box's end of the tools: it runs inside the box, as the
 // process the box was started for, and serves the calls that come in as frames
-// on its standard input (package tool has both). The tools themselves are those
-// of the official SDK, so that what the model reads is what the official worker
-// would have sent; `read` is widened to images and PDF files.
+// on its standard input (package tool has both). What the model reads of a tool is,
+// word for word, what the official worker would have sent (a test asks both), but that
+// `read` also shows images and PDF files, and that a command bash cannot parse fails at
+// once. The tools are not those of the official SDK, as every box starts this program,
+// and that would make it three times as large.
 //
 // It holds no secret and decides nothing: who may call what was settled outside.
 //
@@ -11,6 +13,7 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -18,9 +21,6 @@ import (
 	"runtime/debug"
 	"sync"
 	"time"
-
-	anthropic "github.com/anthropics/anthropic-sdk-go/v2"
-	"github.com/anthropics/anthropic-sdk-go/v2/tools/agenttoolset"
 
 	"github.com/bailey-platform/bailey/tool"
 )
@@ -69,8 +69,8 @@ func Serve(ctx context.Context, s Server, in io.Reader, out io.Writer) error {
 	a := &agent{
 		log:     s.Logger,
 		out:     out,
-		fail:    cancel,
 		tools:   make(map[string]served),
+		fail:    cancel,
 		calls:   make(map[uint64]context.CancelFunc),
 		shells:  make(map[uint64]*shell),
 		workdir: s.Workdir,
@@ -87,29 +87,25 @@ func Serve(ctx context.Context, s Server, in io.Reader, out io.Writer) error {
 		}
 	}
 	a.children = children
-	env := &agenttoolset.AgentToolContext{
-		Workdir:       s.Workdir,
-		AllowedRoots:  s.AllowedRoots,
-		ReadOnlyRoots: s.ReadOnlyRoots,
-	}
-	official := agenttoolset.BetaAgentToolset20260401(env)
-	defer agenttoolset.CloseAll(official)
+	files := places{workdir: s.Workdir, allowed: s.AllowedRoots, readOnly: s.ReadOnlyRoots}
+	commands := &bash{workdir: s.Workdir, children: children}
+	defer commands.close()
 
-	shell, files := make(chan struct{}, 1), make(chan struct{}, filesMax)
+	turn, turns := make(chan struct{}, 1), make(chan struct{}, filesMax)
 	hello := tool.Hello{Version: tool.WireVersion, Shells: true}
-	for _, t := range official {
-		name := t.Name()
-		hello.Tools = append(hello.Tools, name)
-		switch name {
-		case "bash":
-			a.tools[name] = served{bash(t, children), shell}
-		case "read":
-			a.tools[name] = served{read(t, env), files}
-		case "grep":
-			a.tools[name] = served{children.keep(execute(t)), files}
-		default:
-			a.tools[name] = served{execute(t), files}
-		}
+	for _, t := range []struct {
+		name string
+		served
+	}{
+		{"bash", served{commands.run, turn}},
+		{"read", served{files.reader(), turns}},
+		{"write", served{plain(files.write), turns}},
+		{"edit", served{plain(files.edit), turns}},
+		{"glob", served{plain(files.glob), turns}},
+		{"grep", served{children.keep(plain(files.grep)), turns}},
+	} {
+		a.tools[t.name] = t.served
+		hello.Tools = append(hello.Tools, t.name)
 	}
 	a.send(tool.Reply{Hello: &hello})
 
@@ -317,17 +313,6 @@ func (a *agent) wait() {
 	}
 }
 
-// execute runs an official tool as it is.
-func execute(t anthropic.BetaTool) runner {
-	return func(ctx context.Context, call tool.Call) tool.Result {
-		text, err := official(ctx, t, call)
-		switch {
-		case err == nil:
-			return textResult(text)
-		case ctx.Err() != nil:
-			return cut(ctx, call)
-		default:
-			return tool.ErrorResult(err.Error())
-		}
-	}
+func textResult(text string) tool.Result {
+	return tool.Result{Content: []json.RawMessage{tool.Text(text)}}
 }

@@ -1,78 +1,148 @@
 package agent
 
 import (
+	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
+	"fmt"
+	"os"
 	"strings"
+	"sync"
 	"time"
-
-	anthropic "github.com/anthropics/anthropic-sdk-go/v2"
 
 	"github.com/bailey-platform/bailey/tool"
 )
 
-// timedOut ends the official result of a command that ran out of time. A result
-// that ends so and is no such one does not occur: an exit code follows the output
-// of every other failed command.
-const timedOut = "[timed out]\nsession restarted after timeout"
+// bash is the tool of that name: one shell that lives from call to call.
+type bash struct {
+	workdir  string
+	children *children
 
-// bash runs a command in the official tool's shell. The tool's own timer is set to
-// the call's, as it returns what the command had printed, which the end of the
-// context does not. So the context that the tool sees outlives the deadline a
-// little, and ends with the call only where that is cancelled. What it leaves running
-// of a command that it cut short is killed.
-func bash(t anthropic.BetaTool, children *children) runner {
-	return func(ctx context.Context, call tool.Call) tool.Result {
-		if deadline, ok := ctx.Deadline(); ok {
-			call.Input = withTimeout(call.Input, time.Until(deadline))
+	mu    sync.Mutex // held while a command runs
+	shell *bashShell // nil before the first command, and after one that was cut short
+}
+
+// run runs a command. Calls come one after the other.
+func (b *bash) run(ctx context.Context, call tool.Call) tool.Result {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var in struct {
+		Command text   `json:"command"`
+		Restart truth  `json:"restart"`
+		Timeout number `json:"timeout_ms"`
+	}
+	if err := decode(call.Input, &in); err != nil {
+		return tool.ErrorResult(fmt.Sprintf("invalid bash input: %v", err))
+	}
+	if in.Restart {
+		b.end()
+		if in.Command == "" {
+			return textResult("bash session restarted")
 		}
-		patient, cancel := context.WithCancel(context.WithoutCancel(ctx))
-		defer cancel()
-		defer context.AfterFunc(ctx, func() {
-			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				time.AfterFunc(settle/2, cancel)
-			} else {
-				cancel()
-			}
-		})()
-		before := children.snapshot()
-		text, err := official(patient, t, call)
-		if err == nil {
-			return textResult(text)
+	}
+	if in.Command == "" {
+		return tool.ErrorResult("bash: command is required")
+	}
+	if b.shell == nil {
+		shell, err := startBash(b.workdir)
+		if err != nil {
+			return tool.ErrorResult("bash: " + err.Error())
 		}
-		if patient.Err() != nil {
-			children.killSince(before)
-			return cut(ctx, call)
-		}
-		if strings.HasSuffix(err.Error(), timedOut) {
-			children.killSince(before)
-		}
-		return tool.ErrorResult(err.Error())
+		b.shell = shell
+	}
+	limit := tool.TimeoutDefault
+	if in.Timeout > 0 {
+		limit = time.Duration(min(in.Timeout, 1e9)) * time.Millisecond
+	}
+	before := b.children.snapshot()
+	limited, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	said, status, err := b.shell.run(limited, string(in.Command))
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		b.end()
+		b.children.killSince(before)
+		return tool.ErrorResult(said + "\n[timed out]\nsession restarted after timeout")
+	case errors.Is(err, context.Canceled):
+		b.end()
+		b.children.killSince(before)
+		return cut(ctx, call)
+	case err != nil:
+		b.end() // whatever state it is in
+		return tool.ErrorResult("bash: " + err.Error())
+	case status != 0:
+		return tool.ErrorResult(fmt.Sprintf("%s\nexit code: %d", said, status))
+	}
+	return textResult(said)
+}
+
+// close ends the shell and what runs in it.
+func (b *bash) close() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.end()
+}
+
+func (b *bash) end() {
+	if b.shell != nil {
+		b.shell.end()
+		b.shell = nil
 	}
 }
 
-// withTimeout returns the input with a timeout of at most limit, which is what a
-// command that asks for none gets too if the default is longer. An input that is
-// no object is left to the tool to refuse.
-func withTimeout(input json.RawMessage, limit time.Duration) json.RawMessage {
-	fields := map[string]json.RawMessage{}
-	if len(input) > 0 && json.Unmarshal(input, &fields) != nil || fields == nil {
-		return input
+// environment is ours, without what a worker's own key would be in, where the agent is
+// run by hand.
+func environment() []string {
+	var kept []string
+	for _, v := range os.Environ() {
+		if name, _, _ := strings.Cut(v, "="); !strings.HasPrefix(strings.ToUpper(name), "ANTHROPIC_") {
+			kept = append(kept, v)
+		}
 	}
-	// What is not a positive number counts as absent, as it does for the tool.
-	var asked int64
-	if json.Unmarshal(fields["timeout_ms"], &asked) != nil || asked <= 0 {
-		asked = tool.TimeoutDefault.Milliseconds()
+	return kept
+}
+
+// readable is output as the model is to read it: without what terminals are told by,
+// and beginning with the first line that is not empty.
+func readable(out []byte, whole bool) string {
+	out = withoutEscapes(out)
+	out = bytes.ReplaceAll(out, []byte("\r"), nil)
+	out = bytes.TrimLeft(out, "\n")
+	if !whole {
+		return truncated + "\n" + string(out)
 	}
-	ms, err := json.Marshal(max(1, min(asked, limit.Milliseconds())))
-	if err != nil {
-		return input
+	return string(out)
+}
+
+// withoutEscapes leaves out control sequences (ECMA-48, 5.4): ESC [, then parameters,
+// intermediate bytes and a final one.
+func withoutEscapes(out []byte) []byte {
+	kept := make([]byte, 0, len(out))
+	for len(out) > 0 {
+		n := escape(out)
+		if n == 0 {
+			kept = append(kept, out[0])
+			n = 1
+		}
+		out = out[n:]
 	}
-	fields["timeout_ms"] = ms
-	out, err := json.Marshal(fields)
-	if err != nil {
-		return input
+	return kept
+}
+
+// escape is the length of the control sequence that data begins with, or 0.
+func escape(data []byte) int {
+	if !bytes.HasPrefix(data, []byte("\x1b[")) {
+		return 0
 	}
-	return out
+	n := 2
+	for n < len(data) && (data[n] >= '0' && data[n] <= '9' || data[n] == ';' || data[n] == '?') {
+		n++
+	}
+	for n < len(data) && data[n] >= ' ' && data[n] <= '/' {
+		n++
+	}
+	if n < len(data) && data[n] >= '@' && data[n] <= '~' {
+		return n + 1
+	}
+	return 0
 }

@@ -63,6 +63,9 @@ func TestConformance(t *testing.T) {
 		{name: "fresh after a timeout", tool: "bash", input: `{"command":"echo \"[$A]\" $PWD"}`, want: "[] " + real + "\n\n"},
 		{name: "restart", tool: "bash", input: `{"restart":true}`, want: "bash session restarted"},
 		{name: "restart and run", tool: "bash", input: `{"restart":true,"command":"echo new"}`, want: "new\n\n"},
+		// These the official worker learns of when the command's time is over.
+		{name: "nonsense", tool: "bash", input: `{"command":"echo ("}`, how: suffix, want: "\n\n\nexit code: 2", failed: true},
+		{name: "only a comment", tool: "bash", input: `{"command":"# nothing"}`, how: suffix, want: "\n\n\nexit code: 2", failed: true},
 		{name: "no command", tool: "bash", input: `{}`, want: "bash: command is required", failed: true},
 		{name: "exit", tool: "bash", input: `{"command":"exit 3"}`, want: "bash: bash session terminated", failed: true},
 		{name: "fresh after exit", tool: "bash", input: `{"command":"echo back"}`, want: "back\n\n"},

@@ -10,12 +10,8 @@ import (
 	_ "image/gif"  // to check their headers
 	_ "image/jpeg" // "
 	_ "image/png"  // "
-	"net/http"
-	"path/filepath"
+	"path"
 	"strings"
-
-	anthropic "github.com/anthropics/anthropic-sdk-go/v2"
-	"github.com/anthropics/anthropic-sdk-go/v2/tools/agenttoolset"
 
 	"github.com/bailey-platform/bailey/tool"
 )
@@ -38,28 +34,25 @@ var media = map[string]string{
 	".pdf":  "application/pdf",
 }
 
-// read runs the official tool, except that a whole image or PDF file becomes a
-// block that the model can look at. Such a file is read by a second official tool
-// with a higher limit, so that the same paths are refused.
-func read(t anthropic.BetaTool, env *agenttoolset.AgentToolContext) runner {
-	large := *env
-	large.MaxFileBytes = pdfMax
-	largeTool := agenttoolset.BetaReadTool(&large)
-	text := execute(t)
+// reader is the tool `read`: of a whole image or PDF file it makes a block that the
+// model can look at.
+func (p places) reader() runner {
+	asText := plain(p.readText)
 	// One large file at a time, as each takes several times its size in memory.
 	turn := make(chan struct{}, 1)
 
 	return func(ctx context.Context, call tool.Call) tool.Result {
 		var in struct {
-			FilePath  string          `json:"file_path"`
+			FilePath  text            `json:"file_path"`
 			ViewRange json.RawMessage `json:"view_range"`
 		}
-		if json.Unmarshal(call.Input, &in) != nil || len(in.ViewRange) > 0 {
-			return text(ctx, call)
+		if decode(call.Input, &in) != nil || len(in.ViewRange) > 0 {
+			return asText(ctx, call)
 		}
-		mediaType, ok := media[strings.ToLower(filepath.Ext(in.FilePath))]
+		name := string(in.FilePath)
+		mediaType, ok := media[strings.ToLower(path.Ext(name))]
 		if !ok {
-			return text(ctx, call)
+			return asText(ctx, call)
 		}
 		select {
 		case turn <- struct{}{}:
@@ -67,28 +60,44 @@ func read(t anthropic.BetaTool, env *agenttoolset.AgentToolContext) runner {
 		case <-ctx.Done():
 			return cut(ctx, call)
 		}
-		content, err := official(ctx, largeTool, call)
+		data, err := p.readWhole("read", name, pdfMax)
 		if err != nil {
-			// The advice to read a part of it is no help here.
-			reason, _, _ := strings.Cut(err.Error(), " Use the view_range")
-			return tool.ErrorResult(reason)
+			return tool.ErrorResult(err.Error())
 		}
-		data := []byte(content)
 		// The name may mislead: a picture of another kind is shown as what it is,
 		// and what is no picture at all is text.
-		sniffed := http.DetectContentType(data)
-		if sniffed != mediaType && !(isImage(sniffed) && isImage(mediaType)) {
-			return text(ctx, call)
+		found := sniff(data)
+		if found != mediaType && !(isImage(found) && isImage(mediaType)) {
+			return asText(ctx, call)
 		}
-		if err := check(sniffed, data); err != nil {
-			return tool.ErrorResult(fmt.Sprintf("read: %s %v", in.FilePath, err))
+		if err := check(found, data); err != nil {
+			return tool.ErrorResult(fmt.Sprintf("read: %s %v", name, err))
 		}
-		block, ok := tool.Media(sniffed, data)
+		block, ok := tool.Media(found, data)
 		if !ok {
-			return text(ctx, call)
+			return asText(ctx, call)
 		}
 		return tool.Result{Content: []json.RawMessage{block}}
 	}
+}
+
+// sniff is the media type of what can be shown, by how it begins, or "".
+func sniff(data []byte) string {
+	for _, kind := range []struct{ head, mediaType string }{
+		{"\x89PNG\r\n\x1a\n", "image/png"},
+		{"\xff\xd8\xff", "image/jpeg"},
+		{"GIF87a", "image/gif"},
+		{"GIF89a", "image/gif"},
+		{"%PDF-", "application/pdf"},
+	} {
+		if bytes.HasPrefix(data, []byte(kind.head)) {
+			return kind.mediaType
+		}
+	}
+	if len(data) >= 14 && string(data[:4]) == "RIFF" && string(data[8:14]) == "WEBPVP" {
+		return "image/webp"
+	}
+	return ""
 }
 
 func isImage(mediaType string) bool { return strings.HasPrefix(mediaType, "image/") }

@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/creack/pty"
 	"golang.org/x/sys/unix"
 
 	"github.com/bailey-platform/bailey/tool"
@@ -32,7 +31,7 @@ type shell struct {
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced whenever something below changes
-	master  *os.File      // nil until it is open
+	master  *terminal     // nil until it is open
 	pid     int
 	size    *tool.Terminal // asked for before it was open
 	input   []byte         // typed, and not yet in the terminal
@@ -117,12 +116,20 @@ func (s *shell) start(t tool.Terminal) (<-chan int, error) {
 	cmd := exec.Command("/bin/bash", "-i")
 	cmd.Dir = s.agent.workdir
 	cmd.Env = append(os.Environ(), "TERM="+t.Term, "SHELL=/bin/bash")
+	ours, theirs, err := openTerminal()
+	if err != nil {
+		return nil, err
+	}
+	defer theirs.Close()
 	return s.agent.children.start(func() (*os.Process, error) {
-		var err error
-		if s.master, err = pty.StartWithSize(cmd, &pty.Winsize{Rows: t.Rows, Cols: t.Cols}); err != nil {
+		if err = ours.resize(t); err == nil {
+			err = start(cmd, theirs)
+		}
+		if err != nil {
+			ours.Close()
 			return nil, err
 		}
-		s.pid = cmd.Process.Pid
+		s.master, s.pid = &ours, cmd.Process.Pid
 		return cmd.Process, nil
 	})
 }
@@ -208,7 +215,7 @@ func (s *shell) heard(r tool.Request) error {
 	case r.Resize != nil:
 		s.size = r.Resize
 		if s.master != nil && !s.hung {
-			_ = pty.Setsize(s.master, &pty.Winsize{Rows: r.Resize.Rows, Cols: r.Resize.Cols}) // of no terminal, if it has ended
+			_ = s.master.resize(*r.Resize) // of no terminal, if it has ended
 		}
 	}
 	return nil
