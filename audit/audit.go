@@ -11,6 +11,7 @@
 //	audit.jsonl.pub         the public key of the checkpoints: give it to auditors
 //	audit.jsonl.sign        its private half, 0600
 //	audit.jsonl.key         the secret of the MACs, 0600
+//	audit.jsonl.key.<id>    one that the log had before, if its keys were changed
 //	audit.jsonl.lock        held by the process that writes
 //
 // # The line
@@ -156,6 +157,7 @@ type Fields struct {
 	Checkpoint *Checkpoint `json:"checkpoint,omitempty"`
 	Hold       *Hold       `json:"hold,omitempty"`
 	Removed    *Removed    `json:"removed,omitempty"`
+	Rekey      *Rekey      `json:"rekey,omitempty"`
 }
 
 // encode turns r into the inside of its JSON object, without the braces.

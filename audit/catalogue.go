@@ -62,6 +62,7 @@ const (
 	logHold       = "audit.hold"
 	logRelease    = "audit.release"
 	logRemoved    = "audit.removed"
+	logRekey      = "audit.rekey"
 
 	ownPrefix = "audit."
 )
@@ -130,4 +131,5 @@ var Catalogue = []Kind{
 	{Action: logHold, Own: true, Means: "records are held: they cannot be removed"},
 	{Action: logRelease, Own: true, Means: "a hold is lifted"},
 	{Action: logRemoved, Own: true, Means: "a segment that is old enough is about to be removed"},
+	{Action: logRekey, Own: true, Means: "the log goes on with other keys, which the old one signs"},
 }

@@ -50,9 +50,15 @@ func parseHead(b []byte, k Key) (newest head, ok bool) {
 
 // createHead makes the head file of an empty log.
 func createHead(path string, k Key) error {
-	first, _ := head{Seq: 0, Hash: zeroHash}.slot(k)
-	blank := append(bytes.Repeat([]byte(" "), headSlot-1), '\n')
-	if err := writeNew(path, append(first, blank...)); err != nil {
+	return replaceHead(path, head{Seq: 0, Hash: zeroHash}, k)
+}
+
+// replaceHead makes a head file that has h alone.
+func replaceHead(path string, h head, k Key) error {
+	file := bytes.Repeat(append(bytes.Repeat([]byte(" "), headSlot-1), '\n'), 2)
+	slot, at := h.slot(k)
+	copy(file[at:], slot)
+	if err := writeNew(path, file); err != nil {
 		return fmt.Errorf("make audit head: %w", err)
 	}
 	return nil

@@ -152,20 +152,7 @@ func openSigner(path string, fresh bool) (s signer, err error) {
 		return s, err
 	}
 	if there {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			return s, fmt.Errorf("read audit key: %w", err)
-		}
-		var ok bool
-		if block, _ := pem.Decode(b); block != nil {
-			if k, err := x509.ParsePKCS8PrivateKey(block.Bytes); err == nil {
-				s.private, ok = k.(ed25519.PrivateKey)
-			}
-		}
-		if !ok {
-			return s, fmt.Errorf("audit key %s is not an Ed25519 key in PEM", path)
-		}
-		return s, nil
+		return readSigner(path)
 	}
 	if _, s.private, err = ed25519.GenerateKey(rand.Reader); err != nil {
 		return s, fmt.Errorf("make audit key: %w", err)
@@ -176,6 +163,23 @@ func openSigner(path string, fresh bool) (s signer, err error) {
 	}
 	if err := writeNew(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})); err != nil {
 		return s, fmt.Errorf("make audit key: %w", err)
+	}
+	return s, nil
+}
+
+func readSigner(path string) (s signer, err error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return s, fmt.Errorf("read audit key: %w", err)
+	}
+	var ok bool
+	if block, _ := pem.Decode(b); block != nil {
+		if k, err := x509.ParsePKCS8PrivateKey(block.Bytes); err == nil {
+			s.private, ok = k.(ed25519.PrivateKey)
+		}
+	}
+	if !ok {
+		return s, fmt.Errorf("audit key %s is not an Ed25519 key in PEM", path)
 	}
 	return s, nil
 }

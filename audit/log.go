@@ -92,15 +92,20 @@ const notedMax = 10_000
 type Log struct {
 	// Static after Open.
 	Options
-	path   string
+	path  string
+	lock  *os.File
+	sinks []*outlet
+	kick  chan struct{} // 1: there are noted records to write
+	ctx   context.Context
+	stop  context.CancelFunc
+	parts sync.WaitGroup
+
+	// keyMu is held for reading from when a record is encoded with key until it is
+	// waiting. key, signer and rekeys change under keyMu and commitMu.
+	keyMu  sync.RWMutex
 	key    Key
 	signer signer
-	lock   *os.File
-	sinks  []*outlet
-	kick   chan struct{} // 1: there are noted records to write
-	ctx    context.Context
-	stop   context.CancelFunc
-	parts  sync.WaitGroup
+	rekeys []Rekey
 
 	// Guarded by mu.
 	mu      sync.Mutex
@@ -217,13 +222,20 @@ func (l *Log) openFiles() (err error) {
 		return fmt.Errorf("open audit log: %w", err)
 	}
 	fresh := len(closed) == 0 && (info == nil || info.Size() == 0)
+	if err := l.recoverKeys(); err != nil {
+		return err
+	}
 	if l.key, err = openKey(keyPath(path), fresh); err != nil {
 		return err
 	}
 	if l.signer, err = openSigner(signPath(path), fresh); err != nil {
 		return err
 	}
-	if l.closed, err = inspectAll(path, l.key); err != nil {
+	_, older, err := ReadKeys(keyPath(path))
+	if err != nil {
+		return err
+	}
+	if l.closed, err = inspectAll(path, append(older, l.key)); err != nil {
 		return err
 	}
 	v, torn, err := l.scanNewest()
@@ -242,7 +254,7 @@ func (l *Log) openFiles() (err error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("audit head: %w", err)
 	}
-	if v.e.Head = headData; v.Intact {
+	if v.e.Head = headData; v.Intact && v.settleKeys() {
 		v.checkEnd()
 	}
 	if v.Complete {
@@ -294,6 +306,7 @@ func (l *Log) scanNewest() (v *verifier, torn []byte, err error) {
 func (l *Log) resume(v *verifier, torn []byte) error {
 	l.seq, l.hash, l.last = v.LastSeq, v.LastHash, v.Last
 	l.holds, l.removed, l.unsigned = v.holds, mergeRemoved(nil, v.removed...), v.unsigned
+	l.rekeys = v.rekeys
 	if len(torn) > 0 {
 		aside := l.path + ".torn-" + strconv.FormatUint(l.seq+1, 10)
 		// Kept before it is cut, so that a crash between the two loses nothing.
@@ -349,6 +362,9 @@ func (l *Log) resume(v *verifier, torn []byte) error {
 			return fmt.Errorf("continue audit log: %w", err)
 		}
 	}
+	if err := l.finishRotation(v.announced); err != nil {
+		return err
+	}
 	return l.finishRemovals()
 }
 
@@ -365,11 +381,10 @@ func (l *Log) Append(r Record) error { return l.AppendAll([]Record{r}) }
 
 // AppendAll is Append for records that belong together: all are written or none.
 func (l *Log) AppendAll(records []Record) error {
-	entries, err := l.entries(records, false)
+	entries, _, err := l.enqueue(records, false)
 	if err != nil || len(entries) == 0 {
 		return err
 	}
-	l.enqueue(entries)
 	return l.await(entries[0])
 }
 
@@ -378,11 +393,11 @@ func (l *Log) AppendAll(records []Record) error {
 // up to 10,000 such records wait; more wait like those of Append. The error is
 // about r itself, or that the log is closed.
 func (l *Log) Note(r Record) error {
-	entries, err := l.entries([]Record{r}, true)
+	entries, room, err := l.enqueue([]Record{r}, true)
 	if err != nil {
 		return err
 	}
-	if !l.enqueue(entries) {
+	if !room {
 		return l.await(entries[0])
 	}
 	select {
@@ -392,25 +407,22 @@ func (l *Log) Note(r Record) error {
 	return nil
 }
 
-func (l *Log) entries(records []Record, noted bool) ([]*entry, error) {
-	entries := make([]*entry, len(records))
-	for i, r := range records {
+// enqueue hands records to the next commit. It reports whether there is room for records
+// that nobody waits for.
+func (l *Log) enqueue(records []Record, noted bool) (entries []*entry, room bool, err error) {
+	l.keyMu.RLock()
+	defer l.keyMu.RUnlock()
+	for _, r := range records {
 		b, err := r.encode(l.key, l.Input)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
-		entries[i] = &entry{action: r.Action, fields: b, noted: noted}
+		entries = append(entries, &entry{action: r.Action, fields: b, noted: noted})
 	}
-	return entries, nil
-}
-
-// enqueue hands entries to the next commit. It reports whether there is room for
-// entries that nobody waits for.
-func (l *Log) enqueue(entries []*entry) (room bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.waiting = append(l.waiting, entries...)
-	return len(l.waiting) <= notedMax
+	return entries, len(l.waiting) <= notedMax, nil
 }
 
 // await returns once e is written or refused. Whoever gets the lock first writes

@@ -15,8 +15,9 @@ type Request struct {
 	Actor   string `json:"actor"`
 	Hold    *Hold  `json:"hold,omitempty"`    // place it
 	Release string `json:"release,omitempty"` // the id of a hold to lift
-	Reason  string `json:"reason,omitempty"`  // of the release
+	Reason  string `json:"reason,omitempty"`  // of the release, or of new keys
 	Sign    bool   `json:"sign,omitempty"`    // a checkpoint, now
+	Rekey   bool   `json:"rekey,omitempty"`   // new keys, from now on
 }
 
 const (
@@ -94,6 +95,8 @@ func (l *Log) take(file string) error {
 	case r.Sign:
 		_, err := l.Checkpoint()
 		return err
+	case r.Rekey:
+		return l.RotateKeys(r.Actor, r.Reason)
 	}
 	return errors.New("asks for nothing")
 }

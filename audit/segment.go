@@ -25,6 +25,7 @@ type Segment struct {
 	// What was in force when it began, from all segments before it.
 	Holds   []Hold    `json:"holds,omitempty"`
 	Removed []Removed `json:"removed,omitempty"`
+	Rekeys  []Rekey   `json:"rekeys,omitempty"` // every change of keys, up to these
 }
 
 // A closedSegment is one that is not written any more.
@@ -122,7 +123,7 @@ func (r *segmentReader) Close() error {
 }
 
 // inspect reads the first and the last line of a closed segment.
-func inspect(path string, key Key) (closedSegment, error) {
+func inspect(path string, keys []Key) (closedSegment, error) {
 	s := closedSegment{path: path}
 	f, err := os.Open(path)
 	if err != nil {
@@ -149,7 +150,11 @@ func inspect(path string, key Key) (closedSegment, error) {
 	}
 	begin, problem1 := parseLine(head[:end+1])
 	last, problem2 := parseLine(tail[bytes.LastIndexByte(tail[:len(tail)-1], '\n')+1:])
-	if problem1 != "" || problem2 != "" || !begin.by(key) || !last.by(key) || begin.Segment == nil {
+	if problem1 != "" || problem2 != "" || begin.Segment == nil {
+		return s, damaged
+	}
+	// The key of one from before a change of keys may have been destroyed since.
+	if key := keyOf(keys, begin.Segment.KeyID); key != nil && (!begin.by(*key) || !last.by(*key)) {
 		return s, damaged
 	}
 	s.number = begin.Segment.Number
@@ -159,14 +164,14 @@ func inspect(path string, key Key) (closedSegment, error) {
 }
 
 // inspectAll reads the ends of all closed segments.
-func inspectAll(path string, key Key) ([]closedSegment, error) {
+func inspectAll(path string, keys []Key) ([]closedSegment, error) {
 	paths, err := closedPaths(path)
 	if err != nil {
 		return nil, fmt.Errorf("open audit log: %w", err)
 	}
 	var all []closedSegment
 	for _, p := range paths {
-		s, err := inspect(p, key)
+		s, err := inspect(p, keys)
 		if err != nil {
 			return nil, fmt.Errorf("audit segment %s: %w", p, err)
 		}
@@ -246,6 +251,11 @@ func (l *Log) rotate(now time.Time) error {
 	if err := l.sign(now); err != nil {
 		return err
 	}
+	return l.turnOver(now)
+}
+
+// turnOver is rotate once all is signed.
+func (l *Log) turnOver(now time.Time) error {
 	done := closedSegment{
 		path: segmentPath(l.path, l.segment.Number), number: l.segment.Number,
 		first: l.first, prev: l.prev, last: l.seq, hash: l.hash, from: l.began, to: l.last, bytes: l.size,
@@ -261,6 +271,7 @@ func (l *Log) rotate(now time.Time) error {
 func (l *Log) next() Segment {
 	s := l.segment
 	s.Number++
-	s.Holds, s.Removed = l.holds, l.removed
+	s.KeyID, s.PublicKey = l.key.ID(), l.signer.public()
+	s.Holds, s.Removed, s.Rekeys = l.holds, l.removed, l.rekeys
 	return s
 }

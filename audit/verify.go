@@ -1,11 +1,13 @@
 package audit
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -16,8 +18,13 @@ type Evidence struct {
 	// checkpoints that follow them.
 	Key *Key
 
+	// Older are keys that the log had before. Lines of one that is neither here nor Key
+	// are proven by what follows them.
+	Older []Key
+
 	// Public checks checkpoints and removals. With a Key it may be nil: the log
-	// names it, and the Key vouches for that.
+	// names it, and the Key vouches for that. Any that the log has had will do: each
+	// change of keys is signed by the one before.
 	Public PublicKey
 
 	// Head is the contents of the head file, which the Key checks; nil if there
@@ -63,6 +70,7 @@ type Summary struct {
 	// chained to it, but could have been written by anybody.
 	Proven uint64 `json:"proven_record"`
 
+	KeyChanges  int     `json:"key_changes"` // of the log's keys, as each before signed
 	Checkpoints int     `json:"checkpoints"` // signed ones found in the log, or held, that hold
 	EndBy       string  `json:"end_proven_by,omitempty"`
 	Removed     []Range `json:"removed,omitempty"` // by retention, as it signed
@@ -90,7 +98,7 @@ func checkpointPath(path string) string { return path + ".checkpoint" }
 // head file beside it. An error means that they could not be read; what they say
 // is in the Summary.
 func VerifyFile(path string) (Summary, error) {
-	key, err := ReadKey(keyPath(path))
+	key, older, err := ReadKeys(keyPath(path))
 	if err != nil {
 		return Summary{}, err
 	}
@@ -104,7 +112,7 @@ func VerifyFile(path string) (Summary, error) {
 		return Summary{}, err
 	}
 	defer log.Close()
-	return Verify(log, Evidence{Key: &key, Head: head})
+	return Verify(log, Evidence{Key: &key, Older: older, Head: head})
 }
 
 // Verify checks every line of a log, its segments one after the other, and where
@@ -130,6 +138,16 @@ type verifier struct {
 	e      Evidence
 	public PublicKey // e.Public, or what the key vouches for
 
+	// Of the segment that is being read.
+	mac     *Key      // whose MACs its lines have; nil if that is not known
+	signing PublicKey // whose signatures
+
+	rekeys    []Rekey // up to it
+	announced *Rekey  // by it, to come
+	vouched   bool    // the evidence knows signing, or one that led to it
+	foreign   uint64  // the first checkpoint by one that it does not know
+	unkeyed   []unkeyed
+
 	next    map[uint64]Checkpoint // held ones by the record whose hash they name
 	gaps    []gap
 	removed []Removed
@@ -141,6 +159,12 @@ type verifier struct {
 	holds     []Hold // in force at the last line
 	unsigned  int    // lines since the last checkpoint
 	size      int64
+}
+
+// unkeyed is a segment whose key the evidence does not have.
+type unkeyed struct {
+	keyID string
+	first uint64
 }
 
 // A gap is a stretch of records that is not there, between the hashes that stand
@@ -195,9 +219,7 @@ func (v *verifier) line(b []byte) (problem string) {
 	first := v.Records == 0
 	begins := p.Action == logSegment && p.Segment != nil
 	switch {
-	case v.e.Key != nil && begins && p.Segment.KeyID != v.KeyID:
-		return fmt.Sprintf("was written with key %.16q, not with key %q", p.Segment.KeyID, v.KeyID)
-	case v.e.Key != nil && !p.by(*v.e.Key):
+	case begins && !v.keyed(&p) || !begins && v.mac != nil && !p.by(*v.mac):
 		return "was not written by the owner of the key"
 	case first && !begins:
 		return fmt.Sprintf("is named record %d: the beginning of its segment is missing", p.Seq)
@@ -219,7 +241,7 @@ func (v *verifier) line(b []byte) (problem string) {
 		return problem
 	}
 	// One that is not this log's is spoken of at the end.
-	if held, ok := v.next[p.Seq]; ok && held.Hash != p.Hash && held.Log == v.Log && held.SignedBy(v.public) {
+	if held, ok := v.next[p.Seq]; ok && held.Hash != p.Hash && held.Log == v.Log && v.signs(held) {
 		return fmt.Sprintf("is not the one that the checkpoint of %s covers: history was rewritten", held.Time.UTC().Format(time.RFC3339))
 	}
 	if first {
@@ -233,8 +255,93 @@ func (v *verifier) line(b []byte) (problem string) {
 	if p.Action == logCheckpoint {
 		v.unsigned = 0
 	}
-	if v.e.Key != nil {
+	if v.mac != nil {
 		v.Proven = p.Seq
+	}
+	return ""
+}
+
+// keyed takes in whose MACs the lines of a segment have, and checks the first.
+func (v *verifier) keyed(p *Entry) bool {
+	if v.e.Key == nil {
+		return true
+	}
+	if v.mac = keyOf(append([]Key{*v.e.Key}, v.e.Older...), p.Segment.KeyID); v.mac == nil {
+		v.unkeyed = append(v.unkeyed, unkeyed{p.Segment.KeyID, p.Seq})
+		return true // if the log has changed its keys since: see settleKeys
+	}
+	return p.by(*v.mac)
+}
+
+// keyOf finds a key by its id.
+func keyOf(keys []Key, id string) *Key {
+	for i := range keys {
+		if keys[i].ID() == id {
+			return &keys[i]
+		}
+	}
+	return nil
+}
+
+// settleKeys checks, once every line was read, that nothing rests on keys that the
+// evidence does not know.
+func (v *verifier) settleKeys() bool {
+	for _, u := range v.unkeyed {
+		// The chain and its later keys vouch for segments with one that was given up.
+		if v.mac == nil || !slices.ContainsFunc(v.rekeys, func(r Rekey) bool { return r.FromKeyID == u.keyID }) {
+			v.fail(u.first, fmt.Sprintf("was written with key %.16q, not with key %q", u.keyID, v.KeyID))
+			return false
+		}
+	}
+	if v.e.Public != nil && !v.vouched && v.foreign > 0 {
+		v.fail(v.foreign, "is a checkpoint that was not signed with the public key "+v.e.Public.ID())
+		return false
+	}
+	return true
+}
+
+// signers are the keys that the log has had, as far as it was read, and the one that is
+// known.
+func (v *verifier) signers() []PublicKey {
+	all := []PublicKey{v.public, v.signing}
+	for _, r := range v.rekeys {
+		all = append(all, r.From)
+	}
+	return all
+}
+
+func (v *verifier) signs(signed interface{ SignedBy(PublicKey) bool }) bool {
+	return slices.ContainsFunc(v.signers(), signed.SignedBy)
+}
+
+// newKeys takes in which key signs from a segment on, which is the one before or one that
+// it announced.
+func (v *verifier) newKeys(s *Segment) (problem string) {
+	known := len(v.rekeys)
+	for i, r := range s.Rekeys {
+		before := r.From
+		if i > 0 {
+			before = s.Rekeys[i-1].To
+		}
+		if i < known && !bytes.Equal(r.Text(), v.rekeys[i].Text()) || r.Log != s.Log || !r.From.equal(before) || !r.signed() {
+			return "speaks of a change of keys that the key before did not sign"
+		}
+	}
+	n := len(s.Rekeys)
+	switch {
+	case n < known:
+		return "leaves out a change of keys"
+	case n > 0 && (!s.PublicKey.equal(s.Rekeys[n-1].To) || s.KeyID != s.Rekeys[n-1].ToKeyID),
+		v.seg != nil && n == known && (!s.PublicKey.equal(v.signing) || s.KeyID != v.seg.KeyID),
+		v.seg != nil && n > known && !s.Rekeys[known].From.equal(v.signing):
+		return "names other keys than the log has or announced"
+	}
+	v.rekeys, v.announced, v.signing = s.Rekeys, nil, s.PublicKey
+	v.KeyChanges = n
+	if v.e.Public != nil {
+		v.vouched = slices.ContainsFunc(v.signers()[1:], v.e.Public.equal)
+	} else if v.mac != nil {
+		v.public, v.vouched = s.PublicKey, true
 	}
 	return ""
 }
@@ -250,8 +357,8 @@ func (v *verifier) own(p *Entry) (problem string) {
 		if v.seg != nil && s.Number <= v.seg.Number {
 			return fmt.Sprintf("begins segment %d, which belongs further up", s.Number)
 		}
-		if v.public == nil && v.e.Key != nil {
-			v.public = s.PublicKey
+		if problem := v.newKeys(s); problem != "" {
+			return problem
 		}
 		v.seg, v.segBegan, v.Log = s, p.Time, s.Log
 		v.Segments++
@@ -266,14 +373,17 @@ func (v *verifier) own(p *Entry) (problem string) {
 		if c == nil || c.Log != v.Log || c.Count != p.Seq-1 || c.Hash != p.Prev {
 			return "is a checkpoint that does not cover what is before it"
 		}
-		if v.public == nil {
+		if !c.SignedBy(v.signing) {
+			return "is a checkpoint that was not signed with the public key " + v.signing.ID()
+		}
+		if !v.vouched {
+			if v.foreign == 0 {
+				v.foreign = p.Seq
+			}
 			return ""
 		}
-		if !c.SignedBy(v.public) {
-			return "is a checkpoint that was not signed with the public key " + v.public.ID()
-		}
 		// The line itself says nothing that is not signed.
-		v.PublicID = v.public.ID()
+		v.PublicID = v.signing.ID()
 		v.Checkpoints++
 		v.Proven = max(v.Proven, c.Count)
 	case logHold:
@@ -284,6 +394,12 @@ func (v *verifier) own(p *Entry) (problem string) {
 		if p.Hold != nil {
 			v.holds = withoutHold(v.holds, p.Hold.ID)
 		}
+	case logRekey:
+		r := p.Rekey
+		if r == nil || r.Log != v.Log || !r.From.equal(v.signing) || !r.signed() {
+			return "announces keys, and the log's own did not sign it"
+		}
+		v.announced = r
 	case logRemoved:
 		if p.Removed != nil {
 			return v.removal(*p.Removed)
@@ -294,7 +410,7 @@ func (v *verifier) own(p *Entry) (problem string) {
 
 // removal takes in that older segments were removed.
 func (v *verifier) removal(r Removed) (problem string) {
-	if r.Log != v.Log || v.public != nil && !r.SignedBy(v.public) {
+	if r.Log != v.Log || !v.signs(r) {
 		return "speaks of a removal that was not signed with this log's key"
 	}
 	v.removed = append(v.removed, r)
@@ -310,13 +426,16 @@ func (v *verifier) finish(torn []byte) {
 		v.fail(v.LastSeq+1, "has no end: a crash tore it, or it was cut")
 		return
 	}
+	if !v.settleKeys() {
+		return
+	}
 	if v.e.Key == nil && v.Records > 0 && v.Checkpoints == 0 {
 		// A chain without a signature is one that anybody can write.
 		if !v.heldProves() {
 			v.Intact, v.BadRecord = false, v.FirstSeq
 			v.Problem = "no checkpoint of this public key is in the log, and none that is held covers it: nothing is proven"
 			for _, c := range v.e.Checkpoints {
-				if c.SignedBy(v.public) && c.Log == v.Log && c.Count > v.LastSeq {
+				if v.signs(c) && c.Log == v.Log && c.Count > v.LastSeq {
 					v.BadRecord = v.LastSeq + 1
 					v.Problem = v.cutOff(c) + ", and nothing that is left is proven"
 				}
@@ -350,7 +469,7 @@ func (v *verifier) cutOff(c Checkpoint) string {
 // heldProves takes the held checkpoints for proof of what they cover.
 func (v *verifier) heldProves() bool {
 	for _, c := range v.e.Checkpoints {
-		if c.SignedBy(v.public) && c.Log == v.Log && c.Count >= v.FirstSeq && c.Count <= v.LastSeq {
+		if v.signs(c) && c.Log == v.Log && c.Count >= v.FirstSeq && c.Count <= v.LastSeq {
 			v.Proven = max(v.Proven, c.Count) // line compared the hash
 			v.PublicID = v.public.ID()
 		}
@@ -383,7 +502,7 @@ func (v *verifier) covered(g gap) bool {
 func (v *verifier) checkEnd() {
 	for _, c := range v.e.Checkpoints {
 		switch {
-		case v.public == nil || !c.SignedBy(v.public):
+		case !v.signs(c):
 			v.Problem = "a checkpoint that is held was not signed with this log's public key"
 		case v.Log != "" && c.Log != v.Log:
 			v.Problem = fmt.Sprintf("a checkpoint that is held is of another log, %.40q", c.Log)

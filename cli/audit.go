@@ -27,7 +27,7 @@ somebody who has nothing but the public key.`,
   bailey audit show bailey-data/audit.jsonl --action approval --since 24h`,
 	}
 	cmd.AddCommand(p.auditVerifyCommand(), p.auditShowCommand(), p.auditExportCommand(),
-		p.auditHoldCommand(), p.auditReleaseCommand(), p.auditCheckpointCommand(), p.auditKeysCommand())
+		p.auditHoldCommand(), p.auditReleaseCommand(), p.auditCheckpointCommand(), p.auditKeysCommand(), p.auditRotateKeyCommand())
 	return cmd
 }
 
@@ -96,6 +96,10 @@ func (p *Program) printAuditVerdict(files []string, s audit.Summary) error {
 	if s.ClockBack > 0 {
 		back = fmt.Sprintf("%d times: lines older than the line before them", s.ClockBack)
 	}
+	changes := ""
+	if s.KeyChanges > 0 {
+		changes = fmt.Sprintf("%d times, each time signed with the key before", s.KeyChanges)
+	}
 	var end string
 	switch s.EndBy {
 	case "head":
@@ -113,6 +117,7 @@ func (p *Program) printAuditVerdict(files []string, s audit.Summary) error {
 		field{"last hash", s.LastHash},
 		field{"key", s.KeyID},
 		field{"public key", s.PublicID},
+		field{"keys changed", changes},
 		field{"proven up to", proven},
 		field{"checkpoints", fmt.Sprint(s.Checkpoints)},
 		field{"end known by", end},
@@ -173,10 +178,10 @@ func (e *auditEvidence) read(path string) (audit.Evidence, error) {
 		return path + ending
 	}
 	if !e.publicOnly {
-		key, err := audit.ReadKey(beside(e.key, ".key"))
+		key, older, err := audit.ReadKeys(beside(e.key, ".key"))
 		switch {
 		case err == nil:
-			out.Key = &key
+			out.Key, out.Older = &key, older
 		case e.key != "" || !errors.Is(err, fs.ErrNotExist):
 			return out, err
 		}

@@ -155,6 +155,38 @@ write the record does not control.`,
 	return cmd
 }
 
+func (p *Program) auditRotateKeyCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "rotate-key FILE",
+		Short: "Have a record go on with new keys",
+		Long: `Makes new keys, the one that signs and the one of single lines, and has the record
+go on with them: the old signing key announces them, and a new segment begins. Whoever
+trusts one of the record's public keys can verify all of it, before and after. The old
+signing key is destroyed. The old key of the lines stays beside the record, as
+FILE.key.ID: without it, old lines are proven by checkpoints alone, and values in them
+cannot be found. If a key has leaked, give auditors the new public key: whoever has the
+old one could announce others. It works whether or not the process that writes the
+record is running.`,
+		Example: `  bailey audit rotate-key bailey-data/audit.jsonl --reason "a new year"
+  bailey audit keys bailey-data/audit.jsonl --public > audit.pub`,
+		Args: cobra.ExactArgs(1),
+	}
+	reason := cmd.Flags().String("reason", "", "`why`, for those who read the record")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		err := auditAsk(cmd.Context(), args[0], audit.Request{Rekey: true, Reason: *reason},
+			func(l *audit.Log, actor string) error { return l.RotateKeys(actor, *reason) })
+		if err != nil {
+			return err
+		}
+		public, err := audit.ReadPublicKey(args[0] + ".pub")
+		if err == nil {
+			_, err = fmt.Fprintf(p.Stdout, "the record goes on with new keys; the public one is %s\n", public.ID())
+		}
+		return err
+	}
+	return cmd
+}
+
 // auditAskWait is how long a running process has to do what it is asked; it looks
 // every second.
 const auditAskWait = 15 * time.Second
