@@ -189,3 +189,44 @@ func TestAuditHoldAndRelease(t *testing.T) {
 		})
 	}
 }
+
+// Keys are changed whether or not a process writes the record, and whoever has the first
+// public key verifies all of it.
+func TestAuditRotateKey(t *testing.T) {
+	t.Parallel()
+	for _, running := range []bool{true, false} {
+		t.Run(fmt.Sprintf("running=%v", running), func(t *testing.T) {
+			t.Parallel()
+			path, log := auditRecord(t)
+			first := filepath.Join(t.TempDir(), "first.pub")
+			if err := os.WriteFile(first, []byte(ok(t, nil, "audit", "keys", path, "--public")), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if !running {
+				if err := log.Close(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			out := ok(t, nil, "audit", "rotate-key", path, "--reason", "a new year")
+			now := ok(t, nil, "audit", "keys", path)
+			if id := strings.TrimSpace(out[strings.LastIndex(out, "is ")+3:]); !strings.Contains(now, id) {
+				t.Errorf("%q, and the keys are\n%s", out, now)
+			}
+			held := filepath.Join(t.TempDir(), "held.json")
+			if err := os.WriteFile(held, []byte(ok(t, nil, "audit", "checkpoint", path, "--sign")), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := log.Close(); err != nil {
+				t.Fatal(err)
+			}
+			for _, with := range [][]string{{}, {"--public-key", first, "--checkpoint", held}, {"--public-key", path + ".pub", "--checkpoint", held}} {
+				if out := ok(t, nil, append([]string{"audit", "verify", path}, with...)...); !strings.Contains(out, "1 times, each time signed with the key before") || !strings.Contains(out, "intact and complete") {
+					t.Errorf("verify %v:\n%s", with, out)
+				}
+			}
+			if out := ok(t, nil, "audit", "show", path, "--action", "audit.rekey", "--wide"); !strings.Contains(out, "a new year") {
+				t.Errorf("the record:\n%s", out)
+			}
+		})
+	}
+}
