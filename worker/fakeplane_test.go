@@ -35,6 +35,7 @@ type fakePlane struct {
 	requests []fakeRequest
 	changed  chan struct{} // closed and replaced whenever something happens
 	noWait   bool          // polls answer at once
+	ahead    time.Duration // of the worker's clock, in what it says
 
 	// Guarded by faultMu, which is held while one of them is asked.
 	faultMu sync.Mutex
@@ -196,7 +197,7 @@ func (p *fakePlane) item(session string) *fakeItem {
 
 // emit appends an event. The caller holds mu.
 func (p *fakePlane) emit(s *fakeSession, kind string, fields map[string]any) string {
-	ev := map[string]any{"type": kind, "id": fmt.Sprintf("sevt_%s_%d", s.id, len(s.events)), "processed_at": time.Now().UTC()}
+	ev := map[string]any{"type": kind, "id": fmt.Sprintf("sevt_%s_%d", s.id, len(s.events)), "processed_at": time.Now().Add(p.ahead).UTC()}
 	for k, v := range fields {
 		ev[k] = v
 	}
@@ -568,7 +569,7 @@ func (p *fakePlane) poll(w http.ResponseWriter, r *http.Request) {
 func (p *fakePlane) itemJSON(it *fakeItem, secret string) map[string]any {
 	m := map[string]any{
 		"id": it.id, "type": "work", "environment_id": testEnv, "state": it.state, "metadata": map[string]string{},
-		"data": map[string]any{"type": it.kind, "id": it.session, "mode": "private"}, "secret": nil, "created_at": time.Now(),
+		"data": map[string]any{"type": it.kind, "id": it.session, "mode": "private"}, "secret": nil, "created_at": time.Now().Add(p.ahead),
 		"acknowledged_at": nil, "actor": map[string]string{"type": "api_key"},
 	}
 	if secret != "" {
@@ -627,7 +628,7 @@ func (p *fakePlane) heartbeat(w http.ResponseWriter, r *http.Request, it *fakeIt
 			ttl = time.Duration(n) * time.Second
 		}
 		it.beats++
-		it.state, it.last, it.until = "active", fmt.Sprintf("beat %d/%s", it.beats, time.Now().Format(time.RFC3339Nano)), time.Now().Add(ttl)
+		it.state, it.last, it.until = "active", fmt.Sprintf("beat %d/%s", it.beats, time.Now().Add(p.ahead).Format(time.RFC3339Nano)), time.Now().Add(ttl)
 	}
 	reply(w, map[string]any{
 		"type": "work_heartbeat", "last_heartbeat": it.last, "lease_extended": !ended, "state": it.state, "ttl_seconds": int(p.ttl / time.Second),
