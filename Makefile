@@ -27,8 +27,10 @@ programs:
 	go build -ldflags '-s -w' -o sandbox/agentbin/boxlauncher ./sandbox/launcher/boxlauncher
 	go build -ldflags '-s -w' -o sandbox/agentbin/runsc gvisor.dev/gvisor/runsc
 
+TEST_ARGS =
+
 test: lint ## everything CI runs: lint, then all tests with the race detector, on PostgreSQL too
-	CGO_ENABLED=1 .ci/with-postgres go test -race -shuffle=on -timeout 20m ./...
+	CGO_ENABLED=1 .ci/with-postgres go test -race -shuffle=on -timeout 20m $(TEST_ARGS) ./...
 
 test-cgroup2: ## control groups of version 2, in a virtual machine (Debian with qemu-system-x86; a minute)
 	.ci/cgroup2
