@@ -107,6 +107,11 @@ func (b *box) become() (syscall.WaitStatus, error) {
 	if err := b.line.Send(Running, ""); err != nil {
 		return 0, err
 	}
+	// Which takes a while, as other threads have to be found for it, while the command
+	// starts. If it fails, that ends with us.
+	if err := giveUp(); err != nil {
+		return 0, err
+	}
 	return reap(command)
 }
 
@@ -185,8 +190,8 @@ func raiseLoopback() error {
 	return nil
 }
 
-// run starts the command with nothing but what a box's program may have, gives up
-// all that this process had more, and returns the command's process.
+// run starts the command with nothing but what a box's program may have, and returns its
+// process.
 func (b *box) run() (int, error) {
 	for _, limit := range []struct {
 		resource int
@@ -229,9 +234,14 @@ func (b *box) run() (int, error) {
 	// The command's input and output end when the command closes them.
 	unix.Close(0)
 	unix.Close(1)
+	return command, nil
+}
+
+// giveUp gives up all that this process has more than the command.
+func giveUp() error {
 	header, none := lockdown.NoCapabilities()
 	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(header)), uintptr(unsafe.Pointer(none)), 0); errno != 0 {
-		return 0, fmt.Errorf("give up capabilities: %w", errno)
+		return fmt.Errorf("give up capabilities: %w", errno)
 	}
 	// Where the command's user is ours as well, it could send them.
 	for s := syscall.Signal(1); s < 32; s++ {
@@ -239,7 +249,7 @@ func (b *box) run() (int, error) {
 			signal.Ignore(s)
 		}
 	}
-	return command, nil
+	return nil
 }
 
 // confine takes from the calling thread what the command must not have. The filter of
