@@ -479,6 +479,9 @@ func removeGroup(dir string) error {
 // sweepMax bounds how long the killing in a sweep may take.
 const sweepMax = 10 * time.Second
 
+// sweepAtOnce is how many groups are removed at a time.
+const sweepAtOnce = 8
+
 // Sweep removes the groups of boxes that are not live, and kills what is in them.
 func (c *Groups) Sweep(live func(id string) bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), sweepMax)
@@ -500,12 +503,24 @@ func (c *Groups) Sweep(live func(id string) bool) error {
 			}
 		}
 	}
+	// Side by side, as most of it is waiting for the kernel.
+	var wg sync.WaitGroup
+	results, slots := make(chan error, len(left)), make(chan struct{}, sweepAtOnce)
 	for id := range left {
 		g := &Group{dirs: make(map[string]string), held: c.held}
 		for controller, parent := range c.dirs {
 			g.dirs[controller] = filepath.Join(parent, id)
 		}
-		errs = append(errs, g.Kill(ctx), g.remove())
+		slots <- struct{}{}
+		wg.Go(func() {
+			results <- errors.Join(g.Kill(ctx), g.remove())
+			<-slots
+		})
+	}
+	wg.Wait()
+	close(results)
+	for err := range results {
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

@@ -292,7 +292,7 @@ func TestNoGroupsWhereNoneCanBeMade(t *testing.T) {
 }
 
 // real makes a group with the host's own control groups, whichever version they are.
-func real(t *testing.T, limits sandbox.Limits) (*Groups, *Group) {
+func real(t testing.TB, limits sandbox.Limits) (*Groups, *Group) {
 	t.Helper()
 	groups, err := FindSome(fmt.Sprintf("bailey-test-%d-%d", os.Getpid(), made.Add(1)))
 	if err != nil {
@@ -322,7 +322,7 @@ func real(t *testing.T, limits sandbox.Limits) (*Groups, *Group) {
 var made atomic.Int64
 
 // run starts a shell command in the group and returns it and what it prints.
-func run(t *testing.T, g *Group, command string) (*exec.Cmd, *bufio.Reader) {
+func run(t testing.TB, g *Group, command string) (*exec.Cmd, *bufio.Reader) {
 	t.Helper()
 	cmd := exec.Command("/bin/sh", "-c", command)
 	out, err := cmd.StdoutPipe()
@@ -358,7 +358,7 @@ func run(t *testing.T, g *Group, command string) (*exec.Cmd, *bufio.Reader) {
 	return cmd, bufio.NewReader(out)
 }
 
-func line(t *testing.T, r *bufio.Reader) string {
+func line(t testing.TB, r *bufio.Reader) string {
 	t.Helper()
 	s, err := r.ReadString('\n')
 	if err != nil {
@@ -533,6 +533,31 @@ func TestSweepKillsWhatWasLeft(t *testing.T) {
 	for _, dir := range g.dirs {
 		if _, err := os.Lstat(dir); err == nil {
 			t.Errorf("%s is left", dir)
+		}
+	}
+}
+
+// What fifty boxes of a killed worker leave, frozen as those that wait are.
+func BenchmarkSweepOfFifty(b *testing.B) {
+	groups, _ := real(b, sandbox.Limits{})
+	for b.Loop() {
+		b.StopTimer()
+		for i := range 50 {
+			g, err := groups.Make(fmt.Sprint("left-", i), sandbox.Limits{})
+			if err != nil {
+				b.Fatal(err)
+			}
+			_, out := run(b, g, "sleep 1000 & echo; wait")
+			line(b, out)
+			if g.held.Freeze {
+				if err := g.Freeze(b.Context()); err != nil {
+					b.Fatal(err)
+				}
+			}
+		}
+		b.StartTimer()
+		if err := groups.Sweep(func(id string) bool { return id == "box" }); err != nil {
+			b.Fatal(err)
 		}
 	}
 }
