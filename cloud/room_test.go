@@ -3,6 +3,7 @@ package cloud
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -85,13 +86,22 @@ func TestAKeptBoxGivesWay(t *testing.T) {
 	inRoom(t, 4, func(r *rooms) {
 		gave := map[api.EnvironmentID]int{}
 		kept := map[api.EnvironmentID]int{"small": 1, "big": 2}
-		for of := range kept {
+		var mu sync.Mutex // of both: several may give way at once
+		one := func(of api.EnvironmentID) bool {
+			mu.Lock()
+			defer mu.Unlock()
+			if kept[of] == 0 {
+				return false
+			}
+			kept[of]--
+			gave[of]++
+			return true
+		}
+		for _, of := range []api.EnvironmentID{"small", "big"} {
 			r.giver(of, func() bool {
-				if kept[of] == 0 {
+				if !one(of) {
 					return false
 				}
-				kept[of]--
-				gave[of]++
 				time.Sleep(3 * time.Second) // it takes a while
 				r.give(of)
 				return true
@@ -117,7 +127,9 @@ func TestAKeptBoxGivesWay(t *testing.T) {
 		// What is kept only later gives way as well.
 		r.wait("new", 2)
 		time.Sleep(10 * time.Second)
+		mu.Lock()
 		kept["big"]++
+		mu.Unlock()
 		time.Sleep(5 * time.Second)
 		if r.next() == "" || r.next() == "" || gave["small"] != 1 {
 			r.Errorf("gave way: %v", gave)
