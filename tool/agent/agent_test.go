@@ -28,6 +28,7 @@ import (
 
 // The test binary is its own agent where a test needs one in a process of its own.
 func TestMain(m *testing.M) {
+	os.Setenv("HOME", "/nonexistent") // shells are not to begin with what whoever runs the tests has in theirs
 	if dir := os.Getenv("AGENT_TEST_WORKDIR"); dir != "" {
 		err := agent.Serve(context.Background(), agent.Server{Workdir: dir, Adopt: true}, os.Stdin, os.Stdout)
 		if err != nil {
