@@ -131,8 +131,9 @@ func TestAKeptBoxGivesWay(t *testing.T) {
 		kept["big"]++
 		mu.Unlock()
 		time.Sleep(5 * time.Second)
-		if r.next() == "" || r.next() == "" || gave["small"] != 1 {
-			r.Errorf("gave way: %v", gave)
+		first, second := r.next(), r.next()
+		if first == "" || second == "" || gave["small"] != 1 {
+			r.Errorf("begun: %q and %q; gave way: %v", first, second, gave)
 		}
 	})
 }

@@ -21,6 +21,13 @@ const textMax = 256 << 10
 // if the call failed.
 type function func(ctx context.Context, call tool.Call) (string, error)
 
+// sentences is an error that says to the model what to do instead.
+func sentences(format string, args ...any) error { return instead(fmt.Sprintf(format, args...)) }
+
+type instead string
+
+func (i instead) Error() string { return string(i) }
+
 // plain makes a runner of a function.
 func plain(f function) runner {
 	return func(ctx context.Context, call tool.Call) tool.Result {
@@ -50,7 +57,7 @@ func (p places) readText(_ context.Context, call tool.Call) (string, error) {
 	if len(in.ViewRange) == 0 {
 		data, err := p.readWhole("read", string(in.FilePath), textMax)
 		if large, ok := errors.AsType[*tooLarge](err); ok {
-			return "", fmt.Errorf("%w Use the view_range parameter to read specific line ranges, e.g. view_range: [1, 500].", large)
+			return "", sentences("%v Use the view_range parameter to read specific line ranges, e.g. view_range: [1, 500].", large)
 		}
 		return string(data), err
 	}
@@ -142,10 +149,10 @@ func lines(file io.Reader, name string, first, last int64) (string, error) {
 			}
 			if len(said) > textMax {
 				if from == last {
-					return "", fmt.Errorf(": line %d of %s alone exceeds %d-byte limit. The read tool cannot return part of a line, so view_range cannot narrow this further.",
+					return "", sentences(": line %d of %s alone exceeds %d-byte limit. The read tool cannot return part of a line, so view_range cannot narrow this further.",
 						last, name, textMax)
 				}
-				return "", fmt.Errorf(": view_range [%d, %d] of %s exceeds %d-byte limit. Narrow the view_range to read a smaller portion.",
+				return "", sentences(": view_range [%d, %d] of %s exceeds %d-byte limit. Narrow the view_range to read a smaller portion.",
 					first, last, name, textMax)
 			}
 		}
@@ -210,7 +217,7 @@ func (p places) edit(_ context.Context, call tool.Call) (string, error) {
 	}
 	data, err := p.readWhole("edit", name, textMax)
 	if large, ok := errors.AsType[*tooLarge](err); ok {
-		return "", fmt.Errorf("%w The edit tool loads the whole file and cannot modify a file this large.", large)
+		return "", sentences("%v The edit tool loads the whole file and cannot modify a file this large.", large)
 	}
 	if err != nil {
 		return "", err
