@@ -29,6 +29,7 @@ const (
 	PrefixEvent       = "sevt_"
 	PrefixAPIKey      = "apikey_"
 	PrefixEnvKey      = "envkey_"
+	PrefixEdgeKey     = "edgekey_"
 	PrefixRequest     = "req_"
 	PrefixShell       = "shell_"
 )

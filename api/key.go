@@ -14,6 +14,7 @@ const (
 	KeyAPI         KeyKind = "api_key"         // everything in the workspace
 	KeyEnvironment KeyKind = "environment_key" // the work of one environment
 	KeySession     KeyKind = "session_token"   // one claimed session
+	KeyEdge        KeyKind = "edge_key"        // carrying tunnels, and nothing else
 )
 
 // The prefixes of secrets, as the official ones have them.
@@ -21,6 +22,7 @@ const (
 	SecretPrefixAPI         = "sk-ant-api03-"
 	SecretPrefixEnvironment = "sk-ant-oat01-"
 	SecretPrefixSession     = "sk-ant-req-"
+	SecretPrefixEdge        = "sk-ant-edge01-" // ours
 )
 
 // A Key is a credential. Secret is set only in the answer to its creation; the
@@ -44,6 +46,7 @@ type Key struct {
 // POST /v1/environments/{id}/keys.
 type KeyCreate struct {
 	Name      string     `json:"name"`
+	Type      KeyKind    `json:"type,omitempty"` // of POST /v1/keys: api_key, the default, or edge_key
 	ExpiresAt *time.Time `json:"expires_at"`
 	Shell     bool       `json:"shell,omitempty"` // API keys only; whoever gives it has it
 }
