@@ -103,6 +103,8 @@ var house = []row{
 		"egress is the policy of what may leave, for whoever asks"},
 	{"netjail", uses("egress", "sandbox"),
 		"netjail serves the ways out of a box; of a box it knows only those"},
+	{"tunnel", uses("api"),
+		"tunnel is the words and rules of both ends; it knows no plane"},
 	{"client", uses("api"),
 		"client sees the server only through its public API"},
 
