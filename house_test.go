@@ -43,6 +43,8 @@ var house = []row{
 		"the scripted model is a far end: it shares no code with the client that talks to it"},
 	{"telemetry", nil,
 		"everybody is observed, and the observer depends on nobody"},
+	{"settings", nil,
+		"settings reads files; what a setting means is for whose file it is"},
 	{"tool", nil,
 		"tool is the protocol between a worker and the agent in a box"},
 	{"tool/agent", uses("tool"),
@@ -105,6 +107,8 @@ var house = []row{
 		"netjail serves the ways out of a box; of a box it knows only those"},
 	{"tunnel", uses("api"),
 		"tunnel is the words and rules of both ends; it knows no plane"},
+	{"vault", nil,
+		"vault seals what it is given; whose it is and where it is stored it does not know"},
 	{"client", uses("api"),
 		"client sees the server only through its public API"},
 
@@ -123,7 +127,7 @@ var house = []row{
 		"a worker runs on the customer's side and sees the plane only through its public API"},
 
 	// Assembly.
-	{"field", uses("audit", "audit/sink", "egress", "netjail", "sandbox", "telemetry", "worker"),
+	{"field", uses("audit", "audit/sink", "egress", "netjail", "sandbox", "settings", "telemetry", "worker"),
 		"field assembles the worker's side of what its file asks for; the plane is beyond its horizon"},
 	{"cloud", uses("api", "egress", "field", "sandbox"),
 		"cloud is a field within the server's process: it is told what has work, and the rest goes through the public API"},
