@@ -36,6 +36,7 @@ func Run(t *testing.T, newDB func(t testing.TB) (url string)) {
 		{"Sessions", sessionTests},
 		{"Events", eventTests},
 		{"Work", workTests},
+		{"Edges", edgeTests},
 	} {
 		t.Run(section.name, func(t *testing.T) {
 			t.Parallel()
