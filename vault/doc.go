@@ -11,7 +11,7 @@
 //
 //   - vault.go seals, opens and re-wraps; sealed.go is the form on disk.
 //   - key.go is the seam to the keys; file.go, transit.go and awskms.go are those.
-//   - discover.go, authorize.go and refresh.go are OAuth for MCP servers, as a client.
+//   - authorize.go gets a person's consent by OAuth, refresh.go renews it without one.
 //   - probe.go tries a credential against its MCP server.
 //
 // Start reading at [Vault.Seal].
