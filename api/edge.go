@@ -35,7 +35,7 @@ const (
 	edgeVersionMax   = 64
 	edgeAddressMax   = 300
 	edgeCSRMax       = 8 << 10
-	edgeCAMax        = 64 << 10
+	edgeCAMax        = 16 << 10
 	connectorTextMax = 128
 	tokenTextMax     = 4 << 10
 )
@@ -63,10 +63,11 @@ type Edge struct {
 	ConnectorAddresses []string `json:"connector_addresses"`
 	DialAddresses      []string `json:"dial_addresses"`
 
-	// ServerName is the name in its certificate. CAs, in PEM, is what signed that; ""
-	// means the plane's own authority.
-	ServerName string `json:"server_name"`
-	CAs        string `json:"ca_pem,omitempty"`
+	// ServerName is the name in its certificate. One of its operator's was signed by
+	// CAs, in PEM, or if there are none by one of the web's; else it is the plane's.
+	ServerName     string `json:"server_name"`
+	OwnCertificate bool   `json:"own_certificate"`
+	CAs            string `json:"ca_pem,omitempty"`
 
 	CreatedAt  time.Time  `json:"created_at"`
 	LastSeenAt time.Time  `json:"last_seen_at"`

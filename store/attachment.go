@@ -29,6 +29,16 @@ func scanAttachment(row scanner) (*Attachment, error) {
 	return &a, err
 }
 
+// lockAttachments locks rows in one order, for a statement that is about to change
+// many of them: two that meet on the same ones would otherwise wait for each other.
+func (tx *Tx) lockAttachments(cond string, args ...any) error {
+	if tx.d.forUpdate == "" {
+		return nil
+	}
+	_, err := collect(tx, scanOne[string], "SELECT id FROM attachments WHERE "+cond+" ORDER BY id"+tx.d.forUpdate, args...)
+	return err
+}
+
 // InsertAttachment adds an attachment.
 func (tx *Tx) InsertAttachment(a *Attachment) error {
 	_, err := tx.exec(`INSERT INTO attachments (id, tunnel_id, edge_id, token_id, connector_id, version, protocol, remote, attached_at, detached_at, reason,
@@ -47,20 +57,29 @@ func (tx *Tx) Detach(edge api.EdgeID, id api.AttachmentID, reason string) (bool,
 
 // DetachAll ends the attachments of an edge.
 func (tx *Tx) DetachAll(edge api.EdgeID, reason string) (int64, error) {
+	if err := tx.lockAttachments("edge_id = ? AND detached_at IS NULL", edge); err != nil {
+		return 0, err
+	}
 	return tx.exec("UPDATE attachments SET detached_at = ?, reason = ?, streams = 0 WHERE edge_id = ? AND detached_at IS NULL",
 		micros(tx.Now), reason, edge)
 }
 
 // Reattach takes back a DetachAll for that reason.
 func (tx *Tx) Reattach(edge api.EdgeID, reason string) (int64, error) {
+	if err := tx.lockAttachments("edge_id = ? AND detached_at IS NOT NULL AND reason = ?", edge, reason); err != nil {
+		return 0, err
+	}
 	return tx.exec("UPDATE attachments SET detached_at = NULL, reason = '' WHERE edge_id = ? AND detached_at IS NOT NULL AND reason = ?", edge, reason)
 }
 
 // CutTunnel marks the attachments of a tunnel for their edges to end, also those that
 // an edge which is silent may still have, and returns the edges.
 func (tx *Tx) CutTunnel(id api.TunnelID, reason, silent string) ([]api.EdgeID, error) {
-	edges, err := collect(tx, scanOne[api.EdgeID], `UPDATE attachments SET cut = ? WHERE tunnel_id = ? AND cut IS NULL
-		AND (detached_at IS NULL OR reason = ?) RETURNING edge_id`, reason, id, silent)
+	const which = "tunnel_id = ? AND cut IS NULL AND (detached_at IS NULL OR reason = ?)"
+	if err := tx.lockAttachments(which, id, silent); err != nil {
+		return nil, err
+	}
+	edges, err := collect(tx, scanOne[api.EdgeID], "UPDATE attachments SET cut = ? WHERE "+which+" RETURNING edge_id", reason, id, silent)
 	slices.Sort(edges)
 	return slices.Compact(edges), err
 }
@@ -89,6 +108,22 @@ func (tx *Tx) CountAttached(edge api.EdgeID) (int64, error) {
 	return tx.count("SELECT count(*) FROM attachments WHERE edge_id = ? AND detached_at IS NULL", edge)
 }
 
+// CountAttachedTo counts what is attached to a tunnel.
+func (tx *Tx) CountAttachedTo(id api.TunnelID) (int64, error) {
+	return tx.count("SELECT count(*) FROM attachments WHERE tunnel_id = ? AND detached_at IS NULL", id)
+}
+
+// LastDetached is when something was last detached from a tunnel; the zero time if
+// nothing was.
+func (tx *Tx) LastDetached(id api.TunnelID) (time.Time, error) {
+	var last sql.NullInt64
+	err := tx.row("SELECT max(detached_at) FROM attachments WHERE tunnel_id = ? AND detached_at IS NOT NULL", id).Scan(&last)
+	if err != nil || !last.Valid {
+		return time.Time{}, tx.classify(err)
+	}
+	return fromMicros(last.Int64), nil
+}
+
 // PruneAttachments removes attachments that ended before t, a batch at a time.
 func (tx *Tx) PruneAttachments(t time.Time, limit int) (int64, error) {
 	return tx.exec("DELETE FROM attachments WHERE id IN (SELECT id FROM attachments WHERE detached_at < ? LIMIT ?)", micros(t), limit)
@@ -104,6 +139,7 @@ const trafficBatch = 32
 // hour. What belongs to no attachment of the edge is left out.
 func (tx *Tx) AddTraffic(edge api.EdgeID, traffic []api.EdgeTraffic) error {
 	sums := map[api.TunnelID]api.EdgeTraffic{}
+	traffic = slices.SortedFunc(slices.Values(traffic), func(a, b api.EdgeTraffic) int { return strings.Compare(string(a.AttachmentID), string(b.AttachmentID)) })
 	for len(traffic) > 0 {
 		n := 1
 		if len(traffic) >= trafficBatch {
@@ -141,6 +177,15 @@ func (tx *Tx) addTraffic(edge api.EdgeID, traffic []api.EdgeTraffic, sums map[ap
 	for _, t := range traffic {
 		byID[t.AttachmentID] = t
 		args = append(args, t.AttachmentID, t.Open, t.ToGateway, t.FromGateway)
+	}
+	if len(traffic) > 1 {
+		ids := make([]any, len(traffic))
+		for i, t := range traffic {
+			ids[i] = t.AttachmentID
+		}
+		if err := tx.lockAttachments("id IN (?"+strings.Repeat(", ?", len(ids)-1)+")", ids...); err != nil {
+			return err
+		}
 	}
 	args = append(args, edge)
 	type updated struct {

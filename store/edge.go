@@ -75,6 +75,11 @@ func (tx *Tx) Edges(gone bool, win Window) ([]*Edge, error) {
 	return collect(tx, scanEdge, "SELECT "+edgeColumns+" FROM edges"+w.String()+tail, w.args...)
 }
 
+// CountEdges counts the edges that are not gone.
+func (tx *Tx) CountEdges() (int64, error) {
+	return tx.count("SELECT count(*) FROM edges WHERE gone_at IS NULL")
+}
+
 // ReachableEdges reads the edges that report in time, those that are not draining
 // first, and of them the newest.
 func (tx *Tx) ReachableEdges(limit int) ([]*Edge, error) {
@@ -109,41 +114,30 @@ func scanOne[T any](row scanner) (v T, err error) { return v, row.Scan(&v) }
 
 // -- authorities -------------------------------------------------------------------
 
-// An Authority is the row of a CA of the plane's own.
-type Authority struct {
-	api.Authority
-	SealedKey string
-}
+const authorityColumns = "id, certificate, created_at, signs_from, expires_at, archived_at"
 
-const authorityColumns = "id, certificate, sealed_key, created_at, signs_from, expires_at, archived_at"
-
-func scanAuthority(row scanner) (*Authority, error) {
-	a := Authority{Authority: api.Authority{Type: "edge_authority"}}
+func scanAuthority(row scanner) (*api.Authority, error) {
+	a := api.Authority{Type: "edge_authority"}
 	var created, signs, expires int64
 	var archived sql.NullInt64
-	err := row.Scan(&a.ID, &a.Certificate, &a.SealedKey, &created, &signs, &expires, &archived)
+	err := row.Scan(&a.ID, &a.Certificate, &created, &signs, &expires, &archived)
 	a.CreatedAt, a.SignsFrom, a.ExpiresAt, a.ArchivedAt = fromMicros(created), fromMicros(signs), fromMicros(expires), fromOptMicros(archived)
 	return &a, err
 }
 
-// InsertAuthority adds a CA.
-func (tx *Tx) InsertAuthority(a *Authority) error {
-	_, err := tx.exec("INSERT INTO edge_authorities ("+authorityColumns+") VALUES (?, ?, ?, ?, ?, ?, ?)",
-		a.ID, a.Certificate, a.SealedKey, micros(a.CreatedAt), micros(a.SignsFrom), micros(a.ExpiresAt), optMicros(a.ArchivedAt))
+// InsertAuthority adds a CA. Its key is a [Secret] of its own.
+func (tx *Tx) InsertAuthority(a *api.Authority) error {
+	_, err := tx.exec("INSERT INTO edge_authorities ("+authorityColumns+") VALUES (?, ?, ?, ?, ?, ?)",
+		a.ID, a.Certificate, micros(a.CreatedAt), micros(a.SignsFrom), micros(a.ExpiresAt), optMicros(a.ArchivedAt))
 	return err
 }
 
 // Authorities reads the CAs that are trusted, the newest first.
-func (tx *Tx) Authorities() ([]*Authority, error) {
+func (tx *Tx) Authorities() ([]*api.Authority, error) {
 	return collect(tx, scanAuthority, "SELECT "+authorityColumns+" FROM edge_authorities WHERE archived_at IS NULL AND expires_at > ? ORDER BY signs_from DESC, id", micros(tx.Now))
 }
 
 // ArchiveAuthority ends the trust in a CA.
 func (tx *Tx) ArchiveAuthority(id api.AuthorityID) error {
 	return must(tx.exec("UPDATE edge_authorities SET archived_at = ? WHERE id = ? AND archived_at IS NULL", micros(tx.Now), id))
-}
-
-// ResealAuthority writes a CA's key, sealed anew.
-func (tx *Tx) ResealAuthority(id api.AuthorityID, sealed string) error {
-	return must(tx.exec("UPDATE edge_authorities SET sealed_key = ? WHERE id = ?", sealed, id))
 }

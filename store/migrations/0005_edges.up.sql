@@ -73,11 +73,10 @@ CREATE TABLE tunnel_leaves (
   seen_at     BIGINT NOT NULL
 );
 
--- The plane's own CAs, for edges and dialers.
+-- The plane's own CAs, for edges and dialers. Their keys are among the secrets.
 CREATE TABLE edge_authorities (
   id          TEXT PRIMARY KEY,
   certificate TEXT NOT NULL,                -- PEM
-  sealed_key  TEXT NOT NULL,
   created_at  BIGINT NOT NULL,
   signs_from  BIGINT NOT NULL,
   expires_at  BIGINT NOT NULL,
