@@ -25,6 +25,9 @@ const (
 	LeaseRefused   = "lease.refused"
 	SessionStopped = "session.stopped"
 
+	CredentialRefresh = "credential.refresh"
+	CredentialHandOut = "credential.hand_out"
+
 	// The field's shore.
 	WorkerStart    = "worker.start"
 	WorkerStop     = "worker.stop"
@@ -89,6 +92,10 @@ var Catalogue = []Kind{
 	{Action: LeaseRefused, Means: "a heartbeat was refused: the worker does not hold the lease",
 		Must: []string{"actor", "request_id", "environment_id", "work_id"}},
 	{Action: SessionStopped, Means: "the server ends a session by itself", Must: []string{"session_id", "detail"}},
+	{Action: CredentialRefresh, Means: "a credential's access token is about to be renewed, or what came of it",
+		Must: []string{"credential", "vault", "host", "outcome"}},
+	{Action: CredentialHandOut, Means: "a credential's secret is about to be handed to the worker of a session",
+		Must: []string{"actor", "session_id", "credential", "vault", "work_id"}},
 
 	{Action: WorkerStart, Means: "a worker starts", Must: []string{"actor", "environment_id", "config"}},
 	{Action: WorkerStop, Means: "it has stopped in order", Must: []string{"actor", "environment_id"}},

@@ -14,6 +14,7 @@ import (
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/audit"
 	"github.com/bailey-platform/bailey/store"
+	"github.com/bailey-platform/bailey/vault"
 )
 
 // Config of [New]. Zero durations and counts mean the defaults named.
@@ -30,6 +31,13 @@ type Config struct {
 	// lapse, sessions that are ended. What is asked for by HTTP is recorded there.
 	// Nil: none is kept.
 	Audit *audit.Log
+
+	// Vault seals the secrets that have to be given back. Nil: none can be stored.
+	Vault *vault.Vault
+
+	// HTTP reaches MCP servers and authorization servers, for credentials that are to be
+	// renewed or tried. It says where connections may go. Nil: nowhere.
+	HTTP *http.Client
 
 	// Prices are list prices by model id, added to the built-in ones.
 	Prices Prices
@@ -129,6 +137,10 @@ func New(ctx context.Context, dbURL string, opt store.Options, cfg Config) (*Con
 		return nil, err
 	}
 	c.db = db
+	if err := c.startVault(ctx); err != nil {
+		db.Close()
+		return nil, err
+	}
 	if cfg.Sole {
 		if err := db.Write(ctx, (*store.Tx).FreeTurns); err != nil {
 			db.Close()
