@@ -11,6 +11,7 @@ type (
 	TunnelID      string // tnl_…
 	CertificateID string // tcrt_…, a CA certificate registered on a tunnel
 	TokenID       string // ttkn_…, of one value of a tunnel's token: says nothing of it
+	WorkspaceID   string // wrkspc_…
 )
 
 // The prefixes of those identifiers.
@@ -18,6 +19,13 @@ const (
 	PrefixTunnel      = "tnl_"
 	PrefixCertificate = "tcrt_"
 	PrefixToken       = "ttkn_"
+)
+
+// WorkspaceDefault is the one workspace that a server has, and OrganizationDefault the
+// organization it belongs to.
+const (
+	WorkspaceDefault    WorkspaceID = "wrkspc_default"
+	OrganizationDefault             = "00000000-0000-0000-0000-000000000000"
 )
 
 // The limits of tunnels that the public API states.
@@ -78,6 +86,25 @@ type TokenOverlap struct {
 	ID    TokenID   `json:"id"`
 	Until time.Time `json:"until"`
 }
+
+// A TunnelTokenInfo says of a token that connectors may attach with that there is one.
+// An extension: the public API has one token a tunnel, and no list.
+type TunnelTokenInfo struct {
+	ID        TokenID    `json:"id"`
+	Type      string     `json:"type"` // "tunnel_token_info"
+	TunnelID  TunnelID   `json:"tunnel_id"`
+	Slot      TokenSlot  `json:"slot"`
+	CreatedAt time.Time  `json:"created_at"`
+	EndsAt    *time.Time `json:"ends_at"` // of one that was rotated with an overlap
+}
+
+// A TokenSlot is which of a tunnel's tokens one is.
+type TokenSlot string
+
+const (
+	TokenPrimary TokenSlot = "primary" // the one of the public API: revealed and rotated
+	TokenSecond  TokenSlot = "second"  // for other connectors; shown once, when it is made
+)
 
 // A TokenRotate is the body of POST /v1/tunnels/{id}/rotate_token, which may be left
 // out.

@@ -214,7 +214,7 @@ func (c *Control) RevokeKey(ctx context.Context, p Principal, env api.Environmen
 			if err := tx.Alone(); err != nil {
 				return err
 			}
-			if n, err := tx.CountOtherKeys(api.KeyAPI, id); err != nil {
+			if n, err := tx.CountOtherKeys(id); err != nil {
 				return err
 			} else if n == 0 {
 				return api.Invalid("key %s is the last API key that does not expire; create another one first", id)

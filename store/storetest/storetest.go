@@ -36,6 +36,8 @@ func Run(t *testing.T, newDB func(t testing.TB) (url string)) {
 		{"Sessions", sessionTests},
 		{"Events", eventTests},
 		{"Work", workTests},
+		{"Tunnels", tunnelTests},
+		{"Federation", federationTests},
 		{"Edges", edgeTests},
 	} {
 		t.Run(section.name, func(t *testing.T) {
