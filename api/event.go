@@ -324,6 +324,10 @@ type TurnError struct {
 	Type        string      `json:"type"`
 	Message     string      `json:"message"`
 	RetryStatus RetryStatus `json:"retry_status"`
+
+	// Of credential_host_unreachable_error.
+	CredentialID CredentialID `json:"credential_id,omitempty"`
+	VaultID      VaultID      `json:"vault_id,omitempty"`
 }
 
 // RetryStatus is the next step after a [TurnError].
@@ -337,6 +341,8 @@ const (
 	ErrorModelRateLimited = "model_rate_limited_error"
 	ErrorModelRequest     = "model_request_failed_error"
 	ErrorBilling          = "billing_error"
+
+	ErrorCredentialHost = "credential_host_unreachable_error"
 
 	RetryRetrying  = "retrying"
 	RetryExhausted = "exhausted"

@@ -24,6 +24,7 @@ const (
 	WorkLapsed     = "work.lapsed"
 	LeaseRefused   = "lease.refused"
 	SessionStopped = "session.stopped"
+	EdgeAuthority  = "edge.authority"
 
 	CredentialRefresh = "credential.refresh"
 	CredentialHandOut = "credential.hand_out"
@@ -55,6 +56,13 @@ const (
 	EgressLost     = "egress.lost"
 	CredentialUse  = "credential.use"
 	KeyRead        = "key.read"
+
+	// A gateway's: the field's end of a tunnel.
+	GatewayStart = "gateway.start"
+	GatewayStop  = "gateway.stop"
+	MCPCall      = "mcp.call"
+	MCPAnswer    = "mcp.answer"
+	MCPRefused   = "mcp.refused"
 
 	// The log's own, which all begin with ownPrefix.
 	logSegment    = "audit.segment"
@@ -92,6 +100,7 @@ var Catalogue = []Kind{
 	{Action: LeaseRefused, Means: "a heartbeat was refused: the worker does not hold the lease",
 		Must: []string{"actor", "request_id", "environment_id", "work_id"}},
 	{Action: SessionStopped, Means: "the server ends a session by itself", Must: []string{"session_id", "detail"}},
+	{Action: EdgeAuthority, Means: "a CA for edges and the plane's dialers is about to be made", Must: []string{"authority_id", "fingerprint"}},
 	{Action: CredentialRefresh, Means: "a credential's access token is about to be renewed, or what came of it",
 		Must: []string{"credential", "vault", "host", "outcome"}},
 	{Action: CredentialHandOut, Means: "a credential's secret is about to be handed to the worker of a session",
@@ -128,6 +137,15 @@ var Catalogue = []Kind{
 	{Action: CredentialUse, Means: "a credential is about to be put into a request",
 		Must: []string{"actor", "credential", "host"}},
 	{Action: KeyRead, Means: "the worker's own key was read", Must: []string{"actor"}},
+
+	{Action: GatewayStart, Means: "a gateway starts", Must: []string{"actor", "config"}},
+	{Action: GatewayStop, Means: "it has stopped in order", Must: []string{"actor"}},
+	{Action: MCPCall, Means: "a call to a private MCP server is about to be passed on",
+		Must: []string{"actor", "route", "method", "start"}},
+	{Action: MCPAnswer, Means: "what it came to",
+		Must: []string{"actor", "route", "method", "start", "end", "outcome", "status"}},
+	{Action: MCPRefused, Means: "a call to a private MCP server was refused by its route's rules",
+		Must: []string{"actor", "route", "method", "outcome"}},
 
 	{Action: logSegment, Own: true, Means: "a segment of the log begins"},
 	{Action: logCheckpoint, Own: true, Means: "everything before this line is signed"},

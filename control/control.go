@@ -11,6 +11,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/audit"
 	"github.com/bailey-platform/bailey/store"
@@ -79,6 +81,16 @@ type Config struct {
 	// ShellWait is how long a worker has to take a shell up. Default 60 s.
 	ShellWait time.Duration
 
+	// EdgeLease is how long an edge may be silent before what is attached to it counts
+	// as lost. Default 15 s.
+	EdgeLease time.Duration
+
+	// TunnelDomain is what the domains of tunnels end in. Default tunnel.bailey.internal.
+	TunnelDomain string
+
+	// TunnelsMax bounds the tunnels that are not archived. Default 10.
+	TunnelsMax int
+
 	// Sole says that this process is the only one on its database, so that turns
 	// held at its start are leftovers of a crash and are freed at once.
 	Sole bool
@@ -104,6 +116,9 @@ func (c *Config) setDefaults() {
 	setDefault(&c.ShellIdle, 30*time.Minute)
 	setDefault(&c.ShellFor, 8*time.Hour)
 	setDefault(&c.ShellWait, time.Minute)
+	setDefault(&c.EdgeLease, 15*time.Second)
+	setDefault(&c.TunnelDomain, "tunnel.bailey.internal")
+	setDefault(&c.TunnelsMax, api.TunnelsMax)
 }
 
 func setDefault[T comparable](field *T, value T) {
@@ -122,6 +137,11 @@ type Control struct {
 	own  *ownKeys
 
 	shells *shells
+
+	renewals singleflight.Group // of credentials' access tokens, by credential
+
+	authorities authorities
+	faults      faults
 
 	pruned time.Time // owned by the sweep
 }
@@ -222,14 +242,42 @@ type Principal struct {
 	EnvironmentID api.EnvironmentID // of environment keys and session tokens
 	SessionID     api.SessionID     // of session tokens
 	WorkID        api.WorkID        // of session tokens
+	TunnelID      api.TunnelID      // of tunnel tokens
 	Parent        api.KeyID         // of session tokens: the key they were given out for
 	Shell         bool              // of API keys: may open shells into boxes
-	Own           bool              // a worker within this process; it has no key of the table
+	Tunnels       bool              // may manage tunnels
+
+	// Of an access token: who it was given to.
+	AccountID api.ServiceAccountID
+
+	Own bool // a worker within this process; it has no key of the table
 }
 
 // keys are the credentials that have to stay good for the principal to be one.
 func (p Principal) keys() []api.KeyID {
 	return slices.DeleteFunc([]api.KeyID{p.KeyID, p.Parent}, func(id api.KeyID) bool { return id == "" })
+}
+
+// Actor names the principal in records of what was done.
+func (p Principal) Actor() string {
+	switch {
+	case p.AccountID != "":
+		return string(p.AccountID)
+	case p.KeyID == "":
+		return "this process" // a worker or an edge of its own
+	}
+	return string(p.KeyID)
+}
+
+// manages refuses a credential that is not for tunnels.
+func (p Principal) manages() error {
+	switch {
+	case p.Tunnels:
+		return nil
+	case p.Kind == api.KeyAPI:
+		return api.Forbidden("this key may not manage tunnels; make one that may: bailey keys create --name NAME --scope tunnels")
+	}
+	return api.Forbidden("managing tunnels needs an API key with the scope tunnels; %s is not enough", kindName(p.Kind))
 }
 
 // admin refuses everybody but the holder of an API key.
@@ -267,6 +315,12 @@ func kindName(k api.KeyKind) string {
 		return "an environment key"
 	case api.KeySession:
 		return "a session token"
+	case api.KeyEdge:
+		return "an edge key"
+	case api.KeyTunnelToken:
+		return "a tunnel token"
+	case api.KeyTunnels:
+		return "a key for tunnels alone"
 	}
 	return "an API key"
 }

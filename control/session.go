@@ -92,6 +92,9 @@ func (c *Control) CreateSession(ctx context.Context, p Principal, in api.Session
 		if err != nil {
 			return err
 		}
+		if err := sessionVaults(tx, in.VaultIDs); err != nil {
+			return err
+		}
 		if in.Budget != nil {
 			if _, ok := c.price(agent.Model.ID, api.Tokens{}); !ok {
 				return api.InvalidCode("model_not_budgetable", "budget: no list price is known for model %s; set one under `prices` in the server's configuration", agent.Model.ID)
@@ -101,7 +104,7 @@ func (c *Control) CreateSession(ctx context.Context, p Principal, in api.Session
 			Session: api.Session{
 				ID: newID[api.SessionID](c, api.PrefixSession), Type: "session", Status: api.StatusIdle,
 				Title: in.Title, Agent: agent, EnvironmentID: env.ID, Metadata: in.Metadata, Budget: in.Budget,
-				Resources: []json.RawMessage{}, VaultIDs: []string{}, OutcomeEvaluations: []json.RawMessage{},
+				Resources: []json.RawMessage{}, VaultIDs: append([]api.VaultID{}, in.VaultIDs...), OutcomeEvaluations: []json.RawMessage{},
 				CreatedAt: tx.Now, UpdatedAt: tx.Now,
 			},
 			ThreadID: newID[api.ThreadID](c, api.PrefixThread),
@@ -141,8 +144,13 @@ func checkSessionCreate(in *api.SessionCreate) error {
 	if err := in.Metadata.Check(); err != nil {
 		return err
 	}
-	if len(in.VaultIDs) > 0 {
-		return api.Invalid("vault_ids: vaults are not supported by this server yet; omit it or send []")
+	if len(in.VaultIDs) > api.SessionVaultsMax {
+		return api.Invalid("vault_ids: at most %d, got %d", api.SessionVaultsMax, len(in.VaultIDs))
+	}
+	for i, id := range in.VaultIDs {
+		if err := api.CheckID(fmt.Sprintf("vault_ids.%d", i), string(id)); err != nil {
+			return err
+		}
 	}
 	if in.Budget != nil {
 		return in.Budget.Check()

@@ -64,24 +64,26 @@ type Credential struct {
 	RefreshOwner string
 	RefreshUntil time.Time // zero: nobody renews it
 
+	RefreshedAt *time.Time // when it was renewed last; nil: never
+
 	RefusedAt  *time.Time // when renewing was refused for good; nil: it was not, at this version
 	RefusedWhy string
 }
 
-const credentialColumns = "body, version, refresh_owner, refresh_until, refused_at, refused_why"
+const credentialColumns = "body, version, refresh_owner, refresh_until, refreshed_at, refused_at, refused_why"
 
 func scanCredential(row scanner) (*Credential, error) {
 	var c Credential
 	var body string
 	var until int64
-	var refused sql.NullInt64
-	if err := row.Scan(&body, &c.Version, &c.RefreshOwner, &until, &refused, &c.RefusedWhy); err != nil {
+	var refreshed, refused sql.NullInt64
+	if err := row.Scan(&body, &c.Version, &c.RefreshOwner, &until, &refreshed, &refused, &c.RefusedWhy); err != nil {
 		return nil, err
 	}
 	if until != 0 {
 		c.RefreshUntil = fromMicros(until)
 	}
-	c.RefusedAt = fromOptMicros(refused)
+	c.RefreshedAt, c.RefusedAt = fromOptMicros(refreshed), fromOptMicros(refused)
 	return &c, json.Unmarshal([]byte(body), &c.Credential)
 }
 
@@ -93,12 +95,12 @@ func (tx *Tx) PutCredential(c *Credential) error {
 		until = micros(c.RefreshUntil)
 	}
 	_, err := tx.exec(`INSERT INTO credentials (id, vault_id, kind, target, body, version, created_at, archived_at,
-		refresh_owner, refresh_until, refused_at, refused_why) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+		refresh_owner, refresh_until, refreshed_at, refused_at, refused_why) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (id) DO UPDATE SET body = excluded.body, version = excluded.version, archived_at = excluded.archived_at,
 		refresh_owner = excluded.refresh_owner, refresh_until = excluded.refresh_until,
-		refused_at = excluded.refused_at, refused_why = excluded.refused_why`,
+		refreshed_at = excluded.refreshed_at, refused_at = excluded.refused_at, refused_why = excluded.refused_why`,
 		c.ID, c.VaultID, c.Auth.Type, c.Auth.Target(), encode(&c.Credential), c.Version, micros(c.CreatedAt), optMicros(c.ArchivedAt),
-		c.RefreshOwner, until, optMicros(c.RefusedAt), c.RefusedWhy)
+		c.RefreshOwner, until, optMicros(c.RefreshedAt), optMicros(c.RefusedAt), c.RefusedWhy)
 	return err
 }
 
@@ -118,7 +120,7 @@ func (tx *Tx) CredentialFor(vault api.VaultID, target string) (*Credential, erro
 }
 
 // LiveCredentials reads the credentials of a vault that are not archived, of one kind or
-// with kind "" of all, in order of creation.
+// with kind "" of all, in order of creation. There are at most [api.VaultCredentialsMax].
 func (tx *Tx) LiveCredentials(vault api.VaultID, kind string) ([]*Credential, error) {
 	return collect(tx, scanCredential, "SELECT "+credentialColumns+` FROM credentials
 		WHERE vault_id = ? AND archived_at IS NULL AND (? = '' OR kind = ?) ORDER BY created_at, id`, vault, kind, kind)

@@ -28,6 +28,7 @@ CREATE TABLE credentials (
   archived_at   BIGINT,
   refresh_owner TEXT NOT NULL,              -- who renews its token now
   refresh_until BIGINT NOT NULL,            -- until when; 0: nobody
+  refreshed_at  BIGINT,                     -- when it was renewed last
   refused_at    BIGINT,                     -- when renewing was refused for good, at this version
   refused_why   TEXT NOT NULL
 );
