@@ -21,6 +21,9 @@ const (
 	// for tunnels and nothing else. No key is stored with it.
 	KeyTunnels KeyKind = "tunnel_key"
 	KeyEdge    KeyKind = "edge_key" // carrying tunnels, and nothing else
+
+	// KeyTunnelToken is how a connector is seen that asks where its tunnel's edges are.
+	KeyTunnelToken KeyKind = "tunnel_token"
 )
 
 // The prefixes of secrets, as the official ones have them.

@@ -34,7 +34,7 @@ const (
 	CertificatesMax = 2       // not archived, of one tunnel
 	CACertPEMMax    = 8 << 10 // bytes
 	displayNameMax  = 255
-	rotateReasonMax = 1024
+	reasonMax       = 1024
 
 	// RotationOverlapMax bounds how long an old token stays good after a rotation.
 	RotationOverlapMax = 7 * 24 * time.Hour
@@ -117,12 +117,25 @@ type TokenRotate struct {
 	OverlapSeconds int64 `json:"bailey_overlap_seconds,omitempty"`
 }
 
+// A TokenCreate is the body of POST /v1/tunnels/{id}/tokens, which may be left out.
+type TokenCreate struct {
+	Reason *string `json:"reason,omitempty"` // goes to the audit record
+}
+
+// Check applies the limits of a new token.
+func (t *TokenCreate) Check() error { return checkReason(t.Reason) }
+
+func checkReason(reason *string) error {
+	if reason == nil {
+		return nil
+	}
+	return checkLen("reason", *reason, 0, reasonMax)
+}
+
 // Check applies the limits of a rotation.
 func (r *TokenRotate) Check() error {
-	if r.Reason != nil {
-		if err := checkLen("reason", *r.Reason, 0, rotateReasonMax); err != nil {
-			return err
-		}
+	if err := checkReason(r.Reason); err != nil {
+		return err
 	}
 	if most := int64(RotationOverlapMax / time.Second); r.OverlapSeconds < 0 || r.OverlapSeconds > most {
 		return Invalid("bailey_overlap_seconds: must be 0 to %d", most)

@@ -29,6 +29,18 @@ const (
 	CredentialRefresh = "credential.refresh"
 	CredentialHandOut = "credential.hand_out"
 
+	// Tunnels and identities of workloads: the plane's shore too.
+	TunnelCreate             = "tunnel.create"
+	TunnelArchive            = "tunnel.archive"
+	TunnelTokenReveal        = "tunnel.token.reveal"
+	TunnelTokenRotate        = "tunnel.token.rotate"
+	TunnelTokenCreate        = "tunnel.token.create"
+	TunnelTokenRevoke        = "tunnel.token.revoke"
+	TunnelCertificateAdd     = "tunnel.certificate.add"
+	TunnelCertificateArchive = "tunnel.certificate.archive"
+	FederationGrant          = "federation.grant"
+	FederationRefused        = "federation.refused"
+
 	// The field's shore.
 	WorkerStart    = "worker.start"
 	WorkerStop     = "worker.stop"
@@ -105,6 +117,21 @@ var Catalogue = []Kind{
 		Must: []string{"credential", "vault", "host", "outcome"}},
 	{Action: CredentialHandOut, Means: "a credential's secret is about to be handed to the worker of a session",
 		Must: []string{"actor", "session_id", "credential", "vault", "work_id"}},
+
+	{Action: TunnelCreate, Means: "a tunnel is about to be made", Must: []string{"actor", "tunnel_id", "domain"}},
+	{Action: TunnelArchive, Means: "a tunnel is about to be ended, with its tokens, certificates and connections",
+		Must: []string{"actor", "tunnel_id", "domain"}},
+	{Action: TunnelTokenReveal, Means: "a tunnel's token is about to be shown", Must: []string{"actor", "tunnel_id", "token_id"}},
+	{Action: TunnelTokenRotate, Means: "a tunnel is about to get another token", Must: []string{"actor", "tunnel_id", "token_id", "old_token_id"}},
+	{Action: TunnelTokenCreate, Means: "a tunnel is about to get a second token", Must: []string{"actor", "tunnel_id", "token_id"}},
+	{Action: TunnelTokenRevoke, Means: "a token of a tunnel is about to be ended", Must: []string{"actor", "tunnel_id", "token_id"}},
+	{Action: TunnelCertificateAdd, Means: "a tunnel is about to trust a CA",
+		Must: []string{"actor", "tunnel_id", "certificate_id", "fingerprint"}},
+	{Action: TunnelCertificateArchive, Means: "a tunnel is about to trust a CA no more",
+		Must: []string{"actor", "tunnel_id", "certificate_id", "fingerprint"}},
+	{Action: FederationGrant, Means: "a workload's identity is about to be exchanged for an access token",
+		Must: []string{"actor", "rule_id", "issuer_id", "subject", "key_id"}},
+	{Action: FederationRefused, Means: "such an exchange was refused", Must: []string{"rule_id", "reason"}},
 
 	{Action: WorkerStart, Means: "a worker starts", Must: []string{"actor", "environment_id", "config"}},
 	{Action: WorkerStop, Means: "it has stopped in order", Must: []string{"actor", "environment_id"}},

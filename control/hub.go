@@ -12,6 +12,7 @@ import (
 const (
 	topicTurns = "turns" // a session may be due
 	topicCloud = "cloud" // a cloud environment may have got its first work, or another configuration
+	topicTrust = "trust" // a CA of a tunnel is not trusted any more
 )
 
 func topicSession(id api.SessionID) string       { return "session " + string(id) }    // its log has grown, or it is gone
@@ -27,6 +28,7 @@ func (c *Control) Due() <-chan struct{}          { return c.hub.turns.C }
 type hub struct {
 	turns *signal // subscribed for the life of the hub
 	cloud *signal // likewise
+	trust *signal // likewise
 
 	mu     sync.Mutex
 	closed bool
@@ -50,11 +52,13 @@ func newHub() *hub {
 	h := &hub{
 		turns:  newSignal(),
 		cloud:  newSignal(),
+		trust:  newSignal(),
 		topics: map[string]map[*signal]struct{}{},
 		views:  map[api.SessionID]map[*Follower]struct{}{},
 	}
 	h.subscribe(topicTurns, h.turns)
 	h.subscribe(topicCloud, h.cloud)
+	h.subscribe(topicTrust, h.trust)
 	return h
 }
 

@@ -70,6 +70,14 @@ func (tx *Tx) Keys(kind api.KeyKind, env api.EnvironmentID, win Window) ([]*Key,
 	return collect(tx, scanKey, "SELECT "+keyColumns+" FROM keys"+w.String()+tail, w.args...)
 }
 
+// ServerKeys lists the API keys and edge keys by creation.
+func (tx *Tx) ServerKeys(win Window) ([]*Key, error) {
+	var w where
+	w.and("kind IN (?, ?)", api.KeyAPI, api.KeyEdge)
+	tail := w.page("created_at", "id", win)
+	return collect(tx, scanKey, "SELECT "+keyColumns+" FROM keys"+w.String()+tail, w.args...)
+}
+
 // Key finds a credential by id.
 func (tx *Tx) Key(id api.KeyID) (*Key, error) {
 	return one(tx, scanKey, "SELECT "+keyColumns+" FROM keys WHERE id = ?", id)

@@ -157,6 +157,14 @@ func (tx *Tx) EndTokens(id api.TunnelID, slot api.TokenSlot, at time.Time) error
 	return err
 }
 
+// EndToken ends one token now, and drops its text.
+func (tx *Tx) EndToken(id api.TokenID) error {
+	if err := tx.DropSecret(string(id), FieldToken); err != nil {
+		return err
+	}
+	return must(tx.exec("UPDATE tunnel_tokens SET ended_at = ? WHERE id = ?", micros(tx.Now), id))
+}
+
 // -- certificates ----------------------------------------------------------------
 
 // A TunnelCertificate is the row of a CA certificate: the public part, and the
@@ -211,4 +219,11 @@ func (tx *Tx) Certificates(id api.TunnelID, archived bool, win Window) ([]*Tunne
 // ArchiveCertificate writes a certificate that was archived.
 func (tx *Tx) ArchiveCertificate(c *TunnelCertificate) error {
 	return must(tx.exec("UPDATE tunnel_certificates SET body = ?, archived_at = ? WHERE id = ?", encode(&c.TunnelCertificate), optMicros(c.ArchivedAt), c.ID))
+}
+
+// ArchivedCertificates reads the certificates that were archived at a time or after it,
+// the earliest first.
+func (tx *Tx) ArchivedCertificates(since time.Time, limit int) ([]*TunnelCertificate, error) {
+	return collect(tx, scanCertificate, "SELECT "+certificateColumns+" FROM tunnel_certificates WHERE archived_at >= ? ORDER BY archived_at, id LIMIT ?",
+		micros(since), limit)
 }

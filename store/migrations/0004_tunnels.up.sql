@@ -31,6 +31,7 @@ CREATE TABLE tunnel_certificates (
   archived_at BIGINT
 );
 CREATE UNIQUE INDEX tunnel_certificates_live ON tunnel_certificates (tunnel_id, fingerprint) WHERE archived_at IS NULL;
+CREATE INDEX tunnel_certificates_archived ON tunnel_certificates (archived_at, id) WHERE archived_at IS NOT NULL;
 CREATE INDEX tunnel_certificates_of_tunnel ON tunnel_certificates (tunnel_id, created_at, id);
 
 -- What a key is good for; of an access token, the rule it was given out by, and to whom.
