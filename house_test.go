@@ -113,7 +113,7 @@ var house = []row{
 		"client sees the server only through its public API"},
 
 	// Rules.
-	{"control", uses("api", "audit", "store", "vault"),
+	{"control", uses("api", "audit", "store", "tunnel", "vault"),
 		"control is the rules: it knows nothing of HTTP, models or workers' insides"},
 
 	// Engines and faces.

@@ -395,6 +395,11 @@ type TunnelUsage struct {
 	Opened      int64     `json:"streams_opened"`
 }
 
+// TunnelUsages is the answer to GET /v1/tunnels/{id}/usage.
+type TunnelUsages struct {
+	Data []TunnelUsage `json:"data"` // the newest first
+}
+
 // An Authority is a CA of the plane's own, for the certificates of edges and of the
 // plane's dialers. Its key stays on the plane, sealed.
 type Authority struct {

@@ -82,6 +82,7 @@ func compatibility(t *testing.T) []byte {
 		for _, k := range rt.keys {
 			keys = append(keys, map[api.KeyKind]string{
 				api.KeyAPI: "API key", api.KeyEnvironment: "environment key", api.KeySession: "session token",
+				api.KeyEdge: "edge key", api.KeyTunnels: "tunnels key", api.KeyTunnelToken: "tunnel token",
 			}[k])
 		}
 		path := strings.ReplaceAll(rt.path, "...}", "}")
@@ -131,8 +132,8 @@ func TestRoutesAreWhole(t *testing.T) {
 		if rt.status == "" || len(rt.keys) == 0 {
 			t.Errorf("%s: a route with a handler needs a status and credentials", rt.op)
 		}
-		if !slices.Contains(rt.keys, api.KeyAPI) && !strings.HasPrefix(rt.op, "environments.work.shells.") {
-			t.Errorf("%s: an API key opens everything but a worker's end of a shell", rt.op)
+		if !slices.Contains(rt.keys, api.KeyAPI) && !strings.HasPrefix(rt.op, "environments.work.shells.") && !strings.HasPrefix(rt.op, "edges.") {
+			t.Errorf("%s: an API key opens everything but a worker's end of a shell, and what an edge does", rt.op)
 		}
 	}
 	// The inventory of the Go SDK 1.84.

@@ -78,7 +78,11 @@ func (r *request) work() api.WorkID       { return api.WorkID(r.PathValue("work"
 func (r *request) session() api.SessionID { return api.SessionID(r.PathValue("session")) }
 func (r *request) thread() api.ThreadID   { return api.ThreadID(r.PathValue("thread")) }
 func (r *request) key() api.KeyID         { return api.KeyID(r.PathValue("key")) }
-func (r *request) shell() api.ShellID     { return api.ShellID(r.PathValue("shell")) }
+func (r *request) edge() api.EdgeID       { return api.EdgeID(r.PathValue("edge")) }
+func (r *request) attachment() api.AttachmentID {
+	return api.AttachmentID(r.PathValue("attachment"))
+}
+func (r *request) shell() api.ShellID { return api.ShellID(r.PathValue("shell")) }
 
 // body reads the whole body, which may be empty.
 func (r *request) body() ([]byte, error) {

@@ -31,7 +31,12 @@ var (
 	orEnvKey = credentials{api.KeyAPI, api.KeyEnvironment}
 	orToken  = credentials{api.KeyAPI, api.KeyEnvironment, api.KeySession}
 
-	ofWorkers = credentials{api.KeyEnvironment, api.KeySession}
+	ofWorkers  = credentials{api.KeyEnvironment, api.KeySession}
+	ofSessions = credentials{api.KeySession}
+	ofEdges   = credentials{api.KeyEdge}
+
+	orTunnels   = credentials{api.KeyAPI, api.KeyTunnels}
+	orConnector = credentials{api.KeyAPI, api.KeyTunnels, api.KeyTunnelToken}
 )
 
 // betaAgents gates every operation on agents, environments and sessions.
@@ -91,6 +96,20 @@ var routes = []route{
 	{"sessions.threads.events.list", "GET /v1/sessions/{session}/threads/{thread}/events", orToken, betaAgents, routed, (*Server).listEvents},
 	{"sessions.threads.events.stream", "GET /v1/sessions/{session}/threads/{thread}/stream", orToken, betaAgents, routed, (*Server).streamEvents},
 
+	{"vaults.create", "POST /v1/vaults", apiKey, betaAgents, behaves, (*Server).createVault},
+	{"vaults.list", "GET /v1/vaults", apiKey, betaAgents, behaves, (*Server).listVaults},
+	{"vaults.retrieve", "GET /v1/vaults/{vault}", apiKey, betaAgents, behaves, (*Server).getVault},
+	{"vaults.update", "POST /v1/vaults/{vault}", apiKey, betaAgents, behaves, (*Server).updateVault},
+	{"vaults.delete", "DELETE /v1/vaults/{vault}", apiKey, betaAgents, behaves, (*Server).deleteVault},
+	{"vaults.archive", "POST /v1/vaults/{vault}/archive", apiKey, betaAgents, behaves, (*Server).archiveVault},
+	{"vaults.credentials.create", "POST /v1/vaults/{vault}/credentials", apiKey, betaAgents, behaves, (*Server).createCredential},
+	{"vaults.credentials.list", "GET /v1/vaults/{vault}/credentials", apiKey, betaAgents, behaves, (*Server).listCredentials},
+	{"vaults.credentials.retrieve", "GET /v1/vaults/{vault}/credentials/{credential}", apiKey, betaAgents, behaves, (*Server).getCredential},
+	{"vaults.credentials.update", "POST /v1/vaults/{vault}/credentials/{credential}", apiKey, betaAgents, behaves, (*Server).updateCredential},
+	{"vaults.credentials.delete", "DELETE /v1/vaults/{vault}/credentials/{credential}", apiKey, betaAgents, behaves, (*Server).deleteCredential},
+	{"vaults.credentials.archive", "POST /v1/vaults/{vault}/credentials/{credential}/archive", apiKey, betaAgents, behaves, (*Server).archiveCredential},
+	{"vaults.credentials.mcp_oauth_validate", "POST /v1/vaults/{vault}/credentials/{credential}/mcp_oauth_validate", apiKey, betaAgents, behaves, (*Server).validateCredential},
+
 	{"messages.create", "POST /v1/messages", apiKey, "", passed, (*Server).forward},
 	{"messages.count_tokens", "POST /v1/messages/count_tokens", apiKey, "", passed, (*Server).forward},
 	{"models.list", "GET /v1/models", apiKey, "", passed, (*Server).forward},
@@ -103,8 +122,26 @@ var routes = []route{
 	{"environments.keys.list", "GET /v1/environments/{environment}/keys", apiKey, "", ours, (*Server).listKeys},
 	{"environments.keys.revoke", "POST /v1/environments/{environment}/keys/{key}/revoke", apiKey, "", ours, (*Server).revokeKey},
 	{"sessions.shell", "GET /v1/sessions/{session}/shell", apiKey, "", ours, (*Server).openShell},
+	{"vault_keys.list", "GET /v1/vault_keys", apiKey, "", ours, (*Server).listVaultKeys},
+	{"vault_keys.rotate", "POST /v1/vault_keys/rotate", apiKey, "", ours, (*Server).rotateVaultKey},
+	{"environments.work.variables.list", "GET /v1/environments/{environment}/work/{work}/variables", ofSessions, "", ours, (*Server).listVariables},
+	{"environments.work.variables.value", "POST /v1/environments/{environment}/work/{work}/variables/{credential}/value", ofSessions, "", ours, (*Server).handOutVariable},
 	{"environments.work.shells.next", "GET /v1/environments/{environment}/work/{work}/shells/next", ofWorkers, "", ours, (*Server).nextShell},
 	{"environments.work.shells.attach", "GET /v1/environments/{environment}/work/{work}/shells/{shell}/attach", ofWorkers, "", ours, (*Server).attachShell},
+	{"edges.register", "POST /v1/edges", ofEdges, "", ours, (*Server).registerEdge},
+	{"edges.list", "GET /v1/edges", apiKey, "", ours, (*Server).listEdges},
+	{"edges.leave", "POST /v1/edges/{edge}/leave", ofEdges, "", ours, (*Server).leaveEdge},
+	{"edges.certificate", "POST /v1/edges/{edge}/certificate", ofEdges, "", ours, (*Server).certifyEdge},
+	{"edges.attachments.create", "POST /v1/edges/{edge}/attachments", ofEdges, "", ours, (*Server).attachTunnel},
+	{"edges.attachments.detach", "POST /v1/edges/{edge}/attachments/{attachment}/detach", ofEdges, "", ours, (*Server).detachTunnel},
+	{"edges.reports.create", "POST /v1/edges/{edge}/reports", ofEdges, "", ours, (*Server).reportEdge},
+	{"edges.cuts", "GET /v1/edges/{edge}/cuts", ofEdges, "", ours, (*Server).edgeCuts},
+	{"edge_authorities.list", "GET /v1/edge_authorities", apiKey, "", ours, (*Server).listAuthorities},
+	{"edge_authorities.rotate", "POST /v1/edge_authorities/rotate", apiKey, "", ours, (*Server).rotateAuthority},
+	{"edge_authorities.archive", "POST /v1/edge_authorities/{authority}/archive", apiKey, "", ours, (*Server).archiveAuthority},
+	{"tunnels.connections", "GET /v1/tunnels/{tunnel}/connections", orTunnels, "", ours, (*Server).tunnelConnections},
+	{"tunnels.edges", "GET /v1/tunnels/{tunnel}/edges", orConnector, "", ours, (*Server).tunnelEdges},
+	{"tunnels.usage", "GET /v1/tunnels/{tunnel}/usage", orTunnels, "", ours, (*Server).tunnelUsage},
 	{"sessions.stream", "GET /v1/sessions/{session}/stream", orToken, betaAgents, ours, (*Server).streamEvents}, // the path at launch
 
 	{op: "sessions.resources.list", path: "GET /v1/sessions/{session}/resources"},
@@ -112,20 +149,6 @@ var routes = []route{
 	{op: "sessions.resources.retrieve", path: "GET /v1/sessions/{session}/resources/{resource}"},
 	{op: "sessions.resources.update", path: "POST /v1/sessions/{session}/resources/{resource}"},
 	{op: "sessions.resources.delete", path: "DELETE /v1/sessions/{session}/resources/{resource}"},
-
-	{op: "vaults.create", path: "POST /v1/vaults"},
-	{op: "vaults.list", path: "GET /v1/vaults"},
-	{op: "vaults.retrieve", path: "GET /v1/vaults/{vault}"},
-	{op: "vaults.update", path: "POST /v1/vaults/{vault}"},
-	{op: "vaults.delete", path: "DELETE /v1/vaults/{vault}"},
-	{op: "vaults.archive", path: "POST /v1/vaults/{vault}/archive"},
-	{op: "vaults.credentials.create", path: "POST /v1/vaults/{vault}/credentials"},
-	{op: "vaults.credentials.list", path: "GET /v1/vaults/{vault}/credentials"},
-	{op: "vaults.credentials.retrieve", path: "GET /v1/vaults/{vault}/credentials/{credential}"},
-	{op: "vaults.credentials.update", path: "POST /v1/vaults/{vault}/credentials/{credential}"},
-	{op: "vaults.credentials.delete", path: "DELETE /v1/vaults/{vault}/credentials/{credential}"},
-	{op: "vaults.credentials.archive", path: "POST /v1/vaults/{vault}/credentials/{credential}/archive"},
-	{op: "vaults.credentials.mcp_oauth_validate", path: "POST /v1/vaults/{vault}/credentials/{credential}/mcp_oauth_validate"},
 
 	{op: "memory_stores.create", path: "POST /v1/memory_stores"},
 	{op: "memory_stores.list", path: "GET /v1/memory_stores"},

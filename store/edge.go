@@ -65,6 +65,11 @@ func (tx *Tx) LockEdgeNamed(name string) (*Edge, error) {
 	return one(tx, scanEdge, "SELECT "+edgeColumns+" FROM edges WHERE name = ? AND gone_at IS NULL"+tx.d.forUpdate, name)
 }
 
+// LockEdgesOf reads the edges that have registered with a key and are not gone.
+func (tx *Tx) LockEdgesOf(key api.KeyID) ([]*Edge, error) {
+	return collect(tx, scanEdge, "SELECT "+edgeColumns+" FROM edges WHERE key_id = ? AND gone_at IS NULL ORDER BY id"+tx.d.forUpdate, key)
+}
+
 // Edges lists edges by creation, with those that are gone if asked for.
 func (tx *Tx) Edges(gone bool, win Window) ([]*Edge, error) {
 	var w where
