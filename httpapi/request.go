@@ -82,7 +82,16 @@ func (r *request) edge() api.EdgeID       { return api.EdgeID(r.PathValue("edge"
 func (r *request) attachment() api.AttachmentID {
 	return api.AttachmentID(r.PathValue("attachment"))
 }
+func (r *request) tunnel() api.TunnelID { return api.TunnelID(r.PathValue("tunnel")) }
+func (r *request) token() api.TokenID   { return api.TokenID(r.PathValue("token")) }
+func (r *request) certificate() api.CertificateID {
+	return api.CertificateID(r.PathValue("certificate"))
+}
 func (r *request) shell() api.ShellID { return api.ShellID(r.PathValue("shell")) }
+func (r *request) vault() api.VaultID { return api.VaultID(r.PathValue("vault")) }
+func (r *request) credential() api.CredentialID {
+	return api.CredentialID(r.PathValue("credential"))
+}
 
 // body reads the whole body, which may be empty.
 func (r *request) body() ([]byte, error) {

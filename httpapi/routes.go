@@ -33,7 +33,7 @@ var (
 
 	ofWorkers  = credentials{api.KeyEnvironment, api.KeySession}
 	ofSessions = credentials{api.KeySession}
-	ofEdges   = credentials{api.KeyEdge}
+	ofEdges    = credentials{api.KeyEdge}
 
 	orTunnels   = credentials{api.KeyAPI, api.KeyTunnels}
 	orConnector = credentials{api.KeyAPI, api.KeyTunnels, api.KeyTunnelToken}
@@ -41,6 +41,9 @@ var (
 
 // betaAgents gates every operation on agents, environments and sessions.
 const betaAgents = "managed-agents-2026-04-01"
+
+// betaTunnels gates every operation on tunnels.
+const betaTunnels = "mcp-tunnels-2026-06-22"
 
 // A status says how far an operation can be relied on. docs/compatibility.md
 // shows it; the code never looks at it.
@@ -206,16 +209,19 @@ var routes = []route{
 	{op: "user_profiles.create_enrollment_url", path: "POST /v1/user_profiles/{profile}/enrollment_url"},
 	{op: "user_profiles.create_action_url", path: "POST /v1/user_profiles/{profile}/action_urls"},
 
-	{op: "tunnels.create", path: "POST /v1/tunnels"},
-	{op: "tunnels.list", path: "GET /v1/tunnels"},
-	{op: "tunnels.retrieve", path: "GET /v1/tunnels/{tunnel}"},
-	{op: "tunnels.archive", path: "POST /v1/tunnels/{tunnel}/archive"},
-	{op: "tunnels.reveal_token", path: "POST /v1/tunnels/{tunnel}/reveal_token"},
-	{op: "tunnels.rotate_token", path: "POST /v1/tunnels/{tunnel}/rotate_token"},
-	{op: "tunnels.certificates.create", path: "POST /v1/tunnels/{tunnel}/certificates"},
-	{op: "tunnels.certificates.list", path: "GET /v1/tunnels/{tunnel}/certificates"},
-	{op: "tunnels.certificates.retrieve", path: "GET /v1/tunnels/{tunnel}/certificates/{certificate}"},
-	{op: "tunnels.certificates.archive", path: "POST /v1/tunnels/{tunnel}/certificates/{certificate}/archive"},
+	{"tunnels.create", "POST /v1/tunnels", orTunnels, betaTunnels, behaves, (*Server).createTunnel},
+	{"tunnels.list", "GET /v1/tunnels", orTunnels, betaTunnels, behaves, (*Server).listTunnels},
+	{"tunnels.retrieve", "GET /v1/tunnels/{tunnel}", orTunnels, betaTunnels, behaves, (*Server).getTunnel},
+	{"tunnels.archive", "POST /v1/tunnels/{tunnel}/archive", orTunnels, betaTunnels, behaves, (*Server).archiveTunnel},
+	{"tunnels.reveal_token", "POST /v1/tunnels/{tunnel}/reveal_token", orTunnels, betaTunnels, behaves, (*Server).revealToken},
+	{"tunnels.rotate_token", "POST /v1/tunnels/{tunnel}/rotate_token", orTunnels, betaTunnels, behaves, (*Server).rotateToken},
+	{"tunnels.certificates.create", "POST /v1/tunnels/{tunnel}/certificates", orTunnels, betaTunnels, behaves, (*Server).addCertificate},
+	{"tunnels.certificates.list", "GET /v1/tunnels/{tunnel}/certificates", orTunnels, betaTunnels, behaves, (*Server).listCertificates},
+	{"tunnels.certificates.retrieve", "GET /v1/tunnels/{tunnel}/certificates/{certificate}", orTunnels, betaTunnels, behaves, (*Server).getCertificate},
+	{"tunnels.certificates.archive", "POST /v1/tunnels/{tunnel}/certificates/{certificate}/archive", orTunnels, betaTunnels, behaves, (*Server).archiveCertificate},
+	{"tunnels.tokens.create", "POST /v1/tunnels/{tunnel}/tokens", orTunnels, "", ours, (*Server).createToken},
+	{"tunnels.tokens.list", "GET /v1/tunnels/{tunnel}/tokens", orTunnels, "", ours, (*Server).listTokens},
+	{"tunnels.tokens.revoke", "POST /v1/tunnels/{tunnel}/tokens/{token}/revoke", orTunnels, "", ours, (*Server).revokeToken},
 
 	{op: "organizations.webhooks.create", path: "POST /v1/organizations/webhooks"},
 	{op: "organizations.webhooks.list", path: "GET /v1/organizations/webhooks"},

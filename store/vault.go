@@ -149,3 +149,10 @@ func (tx *Tx) DeleteCredential(id api.CredentialID) error {
 	}
 	return must(tx.exec("DELETE FROM credentials WHERE id = ?", id))
 }
+
+// ToldOf reports whether an error in a session's log names a credential.
+func (tx *Tx) ToldOf(session api.SessionID, id api.CredentialID) (bool, error) {
+	n, err := tx.count("SELECT count(*) FROM events WHERE session_id = ? AND type = ? AND body LIKE ?",
+		session, api.EvSessionError, `%"credential_id":"`+string(id)+`"%`)
+	return n > 0, err
+}
