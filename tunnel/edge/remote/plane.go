@@ -1,0 +1,187 @@
+package remote
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"log/slog"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/bailey-platform/bailey/api"
+)
+
+// A Plane is an [edge.Plane] over HTTP.
+type Plane struct {
+	// Static after construction.
+	cfg   Config
+	log   *slog.Logger
+	stale chan struct{} // holds a value when the plane's authority has changed
+
+	cert    atomic.Pointer[tls.Certificate] // made by the plane
+	dialers atomic.Pointer[x509.CertPool]
+
+	joining   sync.Mutex // held while the edge registers again
+	reporting sync.Mutex // held while a report is under way
+
+	mu       sync.Mutex // guards what follows
+	id       api.EdgeID
+	renewAt  time.Time
+	revision string
+	live     map[api.AttachmentID]api.TunnelID // attached, as far as the edge has told
+	orphans  []api.EdgeCut                     // attached to an edge that the plane has forgotten
+	counted  int64                             // the last report that the plane has counted
+	sent     *int64                            // the edge's own number of the report that is under way
+}
+
+func (p *Plane) edgeID() api.EdgeID {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.id
+}
+
+func (p *Plane) certificate() (*tls.Certificate, error) {
+	if p.cfg.Certificate != nil {
+		return p.cfg.Certificate()
+	}
+	return p.cert.Load(), nil
+}
+
+func (p *Plane) dialerCAs() *x509.CertPool { return p.dialers.Load() }
+
+func (p *Plane) goodUntil() time.Time {
+	if c := p.cert.Load(); c != nil && c.Leaf != nil {
+		return c.Leaf.NotAfter
+	}
+	return time.Time{}
+}
+
+// Attach implements [edge.Plane].
+func (p *Plane) Attach(ctx context.Context, a api.EdgeAttach) (*api.EdgeGrant, error) {
+	ctx, cancel := context.WithTimeout(ctx, callMax)
+	defer cancel()
+	id := p.edgeID()
+	grant, err := p.cfg.Client.AttachTunnel(ctx, id, a)
+	if err != nil {
+		return nil, p.understand(ctx, err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.live[grant.ID] = grant.TunnelID
+	if p.id != id { // the edge has another one meanwhile
+		p.orphans = append(p.orphans, forgotten(grant.ID, grant.TunnelID))
+	}
+	return grant, nil
+}
+
+// Detach implements [edge.Plane].
+func (p *Plane) Detach(ctx context.Context, id api.AttachmentID, d api.EdgeDetach) error {
+	ctx, cancel := context.WithTimeout(ctx, callMax)
+	defer cancel()
+	if err := p.cfg.Client.DetachTunnel(ctx, p.edgeID(), id, d); err != nil {
+		return p.understand(ctx, err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.live, id)
+	return nil
+}
+
+// Report implements [edge.Plane]. The numbers that the plane sees are of this
+// registration: they begin at 1 when the edge had to register again.
+func (p *Plane) Report(ctx context.Context, r api.EdgeReport) error {
+	p.reporting.Lock()
+	defer p.reporting.Unlock()
+	p.mu.Lock()
+	id, number := p.id, r.Sequence
+	r.Sequence = p.counted + 1
+	p.mu.Unlock()
+	call, cancel := context.WithTimeout(ctx, callMax)
+	defer cancel()
+	out, err := p.cfg.Client.ReportEdge(call, id, r)
+	if err != nil {
+		return p.understand(ctx, err)
+	}
+	_ = number
+	p.mu.Lock()
+	p.counted = r.Sequence
+	changed := out.Revision != p.revision
+	p.mu.Unlock()
+	if changed {
+		select {
+		case p.stale <- struct{}{}:
+		default:
+		}
+	}
+	if out.Gone {
+		p.joinAgain(ctx, id)
+	}
+	return nil
+}
+
+// Cuts implements [edge.Plane].
+func (p *Plane) Cuts(ctx context.Context) ([]api.EdgeCut, error) {
+	p.mu.Lock()
+	id, orphans := p.id, p.orphans
+	p.orphans = nil
+	p.mu.Unlock()
+	if len(orphans) > 0 {
+		return orphans, nil
+	}
+	call, cancel := context.WithTimeout(ctx, api.EdgeCutsPollMax+callMax)
+	defer cancel()
+	cuts, err := p.cfg.Client.EdgeCuts(call, id, api.EdgeCutsPollMax)
+	if err != nil {
+		return nil, p.understand(ctx, err)
+	}
+	return cuts.Data, nil
+}
+
+// errAgain is what the edge is told when the plane has to be asked once more.
+var errAgain = errors.New("the plane had forgotten this edge, which has registered again")
+
+// understand makes an error of the plane fit for the edge, which takes an *api.Error
+// with a 4xx status for the last word on what it has asked: one about the edge itself is
+// none.
+func (p *Plane) understand(ctx context.Context, err error) error {
+	e := api.AsError(err)
+	if e == nil {
+		return err
+	}
+	switch e.Status {
+	case http.StatusNotFound, http.StatusGone:
+		p.joinAgain(ctx, p.edgeID())
+		return errAgain
+	case http.StatusUnauthorized:
+		return errors.New("the plane refuses this edge's key: " + e.Message)
+	}
+	return err
+}
+
+// joinAgain registers an edge that the plane has forgotten, once for all who notice.
+// What is attached has to attach anew, since nobody else keeps its token.
+func (p *Plane) joinAgain(ctx context.Context, was api.EdgeID) {
+	p.joining.Lock()
+	defer p.joining.Unlock()
+	if p.edgeID() != was {
+		return // somebody was faster
+	}
+	p.log.Warn("the plane has forgotten this edge, or another process has its name; registering again", "edge_id", was)
+	if err := p.registerOnce(ctx); err != nil {
+		p.log.Warn("the edge could not register again; trying again", "error", err)
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, tunnel := range p.live {
+		p.orphans = append(p.orphans, forgotten(id, tunnel))
+	}
+	clear(p.live)
+}
+
+func forgotten(id api.AttachmentID, tunnel api.TunnelID) api.EdgeCut {
+	return api.EdgeCut{AttachmentID: id, TunnelID: tunnel, Reason: "the plane has forgotten this edge: attach again"}
+}
