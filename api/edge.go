@@ -300,6 +300,7 @@ const trafficMax = 1 << 50
 // An EdgeReportAnswer is the answer to a report.
 type EdgeReportAnswer struct {
 	Sequence int64  `json:"sequence"`           // the last one that was counted
+	Gone     bool   `json:"gone,omitempty"`     // the edge is not one any more; what it reported was counted
 	Revision string `json:"authority_revision"` // of the dialers' CAs: another than that of the edge's certificate means to ask for a new one
 }
 

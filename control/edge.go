@@ -318,8 +318,15 @@ func (c *Control) ReportEdge(ctx context.Context, p Principal, id api.EdgeID, in
 	if err != nil {
 		return nil, err
 	}
-	out := &api.EdgeReportAnswer{Revision: trust.revision}
-	err = c.onEdge(ctx, p, id, func(tx *store.Tx, e *store.Edge) error {
+	out := &api.EdgeReportAnswer{Sequence: in.Sequence, Revision: trust.revision}
+	err = c.write(ctx, func(tx *store.Tx) error {
+		e, err := tx.LockEdge(id)
+		if err != nil {
+			return found(err, "edge", string(id))
+		}
+		if err := p.runs(e); err != nil {
+			return err
+		}
 		switch in.Sequence {
 		case e.Sequence: // its answer was lost
 		case e.Sequence + 1:
@@ -328,6 +335,10 @@ func (c *Control) ReportEdge(ctx context.Context, p Principal, id api.EdgeID, in
 			}
 		default:
 			return api.Conflict("sequence: the next report of edge %s is %d, not %d", id, e.Sequence+1, in.Sequence)
+		}
+		e.Sequence, e.LastSeenAt = in.Sequence, tx.Now
+		if out.Gone = e.GoneAt != nil; out.Gone {
+			return tx.UpdateEdge(e) // its last words
 		}
 		if e.State == api.EdgeSilent {
 			if _, err := tx.Reattach(e.ID, reasonSilent); err != nil {
@@ -340,8 +351,7 @@ func (c *Control) ReportEdge(ctx context.Context, p Principal, id api.EdgeID, in
 			e.State = api.EdgeDraining
 		}
 		deadline := tx.Now.Add(c.cfg.EdgeLease)
-		e.Sequence, e.LastSeenAt, e.Deadline = in.Sequence, tx.Now, &deadline
-		out.Sequence = e.Sequence
+		e.Deadline = &deadline
 		return tx.UpdateEdge(e)
 	})
 	return out, err

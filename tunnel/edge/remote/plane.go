@@ -21,11 +21,13 @@ type Plane struct {
 	log   *slog.Logger
 	stale chan struct{} // holds a value when the plane's authority has changed
 
+	replaced chan struct{} // closed when another process has the edge's name
+	once     sync.Once     // closes it
+
 	cert    atomic.Pointer[tls.Certificate] // made by the plane
 	dialers atomic.Pointer[x509.CertPool]
 
-	joining   sync.Mutex // held while the edge registers again
-	reporting sync.Mutex // held while a report is under way
+	joining sync.Mutex // held while the edge registers again
 
 	mu       sync.Mutex // guards what follows
 	id       api.EdgeID
@@ -34,7 +36,6 @@ type Plane struct {
 	live     map[api.AttachmentID]api.TunnelID // attached, as far as the edge has told
 	orphans  []api.EdgeCut                     // attached to an edge that the plane has forgotten
 	counted  int64                             // the last report that the plane has counted
-	sent     *int64                            // the edge's own number of the report that is under way
 }
 
 func (p *Plane) edgeID() api.EdgeID {
@@ -66,7 +67,7 @@ func (p *Plane) Attach(ctx context.Context, a api.EdgeAttach) (*api.EdgeGrant, e
 	id := p.edgeID()
 	grant, err := p.cfg.Client.AttachTunnel(ctx, id, a)
 	if err != nil {
-		return nil, p.understand(ctx, err)
+		return nil, p.understand(ctx, id, err)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -81,8 +82,9 @@ func (p *Plane) Attach(ctx context.Context, a api.EdgeAttach) (*api.EdgeGrant, e
 func (p *Plane) Detach(ctx context.Context, id api.AttachmentID, d api.EdgeDetach) error {
 	ctx, cancel := context.WithTimeout(ctx, callMax)
 	defer cancel()
-	if err := p.cfg.Client.DetachTunnel(ctx, p.edgeID(), id, d); err != nil {
-		return p.understand(ctx, err)
+	edge := p.edgeID()
+	if err := p.cfg.Client.DetachTunnel(ctx, edge, id, d); err != nil {
+		return p.understand(ctx, edge, err)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -90,24 +92,24 @@ func (p *Plane) Detach(ctx context.Context, id api.AttachmentID, d api.EdgeDetac
 	return nil
 }
 
-// Report implements [edge.Plane]. The numbers that the plane sees are of this
+// Report implements [edge.Plane]. It is called for one report at a time, and again for
+// the same one until it was counted. The numbers that the plane sees are of this
 // registration: they begin at 1 when the edge had to register again.
 func (p *Plane) Report(ctx context.Context, r api.EdgeReport) error {
-	p.reporting.Lock()
-	defer p.reporting.Unlock()
 	p.mu.Lock()
-	id, number := p.id, r.Sequence
+	id := p.id
 	r.Sequence = p.counted + 1
 	p.mu.Unlock()
 	call, cancel := context.WithTimeout(ctx, callMax)
 	defer cancel()
 	out, err := p.cfg.Client.ReportEdge(call, id, r)
 	if err != nil {
-		return p.understand(ctx, err)
+		return p.understand(ctx, id, err)
 	}
-	_ = number
 	p.mu.Lock()
-	p.counted = r.Sequence
+	if p.id == id {
+		p.counted = r.Sequence
+	}
 	changed := out.Revision != p.revision
 	p.mu.Unlock()
 	if changed {
@@ -117,7 +119,7 @@ func (p *Plane) Report(ctx context.Context, r api.EdgeReport) error {
 		}
 	}
 	if out.Gone {
-		p.joinAgain(ctx, id)
+		p.once.Do(func() { close(p.replaced) })
 	}
 	return nil
 }
@@ -135,7 +137,7 @@ func (p *Plane) Cuts(ctx context.Context) ([]api.EdgeCut, error) {
 	defer cancel()
 	cuts, err := p.cfg.Client.EdgeCuts(call, id, api.EdgeCutsPollMax)
 	if err != nil {
-		return nil, p.understand(ctx, err)
+		return nil, p.understand(ctx, id, err)
 	}
 	return cuts.Data, nil
 }
@@ -145,16 +147,19 @@ var errAgain = errors.New("the plane had forgotten this edge, which has register
 
 // understand makes an error of the plane fit for the edge, which takes an *api.Error
 // with a 4xx status for the last word on what it has asked: one about the edge itself is
-// none.
-func (p *Plane) understand(ctx context.Context, err error) error {
+// none. id is the edge that it was asked for.
+func (p *Plane) understand(ctx context.Context, id api.EdgeID, err error) error {
 	e := api.AsError(err)
 	if e == nil {
 		return err
 	}
 	switch e.Status {
-	case http.StatusNotFound, http.StatusGone:
-		p.joinAgain(ctx, p.edgeID())
+	case http.StatusNotFound:
+		p.joinAgain(ctx, id)
 		return errAgain
+	case http.StatusGone:
+		p.once.Do(func() { close(p.replaced) })
+		return ErrReplaced
 	case http.StatusUnauthorized:
 		return errors.New("the plane refuses this edge's key: " + e.Message)
 	}
@@ -169,7 +174,7 @@ func (p *Plane) joinAgain(ctx context.Context, was api.EdgeID) {
 	if p.edgeID() != was {
 		return // somebody was faster
 	}
-	p.log.Warn("the plane has forgotten this edge, or another process has its name; registering again", "edge_id", was)
+	p.log.Warn("the plane has forgotten this edge; registering again", "edge_id", was)
 	if err := p.registerOnce(ctx); err != nil {
 		p.log.Warn("the edge could not register again; trying again", "error", err)
 		return

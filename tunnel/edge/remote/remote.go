@@ -41,7 +41,9 @@ type Config struct {
 // Run registers an edge and serves it until ctx ends, which drains it. serve is the
 // edge's configuration; its Plane, Certificate and DialerCAs are set here. A plane that
 // does not answer is tried again until it does; one that refuses the edge ends Run with
-// an error. In either case the listeners of serve are closed.
+// an error, and so does another process that takes the edge's name, with
+// [ErrReplaced], after the edge has drained. The listeners of serve are closed in any
+// case.
 func Run(ctx context.Context, c Config, serve edge.Config) (err error) {
 	p := newPlane(c)
 	serve.Plane, serve.Certificate, serve.DialerCAs = p, p.certificate, p.dialerCAs
@@ -69,10 +71,23 @@ func Run(ctx context.Context, c Config, serve edge.Config) (err error) {
 		defer stop()
 		return e.Run(asked)
 	})
+	parts.Go(func() error {
+		select {
+		case <-p.replaced:
+			return ErrReplaced
+		case <-life.Done():
+			return nil
+		}
+	})
 	err = parts.Wait()
-	p.leave()
+	if !errors.Is(err, ErrReplaced) {
+		p.leave()
+	}
 	return err
 }
+
+// ErrReplaced is the error of an edge that is not one to its plane any more.
+var ErrReplaced = errors.New("another process has registered under this edge's name, or its key was revoked")
 
 // The times of this package.
 const (
@@ -135,7 +150,6 @@ func (p *Plane) registerOnce(ctx context.Context) error {
 	p.mu.Lock()
 	p.id = out.ID
 	p.counted = 0
-	p.sent = nil
 	p.mu.Unlock()
 	p.log.Info("the plane knows this edge", "edge_id", out.ID, "name", out.Name)
 	if p.cfg.Registered != nil {
@@ -181,9 +195,10 @@ func (p *Plane) renewOnce(ctx context.Context) error {
 	}
 	call, cancel := context.WithTimeout(ctx, callMax)
 	defer cancel()
-	out, err := p.cfg.Client.CertifyEdge(call, p.edgeID(), in)
+	id := p.edgeID()
+	out, err := p.cfg.Client.CertifyEdge(call, id, in)
 	if err != nil {
-		return p.understand(ctx, err)
+		return p.understand(ctx, id, err)
 	}
 	return p.adopt(key, *out)
 }
@@ -225,7 +240,11 @@ func (p *Plane) leave() {
 }
 
 func newPlane(c Config) *Plane {
-	return &Plane{cfg: c, log: cmp.Or(c.Log, slog.New(slog.DiscardHandler)), stale: make(chan struct{}, 1), live: map[api.AttachmentID]api.TunnelID{}}
+	return &Plane{
+		cfg: c, log: cmp.Or(c.Log, slog.New(slog.DiscardHandler)),
+		stale: make(chan struct{}, 1), replaced: make(chan struct{}),
+		live: map[api.AttachmentID]api.TunnelID{},
+	}
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
