@@ -31,6 +31,7 @@ const (
 // The limits of tunnels that the public API states.
 const (
 	TunnelsMax      = 10      // not archived, by default
+	TunnelPageMax   = 1000    // of a list of tunnels or of certificates
 	CertificatesMax = 2       // not archived, of one tunnel
 	CACertPEMMax    = 8 << 10 // bytes
 	displayNameMax  = 255

@@ -164,7 +164,7 @@ func (c *Control) ListTunnels(ctx context.Context, p Principal, archived bool, r
 	if err := p.manages(); err != nil {
 		return page, err
 	}
-	return listRows(ctx, c, req,
+	return listRows(ctx, c, req, api.TunnelPageMax,
 		func(tx *store.Tx, win store.Window) ([]*store.Tunnel, error) {
 			return tx.Tunnels(api.WorkspaceDefault, archived, win)
 		},
@@ -458,7 +458,7 @@ func (c *Control) ListCertificates(ctx context.Context, p Principal, id api.Tunn
 	if err := p.manages(); err != nil {
 		return page, err
 	}
-	return listRows(ctx, c, req,
+	return listRows(ctx, c, req, api.TunnelPageMax,
 		func(tx *store.Tx, win store.Window) ([]*store.TunnelCertificate, error) {
 			if _, err := tx.Tunnel(api.WorkspaceDefault, id); err != nil {
 				return nil, found(err, "tunnel", string(id))

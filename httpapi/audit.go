@@ -13,7 +13,6 @@ import (
 
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/audit"
-	"github.com/bailey-platform/bailey/control"
 )
 
 // An auditor writes the plane's audit record of what is asked of it: an operation
@@ -56,7 +55,7 @@ func (a *auditor) wants(rt *route, r *http.Request) bool {
 		return a.reads
 	case "environments.work.variables.value":
 		return false // has a record of its own, which names the session
-	case "keys.list", "environments.keys.list", "sessions.shell", "environments.work.shells.attach":
+	case "keys.list", "environments.keys.list", "tunnels.tokens.list", "sessions.shell", "environments.work.shells.attach":
 		return true
 	}
 	return method != http.MethodGet || a.reads
@@ -134,15 +133,19 @@ func (r *request) unrecorded(err error) error {
 	}
 }
 
-// about is what the records of one request have in common.
+// about is what the records of one request have in common. Who asks is as the server
+// resolved the credential; what the client says of itself does not count.
 func (a *auditor) about(r *request) audit.Record {
 	rec := audit.Record{
-		Actor: actor(r.who), Request: string(r.rec.id),
+		Actor: r.who.Actor(), Request: string(r.rec.id),
 		Environment: string(r.who.EnvironmentID), Session: string(r.who.SessionID),
 		Attrs: map[string]string{"operation": r.rec.op, "credential": string(r.who.Kind)},
 	}
 	if r.who.Parent != "" {
 		rec.Attrs["parent_key"] = string(r.who.Parent)
+	}
+	if r.who.AccountID != "" {
+		rec.Attrs["access_token"] = string(r.who.KeyID)
 	}
 	for _, id := range r.rec.ids {
 		switch id.Key {
@@ -155,15 +158,6 @@ func (a *auditor) about(r *request) audit.Record {
 		}
 	}
 	return rec
-}
-
-// actor is who asks, as the server resolved the credential; what the client says
-// of itself does not count.
-func actor(p control.Principal) string {
-	if p.KeyID == "" {
-		return "this process" // a worker of its own
-	}
-	return string(p.KeyID)
 }
 
 // content is what a body asks for that has records of its own.
@@ -319,6 +313,12 @@ func madeBy(out any) string {
 	case *api.Session:
 		return string(v.ID)
 	case *api.Key:
+		return string(v.ID)
+	case *api.Tunnel:
+		return string(v.ID)
+	case *api.TunnelCertificate:
+		return string(v.ID)
+	case *api.TunnelToken:
 		return string(v.ID)
 	case *api.Vault:
 		return string(v.ID)
