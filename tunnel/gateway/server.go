@@ -1,0 +1,217 @@
+package gateway
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/bailey-platform/bailey/telemetry"
+)
+
+const (
+	handshakeTime = 10 * time.Second
+	connsMax      = 10_000 // connections of the platform's at a time
+	h2StreamsMax  = 1000   // calls at a time on one connection of HTTP/2
+)
+
+// A door takes connections in until it is closed.
+type door struct {
+	g     *Gateway
+	h2    *http.Server
+	queue *queue // of the connections for h2
+
+	mu     sync.Mutex
+	conns  map[*conn1]struct{}
+	closed bool
+	parts  sync.WaitGroup
+}
+
+func newDoor(g *Gateway) *door {
+	return &door{g: g, h2: g.newH2(), queue: newQueue(), conns: make(map[*conn1]struct{})}
+}
+
+// serve takes connections from l until ctx ends or l is closed, and returns when all of
+// them have ended: by themselves, or drain after that at the latest.
+func (d *door) serve(ctx context.Context, l net.Listener, drain time.Duration) error {
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
+	defer stop()
+	h2 := make(chan struct{})
+	go func() {
+		defer close(h2)
+		_ = d.h2.Serve(d.queue) // until it is shut down
+	}()
+	failed := d.accept(ctx, l)
+	d.drain(drain)
+	<-h2
+	return failed
+}
+
+func (d *door) accept(ctx context.Context, l net.Listener) error {
+	for pause := time.Duration(0); ; {
+		conn, err := l.Accept()
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) || errors.Is(err, io.EOF) {
+				return nil
+			}
+			if !errors.Is(err, syscall.EMFILE) && !errors.Is(err, syscall.ENFILE) && !errors.Is(err, syscall.ECONNABORTED) {
+				return fmt.Errorf("accept: %w", err)
+			}
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			d.g.log.Error("connection not accepted", "error", err)
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		pause = 0
+		d.parts.Add(1)
+		go func() {
+			defer d.parts.Done()
+			d.handshake(conn)
+		}()
+	}
+}
+
+// drain lets calls under way finish.
+func (d *door) drain(limit time.Duration) {
+	d.mu.Lock()
+	d.closed = true
+	conns := slices.Collect(maps.Keys(d.conns))
+	d.mu.Unlock()
+	for _, c := range conns {
+		c.drain()
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if d.h2.Shutdown(ctx) != nil {
+			_ = d.h2.Close()
+		}
+		d.parts.Wait()
+	}()
+	select {
+	case <-done:
+		return
+	case <-ctx.Done():
+	}
+	d.mu.Lock()
+	d.g.log.Warn("calls were cut short, as the time to finish is over", "connections", len(d.conns))
+	for c := range d.conns {
+		c.abort()
+	}
+	d.mu.Unlock()
+	<-done
+}
+
+// add makes a connection one of the door's. It returns false if it is to end.
+func (d *door) add(c *conn1) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed || len(d.conns) >= connsMax {
+		return false
+	}
+	d.conns[c] = struct{}{}
+	d.g.metrics.conns.Inc()
+	return true
+}
+
+func (d *door) remove(c *conn1) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.conns, c)
+	d.g.metrics.conns.Dec()
+}
+
+// handshake ends the inner TLS of a connection, and serves it.
+func (d *door) handshake(raw net.Conn) {
+	g := d.g
+	under := &batched{Conn: raw}
+	conn := tls.Server(under, g.tls)
+	if err := d.greet(conn); err != nil {
+		g.metrics.handshakes.WithLabelValues("failed").Inc()
+		g.log.Warn("tls handshake failed", "from", raw.RemoteAddr(), "error", err)
+		_ = raw.Close()
+		return
+	}
+	g.metrics.handshakes.WithLabelValues("ok").Inc()
+	state := conn.ConnectionState()
+	if state.NegotiatedProtocol == protocolH2 {
+		if !d.queue.hand(conn) {
+			_ = raw.Close()
+		}
+		return
+	}
+	defer raw.Close()
+	server, err := canonicalHost(state.ServerName)
+	if err != nil {
+		return // the handshake has seen to it
+	}
+	ctx, stop := context.WithCancel(g.ctx())
+	defer stop()
+	c := &conn1{g: g, ctx: ctx, stop: stop, tls: conn, under: under, server: server, calls: make(chan *exchange), turn: make(chan struct{}, 1)}
+	if !d.add(c) {
+		return
+	}
+	defer d.remove(c)
+	c.reads, c.writes = g.sweeper.watch(c.abort), g.sweeper.watch(c.abort)
+	defer c.reads.drop()
+	defer c.writes.drop()
+	c.serve()
+}
+
+func (d *door) greet(conn *tls.Conn) error {
+	ctx, cancel := context.WithTimeout(d.g.ctx(), handshakeTime)
+	defer cancel()
+	return conn.HandshakeContext(ctx)
+}
+
+const protocolH2 = "h2"
+
+// newTLS is the inner TLS.
+func (g *Gateway) newTLS() *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		NextProtos: []string{protocolH2, "http/1.1"},
+		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			if _, err := canonicalHost(hello.ServerName); err != nil {
+				return nil, fmt.Errorf("the client names no server (SNI): %w", err)
+			}
+			return g.certs.current(), nil
+		},
+		// The stream is the tunnel's, which has its own view of how much to send at once.
+		DynamicRecordSizingDisabled: true,
+	}
+}
+
+// serveHealth answers probes at a local address until ctx ends.
+func (g *Gateway) serveHealth(ctx context.Context, l net.Listener, handler http.Handler) error {
+	server := &http.Server{
+		Handler: handler, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+		ErrorLog: quiet(g.log),
+	}
+	stop := context.AfterFunc(ctx, func() { server.Close() })
+	defer stop()
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve health and metrics: %w", err)
+	}
+	return nil
+}
+
+// quiet is a logger for what net/http has to say.
+func quiet(l *slog.Logger) *log.Logger { return slog.NewLogLogger(l.Handler(), slog.LevelDebug) }
+
+func redacted(err error) string { return string(telemetry.Redact([]byte(err.Error()))) }
