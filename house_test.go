@@ -141,7 +141,7 @@ var house = []row{
 		"field assembles the worker's side of what its file asks for; the plane is beyond its horizon"},
 	{"cloud", uses("api", "egress", "field", "sandbox"),
 		"cloud is a field within the server's process: it is told what has work, and the rest goes through the public API"},
-	{"daemon", uses("api", "audit", "audit/sink", "control", "httpapi", "loop", "model", "model/scripted", "store", "telemetry", "vault"),
+	{"daemon", uses("api", "audit", "audit/sink", "client", "control", "httpapi", "loop", "model", "model/scripted", "store", "telemetry", "tunnel", "tunnel/dial", "tunnel/edge", "tunnel/edge/remote", "vault"),
 		"daemon assembles the plane; a worker beside it is cli's to start"},
 	{"cli", uses("api", "audit", "audit/sink", "client", "cloud", "daemon", "field", "model", "model/scripted", "sandbox", "sandbox/agentbin", "sandbox/verify", "sandbox/leaks", "telemetry", "tool/agent", "worker"),
 		"cli is a person's hands: it starts the parts, and talks to the plane as any client does"},

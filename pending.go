@@ -8,7 +8,6 @@ import (
 	_ "github.com/coreos/go-oidc/v3/oidc"
 	_ "github.com/go-jose/go-jose/v4"
 	_ "github.com/hashicorp/yamux"
-	_ "github.com/modelcontextprotocol/go-sdk/mcp"
 	_ "github.com/quic-go/quic-go"
 	_ "golang.org/x/oauth2"
 	_ "golang.org/x/sync/singleflight"
