@@ -170,6 +170,10 @@ func New(ctx context.Context, dbURL string, opt store.Options, cfg Config) (*Con
 	return c, nil
 }
 
+// SetHTTP gives what Config.HTTP is for, where making that takes a Control. It is called
+// before anything else is.
+func (c *Control) SetHTTP(client *http.Client) { c.cfg.HTTP = client }
+
 // Close closes the database; followers end.
 func (c *Control) Close() error {
 	c.hub.close()

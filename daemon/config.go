@@ -41,6 +41,17 @@ type Config struct {
 	// name a file with it (?passfile=PATH).
 	DB string `name:"db"`
 
+	// VaultKey names the key that secrets of vaults and tunnels are sealed with: file:PATH;
+	// transit+https://HOST/MOUNT/KEY, of HashiCorp Vault or OpenBao, with its token from
+	// the variable VAULT_TOKEN or a file (?token-file=PATH); or awskms:KEY?region=REGION.
+	// Empty means the file vault.key in the data directory, which is made at the first
+	// start. Several servers on one database need the same key.
+	VaultKey string `name:"vault-key"`
+
+	// VaultOldKeys are keys that secrets may still be sealed with, named alike, with
+	// commas between them. "bailey vaults keys rotate --rewrap-only" moves the secrets.
+	VaultOldKeys string `name:"vault-old-keys"`
+
 	// ModelProvider says whose endpoint serves the model: anthropic (also for
 	// every compatible endpoint at model-url), bedrock, vertex or foundry; or
 	// scripted, a fake model in the server itself that needs no key and no network,
@@ -111,6 +122,24 @@ type Config struct {
 	// CloudBoxes is how many boxes of cloud environments may be there at the same time,
 	// idle ones included.
 	CloudBoxes int `name:"cloud-boxes"`
+
+	// TunnelListen is where this server's own edge takes the connections of tunnels, by
+	// TCP and UDP: host:port, or off for servers whose edges are elsewhere (bailey edge).
+	// Empty means the port after that of listen, on the same host. Everything that comes
+	// in there is TLS 1.3, and needs a tunnel's token or a certificate of this server's.
+	TunnelListen string `name:"tunnel-listen"`
+
+	// TunnelAddresses are the addresses at which gateways reach the edge, host:port with
+	// commas between them. Empty means tunnel-listen.
+	TunnelAddresses string `name:"tunnel-addresses"`
+
+	// TunnelDialAddresses are those at which other servers on the same database reach the
+	// edge. Empty means tunnel-listen.
+	TunnelDialAddresses string `name:"tunnel-dial-addresses"`
+
+	// TunnelDomain is what the host names of private MCP servers end in. It is never looked
+	// up in the DNS, and tunnels that there are keep theirs when it changes.
+	TunnelDomain string `name:"tunnel-domain"`
 
 	// Metrics says who may read /metrics: key (whoever has an API key, as
 	// Authorization: Bearer), open (everybody who reaches the API), off; or a host:port
@@ -195,6 +224,7 @@ func Defaults() Config {
 		ModelThinking: "auto",
 		CloudWorker:   true,
 		CloudBoxes:    64,
+		TunnelDomain:  "tunnel.bailey.internal",
 		Metrics:       metricsForKeys,
 		MaxStreams:    10_000,
 		MaxShells:     16,
@@ -216,6 +246,9 @@ func (c *Config) Check() error {
 	if err := c.checkDB(); err != nil {
 		return err
 	}
+	if err := c.checkVault(); err != nil {
+		return err
+	}
 	switch c.ModelProvider {
 	case model.Anthropic, model.Bedrock, model.Vertex, model.Foundry, scriptedProvider:
 	default:
@@ -229,6 +262,9 @@ func (c *Config) Check() error {
 	}
 	if c.CloudBoxes < 1 {
 		return badSetting("cloud-boxes", "must be at least 1")
+	}
+	if err := c.checkTunnels(); err != nil {
+		return err
 	}
 	if err := c.checkMetrics(); err != nil {
 		return err

@@ -46,7 +46,8 @@ type Daemon struct {
 	insider  *http.Client // reaches inside
 	registry *prometheus.Registry
 	metrics  *metricsServer // nil unless they have an address of their own
-	firstKey *api.Key       // made by this start; nil if there was one already
+	tunnels  *tunnels
+	firstKey *api.Key // made by this start; nil if there was one already
 
 	cloud Cloud // set before Run; nil if sessions of cloud environments are refused
 }
@@ -120,13 +121,20 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err erro
 	if err := d.openAudit(registry); err != nil {
 		return nil, fmt.Errorf("open the audit record: %w", err)
 	}
+	secrets, err := cfg.newVault()
+	if err != nil {
+		return nil, fmt.Errorf("set up the key of secrets: %w", err)
+	}
 	if d.control, err = control.New(ctx, cfg.Database(), store.Options{}, control.Config{
 		Logger:    log.With("part", "control"),
 		Audit:     d.audit,
+		Vault:     secrets,
 		Prices:    prices,
 		Cloud:     d.cloudReady,
 		ShellsMax: orNone(cfg.MaxShells),
-		Sole:      strings.HasPrefix(cfg.Database(), "sqlite:"), // the lock says so
+
+		TunnelDomain: cfg.TunnelDomain,
+		Sole:         strings.HasPrefix(cfg.Database(), "sqlite:"), // the lock says so
 	}); err != nil {
 		return nil, fmt.Errorf("open the database: %w", err)
 	}
@@ -202,6 +210,9 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err erro
 	}
 	if d.listener, err = net.Listen("tcp", cfg.Listen); err != nil {
 		return nil, fmt.Errorf("listen on %s: %w; is another server there? (--listen takes another address)", cfg.Listen, err)
+	}
+	if d.tunnels, err = d.newTunnels(); err != nil {
+		return nil, err
 	}
 	return d, nil
 }
@@ -281,17 +292,21 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 	d.log.Info("serving", "url", d.URL(), "database", d.control.Engine(), "data", d.cfg.Data, "version", telemetry.ReadBuild().Version)
 	parts, ctx := errgroup.WithContext(ctx)
 	asked := ctx
-	if d.cloud != nil {
-		// It finishes first: what its calls come to has to be taken by somebody.
-		var done context.CancelFunc
-		ctx, done = context.WithCancel(context.WithoutCancel(ctx))
-		parts.Go(func() error {
-			defer done()
-			// Connections that nobody used yet would hold the server up.
-			defer d.insider.CloseIdleConnections()
-			return d.cloud.Run(asked)
-		})
-	}
+	// Those who use the API from within finish first: what their calls come to has to be
+	// taken by somebody.
+	ctx, done := context.WithCancel(context.WithoutCancel(ctx))
+	parts.Go(func() error {
+		defer done()
+		// Connections that nobody used yet would hold the server up.
+		defer d.insider.CloseIdleConnections()
+		var within errgroup.Group
+		within.Go(func() error { return d.tunnels.runEdge(asked) })
+		if d.cloud != nil {
+			within.Go(func() error { return d.cloud.Run(asked) })
+		}
+		return within.Wait()
+	})
+	parts.Go(func() error { return d.tunnels.run(ctx) })
 	parts.Go(func() error { return d.control.Run(ctx) })
 	parts.Go(func() error { return d.loop.Run(ctx) })
 	parts.Go(func() error { return d.watchClock(ctx) })
@@ -348,6 +363,7 @@ func (d *Daemon) Close() error {
 		}
 	}
 	d.inside.Close()
+	d.tunnels.close()
 	if d.metrics != nil {
 		d.metrics.listener.Close() // closed already after a run
 	}
