@@ -109,6 +109,8 @@ var house = []row{
 		"tunnel is the words and rules of both ends; it knows no plane"},
 	{"tunnel/edge", uses("api", "tunnel"),
 		"an edge passes on what it cannot read; who may come is for its plane to say"},
+	{"tunnel/edge/remote", uses("api", "client", "tunnel/edge"),
+		"remote joins an edge to a plane, which it knows through the public API only"},
 	{"tunnel/connect", uses("api", "tunnel"),
 		"a connector carries streams to a gateway, and knows nothing of what is in them"},
 	{"tunnel/gateway", uses("audit", "egress", "settings", "telemetry", "tunnel"),

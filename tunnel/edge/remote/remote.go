@@ -39,17 +39,17 @@ type Config struct {
 }
 
 // Run registers an edge and serves it until ctx ends, which drains it. serve is the
-// edge's configuration; its Plane, Certificate and DialerCAs are set here. A plane that
+// edge's configuration; its ID, Plane, Certificate and DialerCAs are set here. A plane that
 // does not answer is tried again until it does; one that refuses the edge ends Run with
 // an error, and so does another process that takes the edge's name, with
 // [ErrReplaced], after the edge has drained. The listeners of serve are closed in any
 // case.
 func Run(ctx context.Context, c Config, serve edge.Config) (err error) {
 	p := newPlane(c)
-	serve.Plane, serve.Certificate, serve.DialerCAs = p, p.certificate, p.dialerCAs
-	e, err := edge.New(serve)
-	if err == nil {
-		err = p.register(ctx)
+	var e *edge.Edge
+	if err = p.register(ctx); err == nil {
+		serve.ID, serve.Plane, serve.Certificate, serve.DialerCAs = p.edgeID(), p, p.certificate, p.dialerCAs
+		e, err = edge.New(serve)
 	}
 	if err != nil {
 		serve.Listener.Close()
