@@ -38,6 +38,7 @@ func Run(t *testing.T, newDB func(t testing.TB) (url string)) {
 		{"Work", workTests},
 		{"Tunnels", tunnelTests},
 		{"Federation", federationTests},
+		{"Vaults", vaultTests},
 		{"Edges", edgeTests},
 	} {
 		t.Run(section.name, func(t *testing.T) {
