@@ -577,6 +577,8 @@ func (ex *exchange) relay(to answerer) error {
 	if err := to.begin(h.status, fields, length, true); err != nil {
 		return err
 	}
+	stream := ex.leavable(h)
+	defer stream.stop()
 	up.in.wait = func() error {
 		up.watch.set(r.idle)
 		return to.flush()
@@ -590,13 +592,45 @@ func (ex *exchange) relay(to answerer) error {
 			err = to.write(p)
 		}
 		if err != nil {
-			return err
+			return stream.leave(to, err)
 		}
 	}
 	reuse := !h.close && !b.toEnd
 	up.in.wait = nil
 	ex.release(reuse, keep)
 	return to.end(b.trailer)
+}
+
+// A leavable is an answer that need not come to its end before the gateway stops: a stream
+// that was asked for with GET, which carries no call and which its reader asks for again,
+// through another gateway if there is one.
+type leavable struct {
+	ex   *exchange
+	stop func() bool
+}
+
+func (ex *exchange) leavable(h *head) leavable {
+	if string(ex.req.method) != http.MethodGet || !isStream(h.get(contentType)) {
+		return leavable{stop: func() bool { return true }}
+	}
+	return leavable{ex, context.AfterFunc(ex.g.leaving, func() { _ = ex.up.Conn.Close() })}
+}
+
+// leave is what becomes of the answer after an error.
+func (l leavable) leave(to answerer, err error) error {
+	if l.ex == nil || l.ex.g.leaving.Err() == nil {
+		return err
+	}
+	l.ex.drop()
+	return to.end(nil)
+}
+
+// leaving is closed when an answer that carries no call is to end.
+func (ex *exchange) leaving() <-chan struct{} {
+	if string(ex.req.method) != http.MethodGet {
+		return nil
+	}
+	return ex.g.leaving.Done()
 }
 
 // release gives the connection to the server back, if it is fit for another call, and
@@ -762,6 +796,8 @@ func (ex *exchange) relayFiltered(to answerer, b *body, fields []field) error {
 			up.watch.set(r.idle)
 			return to.flush()
 		}
+		stream := ex.leavable(h)
+		defer stream.stop()
 		filter := eventFilter{rules: r.tools}
 		for {
 			p, err := b.next()
@@ -772,7 +808,7 @@ func (ex *exchange) relayFiltered(to answerer, b *body, fields []field) error {
 				err = filter.add(p, to.write)
 			}
 			if err != nil {
-				return err
+				return stream.leave(to, err)
 			}
 		}
 		up.in.wait = nil

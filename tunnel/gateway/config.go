@@ -167,6 +167,7 @@ type Process struct {
 	Memory   settings.Size     `yaml:"memory"`   // of address space; default any
 	CPU      settings.Duration `yaml:"cpu"`      // time of processors; default any
 	Files    int               `yaml:"files"`    // open at a time; default 1024
+	User     string            `yaml:"user"`     // to run as, for a gateway that is root; default the gateway's own
 }
 
 // example is where all settings are.

@@ -52,6 +52,9 @@ type Gateway struct {
 	state atomic.Pointer[state]
 	life  atomic.Pointer[context.Context] // of Serve
 
+	leaving context.Context // ends when the gateway begins to stop
+	leave   context.CancelFunc
+
 	reloading sync.Mutex // one at a time
 }
 
@@ -59,6 +62,7 @@ type Gateway struct {
 // nothing.
 func New(o Options) (*Gateway, error) {
 	g := &Gateway{opts: o, log: o.Logger, audit: o.Audit, metrics: newMetrics(o.Metrics), sweeper: newSweeper()}
+	g.leaving, g.leave = context.WithCancel(context.Background())
 	g.dialer = &egress.Dialer{Resolver: o.Resolver}
 	if o.Resolver == nil {
 		g.dialer.Resolver = new(hostResolver)
@@ -128,7 +132,13 @@ func (g *Gateway) Serve(ctx context.Context, l net.Listener) error {
 		g.log.Info("route configured", "route", name, "upstream", to)
 	}
 	err := newDoor(g).serve(ctx, l, s.drain())
-	g.state.Load().close()
+	s = g.state.Load()
+	s.close()
+	for _, r := range s.routes {
+		if r.stdio != nil {
+			r.stdio.parts.Wait()
+		}
+	}
 	return err
 }
 

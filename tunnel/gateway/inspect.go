@@ -24,6 +24,7 @@ type message struct {
 	method    string // "" for an answer to a request of the server's
 	id        []byte // JSON; nil for a notification
 	name      string // of the tool, prompt or resource that is asked for
+	params    []byte
 	arguments []byte // of a tool; of other methods, all parameters. Nil for none
 }
 
@@ -96,7 +97,7 @@ func parseMessage(object []byte) (m message, err error) {
 	if id != nil && id[0] != '"' && id[0] != '-' && (id[0] < '0' || id[0] > '9') {
 		return m, errMessage // MCP has no null ids, and nobody has others
 	}
-	m.id, m.arguments = id, params
+	m.id, m.params, m.arguments = id, params, params
 	if params == nil {
 		return m, nil
 	}

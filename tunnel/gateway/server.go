@@ -33,26 +33,39 @@ type door struct {
 
 	mu     sync.Mutex
 	conns  map[*conn1]struct{}
-	closed bool
-	parts  sync.WaitGroup
+	closed bool // connections end as soon as they can
+	over   bool // none is taken any more
+
+	emptied chan struct{} // 1: conns may be empty
+	parts   sync.WaitGroup
 }
 
 func newDoor(g *Gateway) *door {
-	return &door{g: g, h2: g.newH2(), queue: newQueue(), conns: make(map[*conn1]struct{})}
+	return &door{g: g, h2: g.newH2(), queue: newQueue(), conns: make(map[*conn1]struct{}), emptied: make(chan struct{}, 1)}
 }
 
-// serve takes connections from l until ctx ends or l is closed, and returns when all of
-// them have ended: by themselves, or drain after that at the latest.
+// serve takes connections from l until l is closed, which it does when ctx ends. From then
+// on connections end as soon as no call is under way on them, drain later at the latest.
+// A listener that goes on, as that of a tunnel does while its streams end, is served on.
 func (d *door) serve(ctx context.Context, l net.Listener, drain time.Duration) error {
-	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
-	defer stop()
+	drained := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(drained)
+		_ = l.Close()
+		d.drain(drain)
+	})
 	h2 := make(chan struct{})
 	go func() {
 		defer close(h2)
 		_ = d.h2.Serve(d.queue) // until it is shut down
 	}()
 	failed := d.accept(ctx, l)
-	d.drain(drain)
+	if stop() {
+		d.drain(drain) // the listener was closed by somebody else
+	} else {
+		<-drained
+	}
+	d.parts.Wait()
 	<-h2
 	return failed
 }
@@ -86,6 +99,7 @@ func (d *door) accept(ctx context.Context, l net.Listener) error {
 
 // drain lets calls under way finish.
 func (d *door) drain(limit time.Duration) {
+	d.g.leave()
 	d.mu.Lock()
 	d.closed = true
 	conns := slices.Collect(maps.Keys(d.conns))
@@ -101,29 +115,45 @@ func (d *door) drain(limit time.Duration) {
 		if d.h2.Shutdown(ctx) != nil {
 			_ = d.h2.Close()
 		}
-		d.parts.Wait()
 	}()
-	select {
-	case <-done:
-		return
-	case <-ctx.Done():
+	for d.left() > 0 {
+		select {
+		case <-d.emptied:
+		case <-ctx.Done():
+			d.cut()
+			<-done
+			return
+		}
 	}
+	<-done
+}
+
+// left is how many connections of HTTP/1.1 there are.
+func (d *door) left() int {
 	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.conns)
+}
+
+// cut ends what has not ended by itself.
+func (d *door) cut() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.over = true
 	d.g.log.Warn("calls were cut short, as the time to finish is over", "connections", len(d.conns))
 	for c := range d.conns {
 		c.abort()
 	}
-	d.mu.Unlock()
-	<-done
 }
 
 // add makes a connection one of the door's. It returns false if it is to end.
 func (d *door) add(c *conn1) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.closed || len(d.conns) >= connsMax {
+	if d.over || len(d.conns) >= connsMax {
 		return false
 	}
+	c.closing.Store(d.closed)
 	d.conns[c] = struct{}{}
 	d.g.metrics.conns.Inc()
 	return true
@@ -134,6 +164,12 @@ func (d *door) remove(c *conn1) {
 	defer d.mu.Unlock()
 	delete(d.conns, c)
 	d.g.metrics.conns.Dec()
+	if len(d.conns) == 0 {
+		select {
+		case d.emptied <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // handshake ends the inner TLS of a connection, and serves it.
