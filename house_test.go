@@ -105,6 +105,10 @@ var house = []row{
 		"egress is the policy of what may leave, for whoever asks"},
 	{"netjail", uses("egress", "sandbox"),
 		"netjail serves the ways out of a box; of a box it knows only those"},
+	{"workload", uses("api"),
+		"workload checks what an assertion says; which are to be believed it is told"},
+	{"workload/issuertest", nil,
+		"issuertest is a far end: it shares no code with what checks its tokens"},
 	{"tunnel", uses("api"),
 		"tunnel is the words and rules of both ends; it knows no plane"},
 	{"tunnel/edge", uses("api", "tunnel"),
@@ -125,7 +129,7 @@ var house = []row{
 		"client sees the server only through its public API"},
 
 	// Rules.
-	{"control", uses("api", "audit", "store", "tunnel", "vault"),
+	{"control", uses("api", "audit", "store", "tunnel", "vault", "workload"),
 		"control is the rules: it knows nothing of HTTP, models or workers' insides"},
 
 	// Engines and faces.
