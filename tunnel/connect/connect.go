@@ -69,7 +69,7 @@ type Connector struct {
 	log      *slog.Logger
 	sessions tls.ClientSessionCache
 	accepted chan *conn
-	closed   chan struct{} // when Run is over
+	listener *listener
 	parts    sync.WaitGroup
 
 	mu      sync.Mutex // guards what follows
@@ -108,10 +108,10 @@ func New(cfg Config) (*Connector, error) {
 		log:      cmp.Or(cfg.Log, slog.New(slog.DiscardHandler)),
 		sessions: tls.NewLRUClientSessionCache(64),
 		accepted: make(chan *conn),
-		closed:   make(chan struct{}),
 		links:    make(map[*link]struct{}),
 		changed:  make(chan struct{}),
 	}
+	c.listener = &listener{c: c, done: make(chan struct{})}
 	for _, addr := range cfg.Edges {
 		c.edges = append(c.edges, &edge{id: addr.ID, addrs: []tunnel.EdgeAddr{addr}})
 	}
@@ -138,7 +138,7 @@ func (c *Connector) Run(ctx context.Context) error {
 	<-ctx.Done()
 	c.leave()
 	stop()
-	close(c.closed)
+	c.listener.Close()
 	c.parts.Wait()
 	return nil
 }
@@ -175,27 +175,39 @@ func (c *Connector) change() {
 	c.changed = make(chan struct{})
 }
 
-// Listener is where streams come in. It is open until Run is over; closing it does
-// nothing. What it accepts ends with Run at the latest.
-func (c *Connector) Listener() net.Listener { return listener{c} }
+// Listener is where streams come in; each call returns the same one. It is open until
+// it is closed or Run is over. Once it is closed, streams that come are closed too.
+func (c *Connector) Listener() net.Listener { return c.listener }
 
-type listener struct{ c *Connector }
+type listener struct {
+	c    *Connector
+	done chan struct{}
+	once sync.Once
+}
 
 // Accept implements net.Listener.
-func (l listener) Accept() (net.Conn, error) {
+func (l *listener) Accept() (net.Conn, error) {
+	select {
+	case <-l.done:
+		return nil, net.ErrClosed
+	default:
+	}
 	select {
 	case conn := <-l.c.accepted:
 		return conn, nil
-	case <-l.c.closed:
+	case <-l.done:
 		return nil, net.ErrClosed
 	}
 }
 
 // Close implements net.Listener.
-func (l listener) Close() error { return nil }
+func (l *listener) Close() error {
+	l.once.Do(func() { close(l.done) })
+	return nil
+}
 
 // Addr implements net.Listener.
-func (l listener) Addr() net.Addr { return addr(l.c.cfg.ID) }
+func (l *listener) Addr() net.Addr { return addr(l.c.cfg.ID) }
 
 type addr string
 
@@ -232,7 +244,7 @@ func (c *Connector) deliver(l *link, carrier tunnel.Carrier) {
 	c.count(l, 1)
 	select {
 	case c.accepted <- s:
-	case <-c.closed:
+	case <-c.listener.done:
 		s.Close()
 	}
 }

@@ -85,6 +85,8 @@ func (e *Edge) drainAll() {
 	defer tick.Stop()
 	for len(e.attachments()) > 0 {
 		select {
+		case <-e.closing.Done():
+			return
 		case <-tick.C:
 		case <-elsewhere.C:
 			return
@@ -114,6 +116,19 @@ func (e *Edge) Cut(id api.TunnelID, reason string) {
 		}
 	}
 	cuts.Wait()
+}
+
+// Close ends everything at once: Run returns soon after, however much is under way.
+func (e *Edge) Close() error {
+	e.closeAll()
+	e.mu.Lock()
+	e.drain = true
+	e.mu.Unlock()
+	for _, a := range e.attachments() {
+		a.cut("the edge has stopped")
+	}
+	e.idle()
+	return e.cfg.Listener.Close()
 }
 
 // An earlyCut is a cut of an attachment that the plane has granted and the connector
