@@ -6,6 +6,5 @@ package main
 // imports it.
 import (
 	_ "github.com/hashicorp/yamux"
-	_ "github.com/quic-go/quic-go"
 	_ "golang.org/x/oauth2"
 )

@@ -70,6 +70,7 @@ type Connector struct {
 	sessions tls.ClientSessionCache
 	accepted chan *conn
 	listener *listener
+	udpAgain time.Duration // udpAgainMin, but in tests
 	parts    sync.WaitGroup
 
 	mu      sync.Mutex // guards what follows
@@ -108,6 +109,7 @@ func New(cfg Config) (*Connector, error) {
 		log:      cmp.Or(cfg.Log, slog.New(slog.DiscardHandler)),
 		sessions: tls.NewLRUClientSessionCache(64),
 		accepted: make(chan *conn),
+		udpAgain: udpAgainMin,
 		links:    make(map[*link]struct{}),
 		changed:  make(chan struct{}),
 	}

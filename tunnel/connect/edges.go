@@ -23,6 +23,10 @@ type edge struct {
 	failedAt time.Time
 
 	udp udp // whether QUIC gets there
+
+	// alias is the edge that answered here while another link to it was up: this is a
+	// second name for it, of use only while the first is gone.
+	alias api.EdgeID
 }
 
 // The times between attempts: a random one up to a bound that doubles, and that begins
@@ -60,7 +64,7 @@ func (c *Connector) keepOne(ctx, life context.Context) {
 		case ctx.Err() != nil:
 			return
 		case errors.Is(err, errDraining), errors.Is(err, errBetter):
-			continue // go elsewhere at once; what is under way here goes on
+			continue // another link, at once; what is under way on this one goes on
 		}
 		lasted := time.Since(began)
 		if l != nil && lasted >= stable {
@@ -87,7 +91,7 @@ func (c *Connector) claim() *edge {
 	var best *edge
 	for _, i := range rand.Perm(len(c.edges)) {
 		e := c.edges[i]
-		if e.held {
+		if e.held || e.alias != "" && c.hasEdge(e.alias) {
 			continue
 		}
 		if best == nil || e.rank(now).Before(best.rank(now)) {
@@ -98,6 +102,10 @@ func (c *Connector) claim() *edge {
 		best.held = true
 	}
 	return best
+}
+
+func (c *Connector) hasEdge(id api.EdgeID) bool {
+	return slices.ContainsFunc(c.edges, func(e *edge) bool { return e.id == id })
 }
 
 // rank orders edges: those to avoid last, and of the others those that failed longest
@@ -137,14 +145,14 @@ func (c *Connector) learn(e *edge, a tunnel.Attached) bool {
 		for _, other := range c.edges {
 			if other != e && other.id == a.EdgeID {
 				if other.held {
-					e.avoid = time.Now().Add(drainAvoid)
+					e.alias = a.EdgeID
 					return false
 				}
 				c.edges = slices.DeleteFunc(c.edges, func(x *edge) bool { return x == other })
 				break
 			}
 		}
-		e.id = a.EdgeID
+		e.id, e.alias = a.EdgeID, ""
 	}
 	e.err, e.avoid = nil, time.Time{}
 	for _, named := range a.Edges {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"sync"
 	"time"
 
@@ -24,7 +25,6 @@ type link struct {
 	data    func(ctx context.Context) (tunnel.Carrier, error) // dials a data connection; nil over QUIC
 	quic    *quicLink                                         // nil over TCP
 	ticket  []byte
-	log     interface{ Warn(string, ...any) }
 
 	sending sync.Mutex // held while sending on control
 
@@ -114,8 +114,9 @@ func (l *link) greet(ctx context.Context) (tunnel.Attached, error) {
 	return tunnel.ParseAttached(payload)
 }
 
-// run serves the link until it breaks, the edge wants it to go elsewhere, or ctx ends:
-// then it goes on beside, until life ends or the edge closes it.
+// run serves the link until it breaks, another is to take its place (errDraining,
+// errBetter), or ctx ends. In the last two cases it goes on beside: until there is
+// another, or life ends.
 func (l *link) run(ctx, life context.Context) error {
 	c := l.c
 	c.mu.Lock()
@@ -125,38 +126,61 @@ func (l *link) run(ctx, life context.Context) error {
 	c.log.Info("attached to an edge", "edge", l.addr.Addr, "protocol", l.view.Protocol, "attachment_id", l.view.AttachmentID)
 
 	broken := make(chan error, 1)
-	drain := make(chan struct{})
+	drain, better := make(chan struct{}), make(chan struct{})
 	c.parts.Go(func() {
 		err := l.serve(life, drain)
 		c.mu.Lock()
 		delete(c.links, l)
 		c.change()
 		c.mu.Unlock()
+		c.log.Info("no longer attached to an edge", "edge", l.addr.Addr, "attachment_id", l.view.AttachmentID, "reason", err)
 		broken <- err
 	})
+	if c.cfg.Protocol == "" && l.view.Protocol == api.ProtocolTCP && l.view.Proxy == "" {
+		probe, stop := context.WithCancel(ctx)
+		defer stop()
+		c.parts.Go(func() { l.udpPasses(probe, better) })
+	}
+	var err error
 	select {
-	case err := <-broken:
+	case err = <-broken:
 		return err
-	case <-drain:
-		c.parts.Go(func() { l.retire(life) })
-		return errDraining
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-drain:
+		err = errDraining
+	case <-better:
+		err = errBetter
 	}
+	c.mu.Lock()
+	l.view.Draining = true
+	c.mu.Unlock()
+	c.parts.Go(func() { l.retire(life, broken) })
+	return err
 }
 
-// retireMax is how long a link to an edge that is about to stop is kept for the
-// connector to find another.
+// retireMax is how long a link that another is to replace is kept.
 const retireMax = 8 * time.Second
 
-// retire ends a link once another took its place. Its streams go on.
-func (l *link) retire(life context.Context) {
+// retire ends a link once another took its place: no stream begins on it any more, and
+// those under way end by themselves. Over TCP they need no link for that.
+func (l *link) retire(life context.Context, broken <-chan error) {
 	until := time.Now().Add(retireMax)
 	for life.Err() == nil && time.Now().Before(until) && !l.c.replaced() {
 		l.c.wait(life, time.Second)
 	}
+	l.send(tunnel.AppendFrame(nil, tunnel.FrameDrain, nil))
+	for l.quic != nil && life.Err() == nil && len(broken) == 0 && l.busy() {
+		l.c.wait(life, time.Second)
+	}
 	l.send(tunnel.AppendFrame(nil, tunnel.FrameEnd, nil))
 	l.control.Close()
+}
+
+func (l *link) busy() bool {
+	l.c.mu.Lock()
+	defer l.c.mu.Unlock()
+	return l.streams > 0
 }
 
 // replaced reports whether as many links as there can be are with edges that stay.
@@ -187,7 +211,7 @@ func (l *link) serve(life context.Context, drain chan<- struct{}) error {
 	defer stop()
 	l.c.parts.Go(func() { l.ping(ctx) })
 	if l.quic != nil {
-		l.c.parts.Go(func() { l.quic.accept(ctx) })
+		l.c.parts.Go(func() { l.acceptStreams(ctx) })
 	}
 	l.fill(ctx)
 	draining := false
@@ -217,9 +241,6 @@ func (l *link) serve(life context.Context, drain chan<- struct{}) error {
 		case tunnel.FrameDrain:
 			if !draining {
 				draining = true
-				l.c.mu.Lock()
-				l.view.Draining = true
-				l.c.mu.Unlock()
 				close(drain)
 			}
 		case tunnel.FrameRefused:
@@ -280,40 +301,56 @@ func (l *link) park(ctx context.Context) {
 	conn, err := l.bring(ctx)
 	l.mu.Lock()
 	l.coming--
-	switch {
-	case err != nil:
-		if l.failed++; l.failed >= dataFailMax && ctx.Err() == nil {
-			l.control.Close()
-		}
-		pause := min(backoffMin<<min(l.failed, 6), backoffMax)
+	if err != nil || l.over {
 		l.mu.Unlock()
-		if ctx.Err() == nil {
-			l.c.log.Warn("no data connection to the edge", "edge", l.addr.Addr, "error", err)
-			l.c.pause(ctx, pause)
-			l.fill(ctx)
+		if err != nil {
+			l.failedToPark(ctx, err)
+		} else {
+			conn.Close()
 		}
-		return
-	case l.over:
-		l.mu.Unlock()
-		conn.Close()
 		return
 	}
-	l.failed = 0
 	l.parked[conn] = struct{}{}
 	l.mu.Unlock()
 
 	t, _, err := tunnel.ReadFrame(conn, maxControl)
 	l.mu.Lock()
 	delete(l.parked, conn)
+	if err == nil && t == tunnel.FrameOpen {
+		l.failed = 0
+	}
 	conn.SetWriteDeadline(time.Time{})
 	l.mu.Unlock()
-	if err != nil || t != tunnel.FrameOpen {
-		conn.Close() // the edge needs it no more
+	switch {
+	case err != nil: // the edge needs it no more, or the connection broke
+		conn.Close()
 		l.fill(ctx)
+	case t != tunnel.FrameOpen:
+		conn.Close()
+		l.failedToPark(ctx, errors.New("the edge refuses it"))
+	default:
+		l.fill(ctx)
+		l.c.deliver(l, conn)
+	}
+}
+
+// failedToPark tries again after a while that grows. A link for which no connections
+// can be had is of no use, and is given up.
+func (l *link) failedToPark(ctx context.Context, err error) {
+	l.mu.Lock()
+	l.failed++
+	failed := l.failed
+	l.mu.Unlock()
+	if ctx.Err() != nil {
 		return
 	}
+	l.c.log.Warn("no data connection to the edge", "edge", l.addr.Addr, "error", err)
+	if failed >= dataFailMax {
+		l.control.Close()
+		return
+	}
+	l.c.pause(ctx, min(backoffMin<<failed, backoffMax))
 	l.fill(ctx)
-	l.c.deliver(l, conn)
 }
 
 func (l *link) bring(ctx context.Context) (tunnel.Carrier, error) {
@@ -349,17 +386,8 @@ func (l *link) close() {
 	}
 }
 
-// dial makes a link to an edge, by whichever protocol gets there.
-func (c *Connector) dial(ctx context.Context, e *edge, to tunnel.EdgeAddr) (*link, error) {
-	return c.dialTCP(ctx, e, to)
-}
-
-// dialTCP makes a link by TCP.
-func (c *Connector) dialTCP(ctx context.Context, e *edge, to tunnel.EdgeAddr) (*link, error) {
-	proxy, err := c.proxyFor(to.Addr)
-	if err != nil {
-		return nil, err
-	}
+// dialTCP makes a link by TCP, through a proxy if there is one.
+func (c *Connector) dialTCP(ctx context.Context, e *edge, to tunnel.EdgeAddr, proxy *url.URL) (*link, error) {
 	control, err := c.dialTLS(ctx, to, to.Addr, proxy)
 	if err != nil {
 		return nil, err

@@ -111,16 +111,18 @@ const ReportIdle = 5 * time.Second
 // An Edge joins connectors and dialers. Its methods may be called concurrently.
 type Edge struct {
 	// Static after construction.
-	cfg       Config
-	log       *slog.Logger
-	connector *tls.Config // for those that offer the connector's ALPN
-	dialer    *tls.Config // for those that offer the dialer's
-	conns     sync.WaitGroup
-	halfOpen  *gate
-	closing   context.Context // ends when every connection is to be closed
-	closeAll  context.CancelFunc
-	allIdle   chan struct{} // closed by idle
-	idle      func()        // called once there is no stream and will be none
+	cfg        Config
+	log        *slog.Logger
+	connector  *tls.Config // for those that offer the connector's ALPN
+	dialer     *tls.Config // for those that offer the dialer's
+	conns      sync.WaitGroup
+	halfOpen   *gate
+	closing    context.Context // ends when every connection is to be closed
+	closeAll   context.CancelFunc
+	drains     context.Context // ends when nobody is taken in any more
+	startDrain context.CancelFunc
+	allIdle    chan struct{} // closed by idle
+	idle       func()        // called once there is no stream and will be none
 
 	mu       sync.Mutex
 	tunnels  map[api.TunnelID]*hub
@@ -151,6 +153,7 @@ func New(cfg Config) (*Edge, error) {
 	e.allIdle = make(chan struct{})
 	e.idle = sync.OnceFunc(func() { close(e.allIdle) })
 	e.closing, e.closeAll = context.WithCancel(context.Background())
+	e.drains, e.startDrain = context.WithCancel(context.Background())
 	e.connector, e.dialer = e.tlsConfigs()
 	return e, nil
 }

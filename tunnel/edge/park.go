@@ -168,9 +168,12 @@ func (p *parking) abandon() {
 
 // abandon closes a connection without waiting for the other end.
 func abandon(conn tunnel.Carrier) {
-	if t, ok := conn.(*tls.Conn); ok {
-		t.NetConn().Close()
-		return
+	switch c := conn.(type) {
+	case *tls.Conn:
+		c.NetConn().Close()
+	case interface{ Abort() }:
+		c.Abort()
+	default:
+		conn.Close()
 	}
-	conn.Close()
 }

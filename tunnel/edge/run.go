@@ -33,7 +33,7 @@ func (e *Edge) Run(ctx context.Context) error {
 	failed := make(chan error, 2)
 	parts.Go(func() { failed <- e.accept(ctx) })
 	if e.cfg.Packets != nil {
-		parts.Go(func() { failed <- e.acceptQUIC(ctx) })
+		parts.Go(func() { failed <- e.acceptQUIC() })
 	}
 
 	var err error
@@ -66,6 +66,7 @@ func (e *Edge) drainAll() {
 		e.idle()
 	}
 	e.cfg.Listener.Close()
+	e.startDrain()
 	all := e.attachments()
 	for _, a := range all {
 		go a.control.send(tunnel.AppendFrame(nil, tunnel.FrameDrain, nil))
@@ -124,6 +125,7 @@ func (e *Edge) Close() error {
 	e.mu.Lock()
 	e.drain = true
 	e.mu.Unlock()
+	e.startDrain()
 	for _, a := range e.attachments() {
 		a.cut("the edge has stopped")
 	}
