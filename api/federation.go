@@ -38,7 +38,8 @@ const SecretPrefixAccess = "sk-ant-oat01-"
 
 // The limits of federation.
 const (
-	AssertionMax = 16 << 10 // bytes
+	AssertionMax      = 16 << 10 // bytes
+	FederationPageMax = 1000     // of a list
 
 	TokenLifetimeMin     = time.Minute
 	TokenLifetimeMax     = 24 * time.Hour

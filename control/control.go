@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"crypto/rand"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -12,11 +13,13 @@ import (
 	"time"
 
 	"golang.org/x/sync/singleflight"
+	"golang.org/x/time/rate"
 
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/audit"
 	"github.com/bailey-platform/bailey/store"
 	"github.com/bailey-platform/bailey/vault"
+	"github.com/bailey-platform/bailey/workload"
 )
 
 // Config of [New]. Zero durations and counts mean the defaults named.
@@ -85,6 +88,11 @@ type Config struct {
 	// as lost. Default 15 s.
 	EdgeLease time.Duration
 
+	// Issuers makes the HTTP client that issuers of workloads' identities are asked for
+	// their keys with; it trusts the CAs of the pool, or with nil the system's, and says
+	// where connections may go. Nil: none is asked, and keys have to be inline.
+	Issuers func(*x509.CertPool) *http.Client
+
 	// TunnelDomain is what the domains of tunnels end in. Default tunnel.bailey.internal.
 	TunnelDomain string
 
@@ -141,7 +149,10 @@ type Control struct {
 	renewals singleflight.Group // of credentials' access tokens, by credential
 
 	authorities authorities
-	faults      faults
+
+	workloads *workload.Verifier
+	refusals  refusals // of workloads
+	faults    faults
 
 	pruned time.Time // owned by the sweep
 }
@@ -151,6 +162,8 @@ type Control struct {
 func New(ctx context.Context, dbURL string, opt store.Options, cfg Config) (*Control, error) {
 	cfg.setDefaults()
 	c := &Control{cfg: cfg, hub: newHub(), seen: newPollers(), own: newOwnKeys(), shells: newShells()}
+	c.workloads = workload.New(workload.Options{Client: cfg.Issuers, Clock: cfg.Clock})
+	c.refusals.limit = rate.NewLimiter(refusalsPerSecond, refusalsBurst)
 	opt.Logger, opt.Clock, opt.Notify = cfg.Logger, cfg.Clock, c.hub.publish
 	db, err := store.Open(ctx, dbURL, opt)
 	if err != nil {

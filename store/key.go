@@ -90,10 +90,16 @@ func (tx *Tx) CountOtherKeys(but api.KeyID) (int64, error) {
 		api.KeyAPI, string(api.ScopeWorkspace)+"%", but)
 }
 
-// DropAccessTokens removes the access tokens that a rule has given out.
-func (tx *Tx) DropAccessTokens(rule api.RuleID) error {
-	_, err := tx.exec("DELETE FROM keys WHERE rule_id = ?", rule)
-	return err
+// DropAccessTokens removes the access tokens that a rule has given out, and returns
+// them.
+func (tx *Tx) DropAccessTokens(rule api.RuleID) ([]api.KeyID, error) {
+	return collect(tx, scanOne[api.KeyID], "DELETE FROM keys WHERE rule_id = ? RETURNING id", rule)
+}
+
+// CountAccessTokens counts the access tokens that a rule has given out and that have
+// not expired.
+func (tx *Tx) CountAccessTokens(rule api.RuleID) (int64, error) {
+	return tx.count("SELECT count(*) FROM keys WHERE rule_id = ? AND expires_at > ?", rule, micros(tx.Now))
 }
 
 // DropExpiredAccessTokens removes the access tokens that have expired.

@@ -119,7 +119,14 @@ var federationTests = []test{
 		}
 		r.write((*store.Tx).DropExpiredAccessTokens)
 		r.same("in time", []string{"oatk_1", "oatk_2", "hash"}, left())
-		r.write(func(tx *store.Tx) error { return tx.DropAccessTokens("fdrl_1") })
+		if n := read(r, func(tx *store.Tx) (int64, error) { return tx.CountAccessTokens("fdrl_1") }); n != 1 {
+			r.t.Errorf("%d tokens of the rule", n)
+		}
+		r.write(func(tx *store.Tx) error {
+			gone, err := tx.DropAccessTokens("fdrl_1")
+			r.same("dropped", []api.KeyID{"oatk_1"}, gone)
+			return err
+		})
 		r.same("of the other rule", []string{"oatk_2", "hash"}, left())
 	}},
 
