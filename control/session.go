@@ -92,6 +92,9 @@ func (c *Control) CreateSession(ctx context.Context, p Principal, in api.Session
 		if err != nil {
 			return err
 		}
+		if err := checkMCPServers(env, agent); err != nil {
+			return err
+		}
 		if err := sessionVaults(tx, in.VaultIDs); err != nil {
 			return err
 		}
@@ -248,15 +251,7 @@ func sessionAgent(tx *store.Tx, ref api.AgentRef) (api.SessionAgent, error) {
 	if err := snap.Resolve(); err != nil {
 		return snap, nested(err, "agent")
 	}
-	return snap, checkRunnable(snap)
-}
-
-// checkRunnable refuses what an agent may declare and no session can use yet.
-func checkRunnable(a api.SessionAgent) error {
-	if len(a.MCPServers) > 0 {
-		return api.Invalid("agent %s uses MCP servers, which this server does not connect yet; override mcp_servers and tools for this session, or remove them from the agent", a.ID)
-	}
-	return nil
+	return snap, nil
 }
 
 // wake makes the loop look at a session that the transaction has locked.
@@ -300,6 +295,15 @@ func (c *Control) UpdateSession(ctx context.Context, p Principal, id api.Session
 		changed, err := applySessionUpdate(s, in)
 		if err != nil {
 			return err
+		}
+		if changed != nil && changed.Agent != nil {
+			env, err := tx.Environment(s.EnvironmentID)
+			if err != nil {
+				return err
+			}
+			if err := checkMCPServers(env, s.Agent); err != nil {
+				return err
+			}
 		}
 		if changed != nil {
 			if _, err := tx.Append(s, []api.Draft{{ID: c.NewEventID(), Body: changed}}); err != nil {
@@ -405,9 +409,6 @@ func applySessionTools(s *store.Session, in api.SessionAgentUpdate) (changed boo
 	}
 	if err := next.Resolve(); err != nil {
 		return false, nested(err, "agent")
-	}
-	if err := checkRunnable(next); err != nil {
-		return false, err
 	}
 	was, _ := json.Marshal(s.Agent)
 	is, _ := json.Marshal(next)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"log/slog"
+	"net/http"
 	"sync/atomic"
 	"time"
 
@@ -21,6 +22,9 @@ type Config struct {
 	Model   *model.Client
 	Logger  *slog.Logger
 	Metrics prometheus.Registerer // nil: none
+
+	// MCP reaches MCP servers. Nil: sessions are told that theirs cannot be reached.
+	MCP *http.Client
 
 	// Owner names this process in the turns it holds. Default: random.
 	Owner string
@@ -50,6 +54,7 @@ type Engine struct {
 	cfg     Config
 	log     *slog.Logger
 	metrics *metrics
+	pool    *pool
 	stop    atomic.Bool // no model request is begun any more
 }
 
@@ -73,7 +78,9 @@ func New(cfg Config) *Engine {
 	if cfg.Grace == 0 {
 		cfg.Grace = 30 * time.Second
 	}
-	return &Engine{cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Metrics)}
+	e := &Engine{cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Metrics)}
+	e.pool = newPool(e)
+	return e
 }
 
 // retryDelay is the pause after the database or a turn failed, so that neither is
@@ -129,5 +136,6 @@ func (e *Engine) Run(ctx context.Context) error {
 	for len(running) > 0 {
 		delete(running, <-ended)
 	}
+	e.pool.close()
 	return nil
 }
