@@ -6,5 +6,4 @@ package main
 // imports it.
 import (
 	_ "github.com/hashicorp/yamux"
-	_ "golang.org/x/oauth2"
 )
