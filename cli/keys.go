@@ -18,8 +18,8 @@ func (p *Program) keysCommand() *cobra.Command {
 		Aliases: []string{"key"},
 		Short:   "Create, list and revoke API keys",
 		Long: `An API key may do everything on the server; opening shells needs --shell. It is
-shown once, when it is created. The keys of workers are under
-"bailey environments keys".`,
+shown once, when it is created. An edge key (--type edge_key) is for "bailey edge"
+alone. The keys of workers are under "bailey environments keys".`,
 	}
 	c := p.connectFlags(cmd)
 	cmd.AddCommand(
@@ -60,7 +60,9 @@ func (p *Program) keyCreate(c *connection, inEnv bool, short, example string) *c
 	name := cmd.Flags().String("name", "", "a `name` to know the key by")
 	expires := cmd.Flags().Duration("expires-in", 0, "how long the key is good for, such as 720h; 0 is for ever")
 	shell := false
+	kind := ""
 	if !inEnv {
+		cmd.Flags().StringVar(&kind, "type", string(api.KeyAPI), "the `kind` of key: api_key, or edge_key for \"bailey edge\", which carries tunnels and can do nothing else")
 		cmd.Flags().BoolVar(&shell, "shell", false, "let the key open shells into the boxes of sessions; only a key that may can give that on")
 	}
 	save := cmd.Flags().String("save", "", "write the key to a new `file` (mode 0600) and do not show it")
@@ -74,7 +76,7 @@ func (p *Program) keyCreate(c *connection, inEnv bool, short, example string) *c
 		if err != nil {
 			return err
 		}
-		k, err := cl.CreateKey(ctx, env(args), api.KeyCreate{Name: *name, ExpiresAt: expiry(*expires), Shell: shell})
+		k, err := cl.CreateKey(ctx, env(args), api.KeyCreate{Name: *name, Type: api.KeyKind(kind), ExpiresAt: expiry(*expires), Shell: shell})
 		if err != nil {
 			keep.discard()
 			return err

@@ -120,11 +120,10 @@ func (c *Control) TunnelUsage(ctx context.Context, p Principal, id api.TunnelID,
 		if from.IsZero() {
 			from = to.Add(-24 * time.Hour)
 		}
-		from = from.Truncate(time.Hour)
-		if !from.Before(to) || to.Sub(from) > usageHoursMax*time.Hour {
+		if !from.Before(to) || to.Sub(from) > usageHoursMax*time.Hour+time.Minute {
 			return api.Invalid("starting_at: must be before ending_at, by at most %d hours", usageHoursMax)
 		}
-		rows, err := tx.TunnelUsage(id, from, to, usageHoursMax+1)
+		rows, err := tx.TunnelUsage(id, from.Truncate(time.Hour), to, usageHoursMax+1)
 		out.Data = append(out.Data, rows...)
 		return err
 	})

@@ -34,8 +34,8 @@ type Config struct {
 
 	Log *slog.Logger // nil logs nothing
 
-	// Registered, if not nil, is called once the plane knows the edge.
-	Registered func(api.Edge)
+	// Started, if not nil, is called once the plane knows the edge, which then serves.
+	Started func(*edge.Edge)
 }
 
 // Run registers an edge and serves it until ctx ends, which drains it. serve is the
@@ -60,6 +60,9 @@ func Run(ctx context.Context, c Config, serve edge.Config) (err error) {
 			return nil
 		}
 		return err
+	}
+	if c.Started != nil {
+		c.Started(e)
 	}
 	// What the edge has to tell while it drains still needs the plane's certificates, so
 	// renewal ends after it.
@@ -152,9 +155,6 @@ func (p *Plane) registerOnce(ctx context.Context) error {
 	p.counted = 0
 	p.mu.Unlock()
 	p.log.Info("the plane knows this edge", "edge_id", out.ID, "name", out.Name)
-	if p.cfg.Registered != nil {
-		p.cfg.Registered(out.Edge)
-	}
 	return nil
 }
 
