@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/bailey-platform/bailey/control"
+	"github.com/bailey-platform/bailey/egress"
 	"github.com/bailey-platform/bailey/model"
 	"github.com/bailey-platform/bailey/telemetry"
 )
@@ -110,6 +111,11 @@ type Config struct {
 	// behind a proxy that ends TLS.
 	InsecureHTTP bool `name:"insecure-http"`
 
+	// MCPAllowedAddresses are addresses and ranges, with commas between them, that are not
+	// of the public internet and where MCP servers may be all the same: 10.1.0.0/16,
+	// 127.0.0.1. MCP servers behind a tunnel need none.
+	MCPAllowedAddresses string `name:"mcp-allowed-addresses"`
+
 	// CloudWorker has the sessions of cloud environments run on this host, in boxes.
 	// Without it they are refused, and self_hosted environments are the only ones.
 	CloudWorker bool `name:"cloud-worker"`
@@ -138,7 +144,7 @@ type Config struct {
 	TunnelDialAddresses string `name:"tunnel-dial-addresses"`
 
 	// TunnelDomain is what the host names of private MCP servers end in. It is never looked
-	// up in the DNS, and tunnels that there are keep theirs when it changes.
+	// up in the DNS. Tunnels that there are cannot be reached when it changes.
 	TunnelDomain string `name:"tunnel-domain"`
 
 	// Metrics says who may read /metrics: key (whoever has an API key, as
@@ -268,6 +274,9 @@ func (c *Config) Check() error {
 	}
 	if err := c.checkMetrics(); err != nil {
 		return err
+	}
+	if _, err := egress.ParseOpen(c.MCPAllowedAddresses); err != nil {
+		return badSetting("mcp-allowed-addresses", "%v", err)
 	}
 	if c.MaxStreams < 1 {
 		return badSetting("max-streams", "must be at least 1")

@@ -20,6 +20,7 @@ import (
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/audit"
 	"github.com/bailey-platform/bailey/control"
+	"github.com/bailey-platform/bailey/egress"
 	"github.com/bailey-platform/bailey/httpapi"
 	"github.com/bailey-platform/bailey/loop"
 	"github.com/bailey-platform/bailey/model"
@@ -47,7 +48,8 @@ type Daemon struct {
 	registry *prometheus.Registry
 	metrics  *metricsServer // nil unless they have an address of their own
 	tunnels  *tunnels
-	firstKey *api.Key // made by this start; nil if there was one already
+	outbound *egress.Outbound // to hosts that users name
+	firstKey *api.Key         // made by this start; nil if there was one already
 
 	cloud Cloud // set before Run; nil if sessions of cloud environments are refused
 }
@@ -155,9 +157,13 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err erro
 	if err != nil {
 		return nil, fmt.Errorf("set up the model: %w", err)
 	}
+	if d.outbound, err = d.newOutbound(); err != nil {
+		return nil, err
+	}
 	d.loop = loop.New(loop.Config{
 		Control:  d.control,
 		Model:    endpoint,
+		MCP:      d.outbound.Client(),
 		Logger:   log.With("part", "loop"),
 		Metrics:  registry,
 		TurnsMax: cfg.MaxTurns,
