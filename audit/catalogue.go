@@ -102,7 +102,7 @@ var Catalogue = []Kind{
 		Must: []string{"request_id", "operation", "client", "outcome", "status"}},
 	{Action: Approval, Means: "somebody allows or denies a tool call; the actor is who the server found the key to belong to",
 		Must: []string{"actor", "request_id", "session_id", "call_id", "decision", "credential"}},
-	{Action: PolicyChange, Means: "what agents or boxes may do is about to be changed",
+	{Action: PolicyChange, Means: "what agents, boxes or workloads may do is about to be changed",
 		Must: []string{"actor", "request_id", "operation", "policy"}},
 	{Action: KeyFirst, Means: "the first API key of a new database is about to be made", Must: []string{"file"}},
 	{Action: WorkClaimed, Means: "a work item, with its session token, is about to be handed to a worker",

@@ -87,6 +87,11 @@ func (r *request) token() api.TokenID   { return api.TokenID(r.PathValue("token"
 func (r *request) certificate() api.CertificateID {
 	return api.CertificateID(r.PathValue("certificate"))
 }
+func (r *request) issuer() api.IssuerID { return api.IssuerID(r.PathValue("issuer")) }
+func (r *request) rule() api.RuleID     { return api.RuleID(r.PathValue("rule")) }
+func (r *request) account() api.ServiceAccountID {
+	return api.ServiceAccountID(r.PathValue("account"))
+}
 func (r *request) shell() api.ShellID { return api.ShellID(r.PathValue("shell")) }
 func (r *request) vault() api.VaultID { return api.VaultID(r.PathValue("vault")) }
 func (r *request) credential() api.CredentialID {

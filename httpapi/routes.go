@@ -35,6 +35,9 @@ var (
 	ofSessions = credentials{api.KeySession}
 	ofEdges    = credentials{api.KeyEdge}
 
+	// anybody is who shows no credential in a header: what proves something is in the body.
+	anybody = credentials{""}
+
 	orTunnels   = credentials{api.KeyAPI, api.KeyTunnels}
 	orConnector = credentials{api.KeyAPI, api.KeyTunnels, api.KeyTunnelToken}
 )
@@ -44,6 +47,9 @@ const betaAgents = "managed-agents-2026-04-01"
 
 // betaTunnels gates every operation on tunnels.
 const betaTunnels = "mcp-tunnels-2026-06-22"
+
+// betaFederation gates the exchange of a workload's identity.
+const betaFederation = "oidc-federation-2026-04-01"
 
 // A status says how far an operation can be relied on. docs/compatibility.md
 // shows it; the code never looks at it.
@@ -229,6 +235,24 @@ var routes = []route{
 	{op: "organizations.webhooks.update", path: "POST /v1/organizations/webhooks/{webhook}"},
 	{op: "organizations.webhooks.delete", path: "DELETE /v1/organizations/webhooks/{webhook}"},
 	{op: "organizations.webhooks.regenerate_signing_secret", path: "POST /v1/organizations/webhooks/{webhook}/regenerate_signing_secret"},
+
+	{"organizations.federation_issuers.create", "POST /v1/organizations/federation_issuers", apiKey, "", behaves, (*Server).createIssuer},
+	{"organizations.federation_issuers.list", "GET /v1/organizations/federation_issuers", apiKey, "", behaves, (*Server).listIssuers},
+	{"organizations.federation_issuers.retrieve", "GET /v1/organizations/federation_issuers/{issuer}", apiKey, "", behaves, (*Server).getIssuer},
+	{"organizations.federation_issuers.update", "POST /v1/organizations/federation_issuers/{issuer}", apiKey, "", behaves, (*Server).updateIssuer},
+	{"organizations.federation_issuers.archive", "POST /v1/organizations/federation_issuers/{issuer}/archive", apiKey, "", behaves, (*Server).archiveIssuer},
+	{"organizations.federation_rules.create", "POST /v1/organizations/federation_rules", apiKey, "", routed, (*Server).createRule},
+	{"organizations.federation_rules.list", "GET /v1/organizations/federation_rules", apiKey, "", behaves, (*Server).listRules},
+	{"organizations.federation_rules.retrieve", "GET /v1/organizations/federation_rules/{rule}", apiKey, "", behaves, (*Server).getRule},
+	{"organizations.federation_rules.update", "POST /v1/organizations/federation_rules/{rule}", apiKey, "", routed, (*Server).updateRule},
+	{"organizations.federation_rules.archive", "POST /v1/organizations/federation_rules/{rule}/archive", apiKey, "", behaves, (*Server).archiveRule},
+	{"organizations.service_accounts.create", "POST /v1/organizations/service_accounts", apiKey, "", behaves, (*Server).createServiceAccount},
+	{"organizations.service_accounts.list", "GET /v1/organizations/service_accounts", apiKey, "", behaves, (*Server).listServiceAccounts},
+	{"organizations.service_accounts.retrieve", "GET /v1/organizations/service_accounts/{account}", apiKey, "", behaves, (*Server).getServiceAccount},
+	{"organizations.service_accounts.update", "POST /v1/organizations/service_accounts/{account}", apiKey, "", behaves, (*Server).updateServiceAccount},
+	{"organizations.service_accounts.archive", "POST /v1/organizations/service_accounts/{account}/archive", apiKey, "", behaves, (*Server).archiveServiceAccount},
+	{"organizations.federation_exchanges.list", "GET /v1/organizations/federation_exchanges", apiKey, "", ours, (*Server).listExchanges},
+	{"oauth.token", "POST /v1/oauth/token", anybody, betaFederation, behaves, (*Server).exchangeToken},
 
 	{op: "messages.batches.create", path: "POST /v1/messages/batches"},
 	{op: "messages.batches.list", path: "GET /v1/messages/batches"},

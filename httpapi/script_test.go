@@ -76,7 +76,7 @@ func newFixture(tb testing.TB, cfg Config) *fixture {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	ctl, err := control.New(tb.Context(), "sqlite:"+filepath.Join(dir, "test.db"), store.Options{}, control.Config{Vault: keys})
+	ctl, err := control.New(tb.Context(), "sqlite:"+filepath.Join(dir, "test.db"), store.Options{}, control.Config{Vault: keys, Issuers: plainIssuers})
 	if err != nil {
 		tb.Fatal(err)
 	}

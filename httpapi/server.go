@@ -241,20 +241,23 @@ func (s *Server) serve(hw http.ResponseWriter, hr *http.Request, rt *route, err 
 // call does everything between the route and its handler.
 func (s *Server) call(w *response, hr *http.Request, rt *route, rec *record) (any, error) {
 	ctx := hr.Context()
-	var err error
-	if rec.who, err = s.authenticate(hr); err != nil {
-		return nil, err
-	}
-	w.Header().Set("Anthropic-Organization-Id", organizationID)
-	w.Header().Set("Anthropic-Workspace-Id", workspaceID)
+	open := slices.Contains(rt.keys, "")
+	if !open {
+		var err error
+		if rec.who, err = s.authenticate(hr); err != nil {
+			return nil, err
+		}
+		w.Header().Set("Anthropic-Organization-Id", organizationID)
+		w.Header().Set("Anthropic-Workspace-Id", workspaceID)
 
-	if err := checkVersion(hr.Header); err != nil {
-		return nil, err
+		if err := checkVersion(hr.Header); err != nil {
+			return nil, err
+		}
 	}
 	if rt.beta != "" && !hasBeta(hr.Header, rt.beta) {
 		return nil, api.NotFound("no operation has this path without the header anthropic-beta: %s", rt.beta)
 	}
-	if err := checkWorkspace(hr.Header); err != nil {
+	if err := checkWorkspace(hr.Header); err != nil && !open {
 		return nil, err
 	}
 	if !slices.Contains(rt.keys, rec.who.Kind) {

@@ -45,7 +45,7 @@ type key struct {
 	sign crypto.Signer
 }
 
-// Start starts an issuer, with TLS or without, that has one key of RS256, "key-1".
+// Start starts an issuer, with TLS or without, that has one key of ES256, "key-1".
 func Start(t testing.TB, tls bool) *Issuer {
 	t.Helper()
 	i := &Issuer{t: t, document: map[string]any{}}
@@ -60,7 +60,7 @@ func Start(t testing.TB, tls bool) *Issuer {
 	}
 	t.Cleanup(i.server.Close)
 	i.URL = i.server.URL
-	i.AddKey("key-1", jose.RS256)
+	i.AddKey("key-1", jose.ES256)
 	return i
 }
 
