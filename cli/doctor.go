@@ -45,8 +45,9 @@ directory, the server and your key for it, the model endpoint, the clock. Each
 fault comes with what to do about it; the exit status is then 9.
 
 It reads the same environment and file as "bailey serve", and the same key as
-the other commands. A worker's own settings are checked with
-"bailey worker --check". With --leaks it only looks for what boxes of workers that
+the other commands, and looks at a gateway whose settings are here
+(gateway.yaml) as "bailey gateway check" does. A worker's own settings are checked
+with "bailey worker --check". With --leaks it only looks for what boxes of workers that
 were killed have left on this machine: processes, control groups, mounts and,
 in the workers' data directories, files.`,
 		Example: `  bailey doctor
@@ -87,6 +88,9 @@ in the workers' data directories, files.`,
 			findings = append(findings, checkData(cfg), checkModel(ctx, cfg))
 		}
 		findings = append(findings, c.checkServer(ctx)...)
+		if gw := new(gatewayFlags); gw.path() != "" {
+			findings = append(findings, p.doctorGateway(ctx, gw)...)
+		}
 		return p.printFindings(*out, findings)
 	}
 	return cmd

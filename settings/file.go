@@ -74,7 +74,7 @@ func Parse(text []byte, into any, example string) (root *yaml.Node, problems []s
 }
 
 var (
-	unknownField = regexp.MustCompile(`^(line \d+: )field (\S+) not found in type \S+$`)
+	unknownField = regexp.MustCompile(`^(line \d+: )field (\S+) not found in type .+$`)
 	secretField  = regexp.MustCompile(`^(key|token|secret|password|value|environment-key)$`)
 )
 

@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"go.yaml.in/yaml/v3"
 )
 
 type example struct {
@@ -53,4 +55,26 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("a document and problems %q", problems)
 		}
 	})
+}
+
+func TestUnknown(t *testing.T) {
+	t.Parallel()
+	var doc yaml.Node
+	text := "name: x\nin:\n  deep: 1\n  shallow: 2\nlist:\n- name: y\n- nam: z\nwait: 3s\nwit: 4s\n"
+	if err := yaml.Unmarshal([]byte(text), &doc); err != nil {
+		t.Fatal(err)
+	}
+	err := Unknown(doc.Content[0], struct {
+		Example example    `yaml:",inline"`
+		List    []*example `yaml:"list"`
+	}{})
+	got := strings.Join(Problems(err, "docs/x.yaml"), "\n")
+	for _, want := range []string{`line 4: there is no setting "shallow"`, `line 7: there is no setting "nam"`, `line 9: there is no setting "wit"`} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%q lacks %q", got, want)
+		}
+	}
+	if n := strings.Count(got, "\n"); n != 2 {
+		t.Errorf("%d more problems than there are: %q", n-2, got)
+	}
 }

@@ -40,6 +40,7 @@ func (g *Gateway) newState(c *Config) (*state, error) {
 			problemf(&problems, "routes: %s: %v", name, err)
 			continue
 		}
+		r.key = name
 		s.routes[r.name] = r
 	}
 	if len(problems) > 0 {

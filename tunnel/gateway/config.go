@@ -35,13 +35,22 @@ type Config struct {
 
 // Tunnel says which tunnel is served, and where its edges are.
 type Tunnel struct {
-	ID        string   `yaml:"id"`         // informative, but for renew and check
-	Domain    string   `yaml:"domain"`     // what is before it in a host is the route
-	TokenFile string   `yaml:"token-file"` // holds the tunnel token; read again when it is refused
-	Edges     []string `yaml:"edges"`      // host:port of each
-	EdgeCA    string   `yaml:"edge-ca"`    // a file with the authorities of the edges; default the host's own
-	Protocol  string   `yaml:"protocol"`   // auto, quic or tcp; default auto
-	Server    string   `yaml:"server"`     // the plane's address; informative, but for check
+	ID        string `yaml:"id"`         // informative
+	Server    string `yaml:"server"`     // the plane's address; informative
+	Domain    string `yaml:"domain"`     // what is before it in a host is the route
+	TokenFile string `yaml:"token-file"` // holds the tunnel token; read again at each attachment
+	Edges     []Edge `yaml:"edges"`      // where to begin; an edge names others
+	Protocol  string `yaml:"protocol"`   // auto, quic or tcp; default auto
+	Links     int    `yaml:"links"`      // how many edges to be attached to at a time; default 2
+}
+
+// An Edge is where the tunnel is entered from inside. In the file it can be its address
+// alone, host:port, as a string.
+type Edge struct {
+	ID         string   `yaml:"id"`          // informative
+	Addresses  []string `yaml:"addresses"`   // host:port
+	ServerName string   `yaml:"server-name"` // in its certificate; default the host of the first address
+	CA         string   `yaml:"ca"`          // a file with who may have signed that; default the authorities of this host
 }
 
 // TLS is the inner TLS: the pair that proves this gateway to the platform.
@@ -173,6 +182,19 @@ type Process struct {
 // example is where all settings are.
 const example = "docs/gateway.yaml"
 
+// UnmarshalYAML reads an edge, or the address of one.
+func (e *Edge) UnmarshalYAML(node *yaml.Node) error {
+	if node.Kind == yaml.ScalarNode {
+		*e = Edge{Addresses: []string{node.Value}}
+		return nil
+	}
+	type plainEdge Edge
+	if err := settings.Unknown(node, plainEdge{}); err != nil {
+		return err
+	}
+	return node.Decode((*plainEdge)(e))
+}
+
 // UnmarshalYAML reads a route, or the upstream of one that says nothing else.
 func (r *Route) UnmarshalYAML(node *yaml.Node) error {
 	if node.Kind == yaml.ScalarNode {
@@ -180,6 +202,9 @@ func (r *Route) UnmarshalYAML(node *yaml.Node) error {
 		return nil
 	}
 	type plainRoute Route
+	if err := settings.Unknown(node, plainRoute{}); err != nil {
+		return err
+	}
 	return node.Decode((*plainRoute)(r))
 }
 
@@ -287,8 +312,11 @@ func (c *Config) resolve(dir string) {
 			m[k] = v
 		}
 	}
-	for _, p := range []*string{&c.Tunnel.TokenFile, &c.Tunnel.EdgeCA, &c.TLS.Cert, &c.TLS.Key, &c.TLS.CACert, &c.TLS.CAKey, &c.Data} {
+	for _, p := range []*string{&c.Tunnel.TokenFile, &c.TLS.Cert, &c.TLS.Key, &c.TLS.CACert, &c.TLS.CAKey, &c.Data} {
 		abs(p)
+	}
+	for i := range c.Tunnel.Edges {
+		abs(&c.Tunnel.Edges[i].CA)
 	}
 	for _, r := range c.Routes {
 		for _, p := range []*string{&r.UpstreamTLS.CA, &r.UpstreamTLS.Cert, &r.UpstreamTLS.Key, &r.Auth.JWT.JWKSFile, &r.Dir} {
@@ -304,6 +332,28 @@ func (c *Config) resolve(dir string) {
 		}
 		r.Auth.TokenFiles = files
 	}
+}
+
+// files are the files that the configuration names and that are read with it, but for
+// those of the gateway's own certificate.
+func (c *Config) files() (all []string) {
+	add := func(files ...string) {
+		for _, f := range files {
+			if f != "" {
+				all = append(all, f)
+			}
+		}
+	}
+	for _, r := range c.Routes {
+		add(r.UpstreamTLS.CA, r.UpstreamTLS.Cert, r.UpstreamTLS.Key, r.Auth.JWT.JWKSFile)
+		add(r.Auth.TokenFiles...)
+		for _, m := range []map[string]string{r.Headers.Request.SetFiles, r.Headers.Response.SetFiles, r.EnvFrom} {
+			for _, f := range m {
+				add(f)
+			}
+		}
+	}
+	return all
 }
 
 // Fingerprint names a configuration: two that are the same have the same. It holds no

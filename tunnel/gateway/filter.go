@@ -128,10 +128,6 @@ func (f *eventFilter) add(p []byte, emit func([]byte) error) error {
 	}
 }
 
-// rest returns what was left when the stream ended: no event, as its end is missing, so
-// that whoever reads it leaves it out. Neither is it passed on.
-func (f *eventFilter) rest() []byte { return nil }
-
 // eventEnd is the index after the first empty line, or -1. Lines end with LF, CR LF or
 // CR. A CR at the very end may be half of a CR LF, which is for the next call to say.
 func eventEnd(b []byte, from int) int {

@@ -4,12 +4,9 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
-	"encoding/hex"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,6 +20,10 @@ import (
 type Options struct {
 	// Load returns the configuration. New calls it, and Reload again.
 	Load func() (*Config, error)
+
+	// File is where Load reads it. While the gateway serves, it is reloaded when this file
+	// changes, or one that it names. Empty for no such thing.
+	File string
 
 	// Audit keeps the record of what is called. Nil keeps none. It is not closed.
 	Audit Recorder
@@ -77,9 +78,7 @@ func New(o Options) (*Gateway, error) {
 	}
 	g.arguments = cfg.Audit.Arguments != "none"
 	if g.replica = cfg.Replica; g.replica == "" {
-		var id [8]byte
-		_, _ = rand.Read(id[:]) // never fails
-		g.replica = hex.EncodeToString(id[:])
+		g.replica = "cnct_" + rand.Text()
 	}
 	g.replicaField = field{[]byte(replicaField), []byte(g.replica)}
 	if g.certs, err = newCertificates(cfg.TLS.Cert, cfg.TLS.Key, g.log, g.metrics); err != nil {
@@ -122,15 +121,12 @@ func (g *Gateway) Serve(ctx context.Context, l net.Listener) error {
 	parts.Go(func() { g.sweeper.run(life) })
 	parts.Go(func() { g.certs.poll(life) })
 	parts.Go(func() { g.tidy(life) })
-	s := g.state.Load()
-	for _, name := range sortedNames(s.cfg.Routes) {
-		r := s.cfg.Routes[name]
-		to := r.Upstream
-		if to == "" {
-			to = strings.Join(r.Command[:1], " ")
-		}
-		g.log.Info("route configured", "route", name, "upstream", to)
+	parts.Go(func() { g.renew(life) })
+	if g.opts.File != "" {
+		parts.Go(func() { g.pollFiles(life) })
 	}
+	s := g.state.Load()
+	g.tell(s)
 	err := newDoor(g).serve(ctx, l, s.drain())
 	s = g.state.Load()
 	s.close()
@@ -158,38 +154,4 @@ func (g *Gateway) tidy(ctx context.Context) {
 			}
 		}
 	}
-}
-
-// Reload reads the configuration anew and takes on what can change while calls are under
-// way: routes, and everything that is said of them. What cannot is left as it was, and
-// the log says so. An error means that nothing changed.
-func (g *Gateway) Reload() error {
-	g.reloading.Lock()
-	defer g.reloading.Unlock()
-	err := g.reload()
-	if err != nil {
-		g.metrics.reloads.WithLabelValues("settings", "failed").Inc()
-		return fmt.Errorf("the configuration stays as it was: %w", err)
-	}
-	g.metrics.reloads.WithLabelValues("settings", "ok").Inc()
-	return nil
-}
-
-func (g *Gateway) reload() error {
-	next, err := g.opts.Load()
-	if err != nil {
-		return err
-	}
-	next.SetDefaults()
-	if err := next.Validate(); err != nil {
-		return err
-	}
-	was := g.state.Load()
-	s, err := g.newState(next)
-	if err != nil {
-		return err
-	}
-	g.state.Store(s)
-	was.close()
-	return nil
 }

@@ -24,12 +24,13 @@ import (
 
 // A program is what a stdio route runs.
 type program struct {
-	args  []string
-	dir   string
-	env   []string
-	as    *syscall.Credential // nil for the gateway's own user
-	procs Process
-	log   *slog.Logger
+	args    []string
+	dir     string
+	env     []string
+	secrets map[string]string   // the part of env that comes from files
+	as      *syscall.Credential // nil for the gateway's own user
+	procs   Process
+	log     *slog.Logger
 }
 
 // Bounds of a process.
@@ -42,7 +43,7 @@ const (
 )
 
 func newProgram(c *Config, r *Route, log *slog.Logger) (*program, error) {
-	p := &program{args: r.Command, dir: cmp.Or(r.Dir, c.Data), procs: r.Process, log: log}
+	p := &program{secrets: make(map[string]string), args: r.Command, dir: cmp.Or(r.Dir, c.Data), procs: r.Process, log: log}
 	// What the gateway has in its environment is not the program's business.
 	env := make(map[string]string)
 	for _, name := range []string{"PATH", "HOME", "LANG", "TZ"} {
@@ -58,7 +59,7 @@ func newProgram(c *Config, r *Route, log *slog.Logger) (*program, error) {
 		if err != nil {
 			return nil, fmt.Errorf("env-from: %w", err)
 		}
-		env[name] = value
+		env[name], p.secrets[name] = value, value
 	}
 	for name, value := range env {
 		p.env = append(p.env, name+"="+value)

@@ -37,6 +37,7 @@ func (s *state) find(host string) *route {
 type route struct {
 	// Static. Either upstream or stdio is set.
 	name     string
+	key      string // in the file
 	upstream *upstream
 	stdio    *stdio
 
@@ -55,6 +56,8 @@ type route struct {
 	taken   atomic.Int64
 
 	metrics *routeMetrics
+
+	kept bool // a later state has stdio
 }
 
 // inspects reports whether bodies have to be seen before they leave.
@@ -95,7 +98,7 @@ func (r *route) close() {
 	if r.upstream != nil {
 		r.upstream.close()
 	}
-	if r.stdio != nil {
+	if r.stdio != nil && !r.kept {
 		r.stdio.close()
 	}
 }

@@ -233,20 +233,6 @@ func (g *Gateway) newTLS() *tls.Config {
 	}
 }
 
-// serveHealth answers probes at a local address until ctx ends.
-func (g *Gateway) serveHealth(ctx context.Context, l net.Listener, handler http.Handler) error {
-	server := &http.Server{
-		Handler: handler, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
-		ErrorLog: quiet(g.log),
-	}
-	stop := context.AfterFunc(ctx, func() { server.Close() })
-	defer stop()
-	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve health and metrics: %w", err)
-	}
-	return nil
-}
-
 // quiet is a logger for what net/http has to say.
 func quiet(l *slog.Logger) *log.Logger { return slog.NewLogLogger(l.Handler(), slog.LevelDebug) }
 

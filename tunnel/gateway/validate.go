@@ -77,9 +77,17 @@ func (c *Config) Validate() error {
 		wrong("tunnel.domain %q: %v", c.Tunnel.Domain, errName)
 	}
 	for _, edge := range c.Tunnel.Edges {
-		if _, port, err := net.SplitHostPort(edge); err != nil || port == "" {
-			wrong("tunnel.edges: %q is not host:port", edge)
+		if len(edge.Addresses) == 0 {
+			wrong("tunnel.edges: an edge has no addresses")
 		}
+		for _, a := range edge.Addresses {
+			if host, port, err := net.SplitHostPort(a); err != nil || port == "" || host == "" {
+				wrong("tunnel.edges: %q is not host:port", a)
+			}
+		}
+	}
+	if c.Tunnel.Links < 0 || c.Tunnel.Links > 8 {
+		wrong("tunnel.links: 1 to 8")
 	}
 	if !slices.Contains([]string{"auto", "quic", "tcp"}, c.Tunnel.Protocol) {
 		wrong("tunnel.protocol %q is not auto, quic or tcp", c.Tunnel.Protocol)
@@ -102,8 +110,8 @@ func (c *Config) Validate() error {
 	if c.Drain < 0 {
 		wrong("drain: a time, and not never")
 	}
-	if c.Replica != "" && (len(c.Replica) > 63 || strings.Trim(c.Replica, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.") != "") {
-		wrong("replica %q: letters, digits, hyphens and dots, at most 63", c.Replica)
+	if c.Replica != "" && (len(c.Replica) > 63 || strings.Trim(c.Replica, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._") != "") {
+		wrong("replica %q: letters, digits, hyphens, underscores and dots, at most 63", c.Replica)
 	}
 	if len(c.Routes) == 0 {
 		wrong("routes: there are none")
