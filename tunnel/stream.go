@@ -20,8 +20,9 @@ import (
 // Its errors are *[Error]s where the edge said what happened.
 type Stream struct {
 	// Static after construction.
-	conn Carrier
-	lost Stage // what it is when the connection breaks without a word
+	conn   Carrier
+	socket *Socket // under conn; nil if there is none
+	lost   Stage   // what it is when the connection breaks without a word
 
 	// Owned by whoever holds reading.
 	reading sync.Mutex
@@ -66,7 +67,7 @@ type Carrier interface {
 // not nil, is called once when the edge says that one of them will leave; it must not
 // block.
 func NewStream(conn Carrier, lost Stage, onDrain func()) *Stream {
-	s := &Stream{conn: conn, lost: lost, onDrain: onDrain}
+	s := &Stream{conn: conn, socket: SocketOf(conn), lost: lost, onDrain: onDrain}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ticker = time.AfterFunc(KeepAlive, s.tick)
@@ -196,6 +197,14 @@ func (s *Stream) Write(p []byte) (n int, err error) {
 	}
 	s.written.Add(int64(len(p)))
 	s.wrote.Store(true)
+	if s.socket != nil && len(p) > PayloadMax {
+		s.socket.Gather()
+		defer func() {
+			if e := s.socket.Flush(); err == nil && e != nil {
+				n, err = 0, s.unwritten(e)
+			}
+		}()
+	}
 	buf := frames.Get().(*[FrameHeader + PayloadMax]byte)
 	defer frames.Put(buf)
 	for len(p) > 0 {
@@ -203,15 +212,19 @@ func (s *Stream) Write(p []byte) (n int, err error) {
 		PutHeader(buf[:], FrameData, len(part))
 		copy(buf[FrameHeader:], part)
 		if _, err := s.conn.Write(buf[:FrameHeader+len(part)]); err != nil {
-			if isTimeout(err) {
-				return n, err
-			}
-			return n, s.broken(err)
+			return n, s.unwritten(err)
 		}
 		n += len(part)
 		p = p[len(part):]
 	}
 	return n, nil
+}
+
+func (s *Stream) unwritten(err error) error {
+	if isTimeout(err) {
+		return err
+	}
+	return s.broken(err)
 }
 
 // endTimeout is how long a Close waits for the other side to take the end frame.

@@ -35,7 +35,7 @@ func (c *Connector) dialTLS(ctx context.Context, to tunnel.EdgeAddr, target stri
 	if err != nil {
 		return nil, err
 	}
-	conn := tls.Client(raw, c.tlsConfig(to))
+	conn := tls.Client(tunnel.NewSocket(raw), c.tlsConfig(to))
 	if err := conn.HandshakeContext(ctx); err != nil {
 		raw.Close()
 		return nil, fmt.Errorf("edge %s: TLS: %w", to.Addr, err)

@@ -178,27 +178,28 @@ func (e *edge) dial(ctx context.Context) (*tls.Conn, error) {
 	if name == "" {
 		name, _, _ = net.SplitHostPort(addr.Addr)
 	}
-	d := &tls.Dialer{
-		NetDialer: &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
-			Enable: true, Idle: tunnel.KeepAlive, Interval: tunnel.KeepAlive / 2, Count: 4,
-		}},
-		Config: &tls.Config{
-			ServerName: name,
-			RootCAs:    addr.CAs,
-			MinVersion: tls.VersionTLS13,
-			NextProtos: []string{tunnel.ALPNDial},
-			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-				return e.d.cfg.Certificate()
-			},
-			ClientSessionCache:          e.d.outer,
-			DynamicRecordSizingDisabled: true, // a frame is a record
-		},
-	}
-	c, err := d.DialContext(ctx, "tcp", addr.Addr)
+	d := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
+		Enable: true, Idle: tunnel.KeepAlive, Interval: tunnel.KeepAlive / 2, Count: 4,
+	}}
+	raw, err := d.DialContext(ctx, "tcp", addr.Addr)
 	if err != nil {
 		return nil, err
 	}
-	conn := c.(*tls.Conn)
+	conn := tls.Client(tunnel.NewSocket(raw), &tls.Config{
+		ServerName: name,
+		RootCAs:    addr.CAs,
+		MinVersion: tls.VersionTLS13,
+		NextProtos: []string{tunnel.ALPNDial},
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return e.d.cfg.Certificate()
+		},
+		ClientSessionCache:          e.d.outer,
+		DynamicRecordSizingDisabled: true, // a frame is a record
+	})
+	if err := conn.HandshakeContext(ctx); err != nil {
+		raw.Close()
+		return nil, err
+	}
 	if conn.ConnectionState().NegotiatedProtocol != tunnel.ALPNDial {
 		conn.Close()
 		return nil, errors.New("what answers there is no edge")

@@ -70,6 +70,7 @@ func (e *Edge) accept(ctx context.Context) error {
 			}
 			return fmt.Errorf("edge: accept: %w", err)
 		}
+		setUp(conn)
 		release, ok := e.halfOpen.enter(conn.RemoteAddr())
 		if !ok {
 			reset(conn)
@@ -77,7 +78,7 @@ func (e *Edge) accept(ctx context.Context) error {
 		}
 		e.conns.Go(func() {
 			defer release()
-			if kept := e.meet(tls.Server(conn, config), release); !kept {
+			if kept := e.meet(tls.Server(tunnel.NewSocket(conn), config), release); !kept {
 				conn.Close()
 			}
 		})
@@ -89,7 +90,6 @@ func (e *Edge) accept(ctx context.Context) error {
 // served here until they go. release ends the time in which a connection counts as half
 // open.
 func (e *Edge) meet(conn *tls.Conn, release func()) (kept bool) {
-	setUp(conn.NetConn())
 	deadline := time.Now().Add(e.cfg.Limits.Handshake)
 	conn.SetDeadline(deadline)
 	ctx, cancel := context.WithDeadline(e.closing, deadline)

@@ -120,7 +120,7 @@ var buffers = sync.Pool{New: func() any { return new([tunnel.FrameHeader + tunne
 // pump passes frames from src to dst until src ends the stream or a side fails. It
 // keeps dst from thinking the connection dead, and notices when src is.
 func pump(dst, src tunnel.Carrier, count *atomic.Int64, stall time.Duration) error {
-	in := &source{conn: src, dst: dst, stall: stall}
+	in := &source{conn: src, dst: dst, from: tunnel.SocketOf(src), to: tunnel.SocketOf(dst), stall: stall}
 	in.wait()
 	for {
 		var h [tunnel.FrameHeader]byte
@@ -154,7 +154,10 @@ func pump(dst, src tunnel.Carrier, count *atomic.Int64, stall time.Duration) err
 // A source is where a pump reads. It is owned by one goroutine.
 type source struct {
 	conn, dst tunnel.Carrier
+	from, to  *tunnel.Socket // under them; nil over QUIC
 	stall     time.Duration
+
+	gathering bool // what was written last has not left
 
 	heard  bool          // a frame came in since the last tick
 	sent   bool          // one went out since the last tick
@@ -226,7 +229,17 @@ func (s *source) write(frame []byte) error {
 		s.dst.SetWriteDeadline(s.until)
 	}
 	s.sent = true
-	if _, err := s.dst.Write(frame); err != nil {
+	// Frames that came together go together.
+	more := s.to != nil && s.from != nil && s.from.Ahead()
+	if more {
+		s.to.Gather()
+	}
+	_, err := s.dst.Write(frame)
+	if err == nil && s.gathering && !more {
+		err = s.to.Flush()
+	}
+	s.gathering = more
+	if err != nil {
 		return receiverError{err}
 	}
 	return nil
