@@ -205,9 +205,11 @@ func testLog(t *testing.T) *slog.Logger {
 	return nil
 }
 
-func adminOf(t *testing.T, d *Daemon, key string) *client.Client {
+func adminOf(t *testing.T, d *Daemon, key string) *client.Client { return adminOfURL(t, d.URL(), key) }
+
+func adminOfURL(t *testing.T, url, key string) *client.Client {
 	t.Helper()
-	cl, err := client.New(client.Config{BaseURL: d.URL(), Key: key})
+	cl, err := client.New(client.Config{BaseURL: url, Key: key})
 	if err != nil {
 		t.Fatal(err)
 	}
