@@ -14,8 +14,8 @@ import (
 // there is no more for now. While nothing arrives and nothing is gathered it holds no
 // buffer. It is what both ends and the edge put under their TLS.
 //
-// Like any net.Conn it may be used by several goroutines at once, but for [Socket.Ahead],
-// which is for who reads.
+// Like any net.Conn it may be used by several goroutines at once, but for [Socket.Ahead]
+// and [Socket.Peek], which are for who reads.
 type Socket struct {
 	net.Conn
 	raw syscall.RawConn // nil for a connection that cannot be read ahead
@@ -26,6 +26,7 @@ type Socket struct {
 	n        int // of the system call
 	err      error
 	fill     func(fd uintptr) bool
+	noWait   bool // Read fails with errNothing instead of waiting
 
 	mu       sync.Mutex // guards what follows
 	gather   bool
@@ -65,8 +66,21 @@ func (s *Socket) readSome(fd uintptr) bool {
 		return true
 	}
 	batches.Put(buf)
+	if s.err == syscall.EAGAIN && s.noWait {
+		return true
+	}
 	return s.err != syscall.EAGAIN
 }
+
+// errNothing is what a Read that must not wait fails with: a timeout, which TLS can go
+// on after.
+var errNothing net.Error = nothing{}
+
+type nothing struct{}
+
+func (nothing) Error() string   { return "nothing has arrived" }
+func (nothing) Timeout() bool   { return true }
+func (nothing) Temporary() bool { return true }
 
 // Read implements net.Conn.
 func (s *Socket) Read(p []byte) (int, error) {
@@ -78,6 +92,8 @@ func (s *Socket) Read(p []byte) (int, error) {
 			return 0, err
 		}
 		switch {
+		case s.err == syscall.EAGAIN:
+			return 0, errNothing
 		case s.err != nil:
 			return 0, &net.OpError{Op: "read", Net: "tcp", Source: s.LocalAddr(), Addr: s.RemoteAddr(), Err: os.NewSyscallError("read", s.err)}
 		case s.n == 0:
@@ -93,6 +109,14 @@ func (s *Socket) Read(p []byte) (int, error) {
 		s.ahead = nil
 	}
 	return n, nil
+}
+
+// Peek calls read, which reads from what is above the Socket and in which no Read waits:
+// read fails with a timeout where one would. It is for who reads.
+func (s *Socket) Peek(read func() error) error {
+	s.noWait = true
+	defer func() { s.noWait = false }()
+	return read()
 }
 
 // Ahead reports whether a whole record of TLS was read and not taken yet: the next Read

@@ -90,7 +90,7 @@ type Dialer struct {
 	// Static after construction.
 	cfg      Config
 	log      *slog.Logger
-	http     *http.Transport
+	http2    *http.Transport
 	inner    tls.ClientSessionCache // with gateways
 	outer    tls.ClientSessionCache // with edges
 	sessions *sessions
@@ -119,7 +119,7 @@ func New(cfg Config) (*Dialer, error) {
 		pools:    make(map[poolKey]*pool),
 		edges:    make(map[string]*edge),
 	}
-	d.http = d.transport()
+	d.http2 = newHTTP2()
 	return d, nil
 }
 
@@ -157,7 +157,7 @@ func (d *Dialer) roundTrip(req *http.Request) (*http.Response, error) {
 		if err != nil {
 			return nil, to.fail(ctx, err)
 		}
-		res, sent, err := c.do(req)
+		res, sent, err := c.do(req, &to)
 		if err == nil {
 			return d.answer(res, c, &to)
 		}
@@ -228,12 +228,10 @@ func (d *Dialer) answer(res *http.Response, c *clientConn, to *target) (*http.Re
 	d.sessions.learn(to.host, res.Header.Get(sessionHeader), c.connector())
 	if e := tunnel.ErrorFromHeader(res.Header); e != nil {
 		// The rest is a page for people. A short one leaves the connection usable.
-		_, err := io.CopyN(io.Discard, res.Body, errorBodyMax)
+		_, _ = io.CopyN(io.Discard, res.Body, errorBodyMax)
 		res.Body.Close()
-		c.done(errors.Is(err, io.EOF))
 		return nil, to.fail(context.Background(), e)
 	}
-	res.Body = c.body(res.Body, to)
 	return res, nil
 }
 
@@ -249,7 +247,7 @@ func (d *Dialer) Drop(id api.TunnelID, fingerprint string) {
 	for key, p := range d.pools {
 		if key.tunnel == id {
 			for c := range p.all {
-				if fingerprint == "" || c.ca == fingerprint {
+				if fingerprint == "" || tunnel.Fingerprint(c.ca) == fingerprint {
 					drop = append(drop, c)
 				}
 			}
@@ -286,22 +284,20 @@ func (d *Dialer) Close() error {
 	return nil
 }
 
-// transport is what makes HTTP of inner connections. It pools nothing: which
-// connection a request may use is for this package to say.
-func (d *Dialer) transport() *http.Transport {
+// innerKey is the context key of the inner connection that newHTTP2 is to use.
+type innerKey struct{}
+
+// newHTTP2 speaks HTTP/2 on connections that are there already. It pools nothing: which
+// one a request may use is for this package to say.
+func newHTTP2() *http.Transport {
 	t := &http.Transport{
 		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			w := ctx.Value(wanted{}).(*want)
-			return d.innerTLS(ctx, w)
+			return ctx.Value(innerKey{}).(*tls.Conn), nil
 		},
 		DisableCompression:     true,
-		MaxResponseHeaderBytes: 1 << 20,
-		ExpectContinueTimeout:  time.Second,
+		MaxResponseHeaderBytes: headMax,
 		Protocols:              new(http.Protocols),
-		ReadBufferSize:         16 << 10,
-		WriteBufferSize:        16 << 10,
 	}
-	t.Protocols.SetHTTP1(true)
-	t.Protocols.SetHTTP2(d.cfg.HTTP2)
+	t.Protocols.SetHTTP2(true)
 	return t
 }

@@ -76,26 +76,26 @@ func (e *edge) isDoubtful() bool {
 }
 
 // open begins a stream. The edge's answer comes with the stream's first bytes.
-func (e *edge) open(ctx context.Context, w *want, only bool) (*tunnel.Stream, error) {
+func (e *edge) open(ctx context.Context, w *want, only bool) (*tls.Conn, *tunnel.Stream, error) {
 	hello, err := tunnel.AppendMessage(nil, tunnel.FrameOpen, tunnel.Open{
 		TunnelID: w.to.route.TunnelID, Connector: w.connector, Only: only, Key: keyOf(w.to),
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for {
 		conn, fresh, err := e.take(ctx)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		conn.SetWriteDeadline(time.Now().Add(openMax))
 		if _, err = conn.Write(hello); err == nil {
 			conn.SetWriteDeadline(time.Time{})
-			return tunnel.NewStream(conn, tunnel.StageConnectorLost, w.drain), nil
+			return conn, tunnel.NewStream(conn, tunnel.StageConnectorLost, w.drain), nil
 		}
 		conn.NetConn().Close()
 		if fresh {
-			return nil, e.fail(err)
+			return nil, nil, e.fail(err)
 		}
 	}
 }

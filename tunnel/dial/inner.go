@@ -7,25 +7,20 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
-	"net"
 	"time"
 
 	"github.com/bailey-platform/bailey/tunnel"
 )
 
-// wanted is the context key of a want.
-type wanted struct{}
-
-// A want is what a new inner connection is to be, and what became of it. net/http
-// takes it to where the connection is made.
+// A want is what a new inner connection is to be, and what became of it.
 type want struct {
 	to        *target
 	connector string // that should get it; "" leaves it to the edge
 	drain     func() // what to do when the edge or the connector will leave
 
+	outer  *tls.Conn // with the edge
 	stream *tunnel.Stream
-	ca     string // fingerprint of the CA that certified the gateway
-	isH2   bool
+	ca     *x509.Certificate // that certified the gateway
 }
 
 // innerMax bounds the making of an inner connection, from the edge on.
@@ -34,7 +29,7 @@ const innerMax = 15 * time.Second
 // innerTLS opens a stream and begins the inner TLS on it, at the first edge where that
 // succeeds. Nothing of a request is sent until the gateway has proved who it is, so
 // all of this can be tried again.
-func (d *Dialer) innerTLS(ctx context.Context, w *want) (net.Conn, error) {
+func (d *Dialer) innerTLS(ctx context.Context, w *want) (*tls.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, innerMax)
 	defer cancel()
 	if w.connector != "" {
@@ -49,10 +44,10 @@ func (d *Dialer) innerTLS(ctx context.Context, w *want) (net.Conn, error) {
 
 // atSomeEdge tries one edge after the other. With only set no other connector than the
 // wanted will do.
-func (d *Dialer) atSomeEdge(ctx context.Context, w *want, only bool) (net.Conn, error) {
+func (d *Dialer) atSomeEdge(ctx context.Context, w *want, only bool) (*tls.Conn, error) {
 	err := error(&tunnel.Error{Stage: tunnel.StageNoConnector, Detail: "no gateway is connected", RetryAfter: 2 * time.Second})
 	for _, e := range d.edgesOf(w.to.route) {
-		var conn net.Conn
+		var conn *tls.Conn
 		if conn, err = d.atEdge(ctx, e, w, only); err == nil {
 			return conn, nil
 		}
@@ -72,7 +67,7 @@ func (d *Dialer) atSomeEdge(ctx context.Context, w *want, only bool) (net.Conn, 
 
 // atEdge tries twice: a connection that lay ready may turn out broken, and what was
 // remembered of a gateway out of date, its CA archived for one.
-func (d *Dialer) atEdge(ctx context.Context, e *edge, w *want, only bool) (net.Conn, error) {
+func (d *Dialer) atEdge(ctx context.Context, e *edge, w *want, only bool) (*tls.Conn, error) {
 	conn, resumed, err := d.handshake(ctx, e, w, only, true)
 	if err == nil || ctx.Err() != nil {
 		return conn, err
@@ -86,12 +81,12 @@ func (d *Dialer) atEdge(ctx context.Context, e *edge, w *want, only bool) (net.C
 
 // handshake opens a stream at an edge and begins the inner TLS. Of a handshake that
 // failed, resumed says whether it was to resume a session.
-func (d *Dialer) handshake(ctx context.Context, e *edge, w *want, only, resume bool) (conn net.Conn, resumed bool, err error) {
-	stream, err := e.open(ctx, w, only)
+func (d *Dialer) handshake(ctx context.Context, e *edge, w *want, only, resume bool) (conn *tls.Conn, resumed bool, err error) {
+	outer, stream, err := e.open(ctx, w, only)
 	if err != nil {
 		return nil, false, err
 	}
-	w.stream = stream
+	w.outer, w.stream = outer, stream
 	var refusal error
 	cfg := &tls.Config{
 		ServerName: w.to.host,
@@ -108,7 +103,7 @@ func (d *Dialer) handshake(ctx context.Context, e *edge, w *want, only, resume b
 				refusal = err
 				return err
 			}
-			w.ca = tunnel.Fingerprint(ca)
+			w.ca = ca
 			if !state.DidResume && d.cfg.OnLeaf != nil {
 				d.cfg.OnLeaf(w.to.route.TunnelID, w.to.host, state.PeerCertificates[0], ca)
 			}
@@ -127,7 +122,6 @@ func (d *Dialer) handshake(ctx context.Context, e *edge, w *want, only, resume b
 		stream.Close()
 		return nil, resumed, innerError(ctx, err, refusal)
 	}
-	w.isH2 = inner.ConnectionState().NegotiatedProtocol == "h2"
 	return inner, resumed, nil
 }
 
@@ -144,16 +138,6 @@ func innerError(ctx context.Context, err, refusal error) error {
 		return &tunnel.Error{Stage: tunnel.StageTimeout, Detail: "the gateway did not answer in time", Err: ctx.Err()}
 	}
 	return &tunnel.Error{Stage: tunnel.StageInnerTLS, Detail: "the handshake with the gateway failed", Err: err}
-}
-
-// certifies reports whether one of cas has this fingerprint.
-func certifies(cas []*x509.Certificate, fingerprint string) bool {
-	for _, ca := range cas {
-		if tunnel.Fingerprint(ca) == fingerprint {
-			return true
-		}
-	}
-	return false
 }
 
 // keyOf is what calls of a session have in common, and what an edge may see of it:

@@ -1,7 +1,9 @@
 package dial
 
 import (
+	"cmp"
 	"context"
+	"crypto/x509"
 	"errors"
 	"io"
 	"net"
@@ -35,10 +37,10 @@ type clientConn struct {
 	// Static after construction.
 	d      *Dialer
 	key    poolKey
-	http   *http.ClientConn
+	http1  *http1           // nil where HTTP/2 is spoken
+	http2  *http.ClientConn // nil where HTTP/1.1 is
 	stream *tunnel.Stream
-	ca     string // fingerprint of the CA that certified the gateway
-	isH2   bool
+	ca     *x509.Certificate // that certified the gateway
 
 	used time.Time // guarded by Dialer.mu: when it became idle
 	gone atomic.Bool
@@ -48,24 +50,27 @@ type clientConn struct {
 func (d *Dialer) get(ctx context.Context, to *target) (*clientConn, error) {
 	key := poolKey{to.route.TunnelID, to.host}
 	known := d.sessions.connector(to.host, to.session)
-	d.mu.Lock()
-	if d.closed {
-		d.mu.Unlock()
-		return nil, net.ErrClosed
-	}
-	connector := ""
-	if p := d.pools[key]; p != nil {
-		connector = p.prefer(known, to)
-		if c := p.take(connector, to); c != nil {
+	for {
+		d.mu.Lock()
+		if d.closed {
 			d.mu.Unlock()
+			return nil, net.ErrClosed
+		}
+		connector := known
+		var c *clientConn
+		if p := d.pools[key]; p != nil {
+			connector = p.prefer(known, to)
+			c = p.take(connector, to)
+		}
+		d.mu.Unlock()
+		switch {
+		case c == nil:
+			return d.open(ctx, to, key, cmp.Or(known, connector))
+		case c.http1 == nil || c.http1.quiet():
 			return c, nil
 		}
+		c.discard() // the other end has closed it
 	}
-	d.mu.Unlock()
-	if known != "" {
-		connector = known
-	}
-	return d.open(ctx, to, key, connector)
 }
 
 // prefer is the connector that a request should go to; "" is any. known is the one
@@ -89,21 +94,17 @@ func (p *pool) prefer(known string, to *target) string {
 // take takes a connection out of the pool, or shares one of HTTP/2.
 func (p *pool) take(connector string, to *target) *clientConn {
 	fits := func(c *clientConn) bool {
-		return (connector == "" || c.connector() == connector) && certifies(to.route.CAs, c.ca) && !c.stream.Draining()
+		return (connector == "" || c.connector() == connector) && slices.ContainsFunc(to.route.CAs, c.ca.Equal) && !c.stream.Draining()
 	}
 	for i := len(p.idle) - 1; i >= 0; i-- {
 		c := p.idle[i]
-		if c.http.Err() != nil || c.gone.Load() {
-			p.idle = slices.Delete(p.idle, i, i+1)
-			continue
-		}
 		if fits(c) {
 			p.idle = slices.Delete(p.idle, i, i+1)
 			return c
 		}
 	}
 	for _, c := range p.shared {
-		if fits(c) && !c.gone.Load() && c.http.Reserve() == nil {
+		if fits(c) && !c.gone.Load() && c.http2.Reserve() == nil {
 			return c
 		}
 	}
@@ -114,15 +115,27 @@ func (p *pool) take(connector string, to *target) *clientConn {
 func (d *Dialer) open(ctx context.Context, to *target, key poolKey, connector string) (*clientConn, error) {
 	c := &clientConn{d: d, key: key}
 	w := &want{to: to, connector: connector, drain: c.drain}
-	hc, err := d.http.NewClientConn(context.WithValue(ctx, wanted{}, w), "https", net.JoinHostPort(to.host, "443"))
+	inner, err := d.innerTLS(ctx, w)
 	if err != nil {
 		return nil, err
 	}
-	c.http, c.stream, c.ca, c.isH2 = hc, w.stream, w.ca, w.isH2
+	c.stream, c.ca = w.stream, w.ca
+	if inner.ConnectionState().NegotiatedProtocol == "h2" {
+		c.http2, err = d.http2.NewClientConn(context.WithValue(ctx, innerKey{}, inner), "https", net.JoinHostPort(to.host, "443"))
+		if err == nil {
+			err = c.http2.Reserve()
+		}
+		if err != nil {
+			inner.Close()
+			return nil, err
+		}
+	} else {
+		c.http1 = newHTTP1(inner, w.outer)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
-		hc.Close()
+		go c.discard()
 		return nil, net.ErrClosed
 	}
 	p := d.pools[key]
@@ -134,11 +147,8 @@ func (d *Dialer) open(ctx context.Context, to *target, key poolKey, connector st
 	if o := c.stream.Opened(); o != nil {
 		p.connectors = o.Connectors
 	}
-	if c.isH2 {
+	if c.http2 != nil {
 		p.shared = append(p.shared, c)
-		if err := hc.Reserve(); err != nil {
-			return nil, err
-		}
 	}
 	return c, nil
 }
@@ -152,11 +162,22 @@ func (c *clientConn) connector() string {
 
 // do makes a request. sent says, of one that failed, whether anything of it may have
 // left.
-func (c *clientConn) do(req *http.Request) (res *http.Response, sent bool, err error) {
+func (c *clientConn) do(req *http.Request, to *target) (res *http.Response, sent bool, err error) {
 	before := c.stream.Written()
-	res, err = c.http.RoundTrip(req)
+	var x *exchange
+	if c.http1 != nil {
+		res, x, err = c.http1.roundTrip(req)
+	} else {
+		res, err = c.http2.RoundTrip(req)
+	}
 	if err != nil {
 		return nil, c.stream.Written() != before, err
+	}
+	b := &body{from: res.Body, c: c, x: x, to: to, last: res.Close || req.Close}
+	if res.Body == http.NoBody {
+		b.end(true)
+	} else {
+		res.Body = b
 	}
 	return res, true, nil
 }
@@ -172,16 +193,8 @@ func (c *clientConn) why(err error) error {
 	return &tunnel.Error{Stage: tunnel.StageConnectorLost, Detail: "the connection to the gateway broke under the request", Err: err}
 }
 
-// done gives a connection back whose request is answered to the end, if it can be used
-// again.
-func (c *clientConn) done(reusable bool) {
-	if c.isH2 {
-		return
-	}
-	if !reusable || c.http.Err() != nil || c.stream.Draining() {
-		c.discard()
-		return
-	}
+// rest puts a connection whose request is answered to the end into the pool.
+func (c *clientConn) rest() {
 	d := c.d
 	d.mu.Lock()
 	p := d.pools[c.key]
@@ -215,7 +228,11 @@ func (c *clientConn) discard() {
 		}
 	}
 	c.d.mu.Unlock()
-	c.http.Close()
+	if c.http1 != nil {
+		c.http1.close()
+	} else {
+		c.http2.Close()
+	}
 }
 
 // drain is called when the edge or the connector will leave: an idle connection is
@@ -226,8 +243,8 @@ func (c *clientConn) drain() {
 		d.mu.Lock()
 		idle := false
 		if p := d.pools[c.key]; p != nil {
-			idle = slices.Contains(p.idle, c) || c.isH2 && c.http.InFlight() == 0
-			if c.isH2 {
+			idle = slices.Contains(p.idle, c) || c.http2 != nil && c.http2.InFlight() == 0
+			if c.http2 != nil {
 				p.shared = slices.DeleteFunc(p.shared, func(other *clientConn) bool { return other == c })
 			}
 		}
@@ -238,90 +255,127 @@ func (c *clientConn) drain() {
 	}()
 }
 
-// sweepEvery is how often idle connections are looked at.
-const sweepEvery = 15 * time.Second
+// sweepEvery is how often idle connections are looked at: whether the other end has
+// closed them, or an edge that drains waits for them to go.
+const sweepEvery = 2 * time.Second
 
-// sweepIdle closes what was idle for too long.
+// sweepIdle closes what was idle for too long, or is of no use any more.
 func (d *Dialer) sweepIdle() {
 	d.mu.Lock()
-	var old []*clientConn
+	var old, look []*clientConn
 	left := false
+	now := time.Now()
 	for _, p := range d.pools {
+		kept := p.idle[:0]
 		for _, c := range p.idle {
-			if time.Since(c.used) >= d.cfg.IdleTime || c.http.Err() != nil {
+			switch {
+			case now.Sub(c.used) >= d.cfg.IdleTime:
 				old = append(old, c)
-			} else {
-				left = true
+			case now.Sub(c.used) >= sweepEvery: // not in the way of who is busy
+				look = append(look, c)
+			default:
+				kept = append(kept, c)
 			}
 		}
+		clear(p.idle[len(kept):])
+		p.idle = kept
+		left = left || len(kept) > 0
 		for _, c := range p.shared {
 			switch {
-			case c.http.Err() != nil:
+			case c.http2.Err() != nil:
 				old = append(old, c)
-			case c.http.InFlight() > 0:
+			case c.http2.InFlight() > 0:
 				c.used, left = time.Time{}, true
 			case c.used.IsZero():
-				c.used, left = time.Now(), true
-			case time.Since(c.used) >= d.cfg.IdleTime:
+				c.used, left = now, true
+			case now.Sub(c.used) >= d.cfg.IdleTime:
 				old = append(old, c)
 			default:
 				left = true
 			}
 		}
 	}
+	d.mu.Unlock()
+
+	for _, c := range old {
+		c.discard()
+	}
+	for i, c := range look {
+		if !c.http1.quiet() {
+			c.discard()
+			look[i] = nil
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, c := range look {
+		if c == nil || c.gone.Load() {
+			continue
+		}
+		if p := d.pools[c.key]; p != nil {
+			p.idle = slices.Insert(p.idle, 0, c)
+			left = true
+		}
+	}
 	d.sweep = nil
 	if left && !d.closed {
 		d.sweep = time.AfterFunc(sweepEvery, d.sweepIdle)
 	}
-	d.mu.Unlock()
-	for _, c := range old {
-		c.discard()
-	}
 }
 
-// body is the body of an answer, whose end gives the connection back.
-func (c *clientConn) body(b io.ReadCloser, to *target) io.ReadCloser {
-	if b == http.NoBody {
-		c.done(true)
-		return b
-	}
-	return &body{ReadCloser: b, c: c, to: to}
-}
-
+// A body is the body of an answer. Its end gives the connection back.
 type body struct {
-	io.ReadCloser
+	from io.ReadCloser
 	c    *clientConn
+	x    *exchange // nil over HTTP/2
 	to   *target
+	last bool // the connection is good for no other request
 	once sync.Once
 }
 
 // Read passes on what comes as it comes.
 func (b *body) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	switch {
-	case err == nil:
-	case errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
+	n, err := b.from.Read(p)
+	switch err {
+	case nil:
+		return n, nil
+	case io.EOF:
 		b.end(true)
-	default:
-		b.end(false)
-		if !isContext(err) && !errors.Is(err, http.ErrBodyReadAfterClose) {
-			err = b.to.fail(context.Background(), b.c.why(err))
-			if b.c.d.cfg.OnError != nil {
-				b.c.d.cfg.OnError(tunnel.AsError(err))
-			}
+		return n, err
+	}
+	if b.x != nil && b.x.req.Context().Err() != nil {
+		err = b.x.req.Context().Err()
+	} else if !isContext(err) && !errors.Is(err, http.ErrBodyReadAfterClose) {
+		err = b.to.fail(context.Background(), b.c.why(err))
+		if b.c.d.cfg.OnError != nil {
+			b.c.d.cfg.OnError(tunnel.AsError(err))
 		}
 	}
+	b.end(false)
 	return n, err
 }
 
-// Close before the end gives the rest up, and the connection with it.
+// Close before the end gives the rest up, and with it a connection of HTTP/1.1.
 func (b *body) Close() error {
-	err := b.ReadCloser.Close()
 	b.end(false)
-	return err
+	if b.x == nil {
+		return b.from.Close()
+	}
+	return nil
 }
 
-func (b *body) end(whole bool) { b.once.Do(func() { b.c.done(whole) }) }
+// end is called when the answer was read to its end, or nobody wants the rest.
+func (b *body) end(whole bool) {
+	b.once.Do(func() {
+		switch {
+		case b.x == nil:
+		case b.x.over() && whole && !b.last && b.c.http1.rest() && !b.c.stream.Draining():
+			b.c.rest()
+		default:
+			b.c.discard()
+		}
+	})
+}
 
 func isContext(err error) bool {
 	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
