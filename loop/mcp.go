@@ -20,14 +20,11 @@ import (
 // tools returns the toolbox of the turn, or nil if servers have to be asked for it.
 func (t *turn) tools(session *api.Session, s *State) *toolbox {
 	if t.box == nil && len(session.Agent.MCPServers) > 0 {
-		t.box = t.e.pool.peek(session, s.asked())
+		t.asked = t.asked || len(s.queuedOf(isMessage)) > 0
+		t.box = t.e.pool.peek(session, t.asked)
 	}
 	return t.box
 }
-
-// asked reports whether somebody has something new to say, who is to be told if a server
-// is still away.
-func (s *State) asked() bool { return len(s.queuedOf(isMessage)) > 0 }
 
 // equip asks the session's MCP servers for their tools. Servers that cannot be used are
 // told of in the log; the session goes on without them.
@@ -38,7 +35,7 @@ func (t *turn) equip(ctx context.Context) (outcome, error) {
 		defer close(watched)
 		t.watch(asking, cancel)
 	}()
-	box := t.e.pool.fill(asking, t.now.session, t.now.asked())
+	box := t.e.pool.fill(asking, t.now.session, t.asked)
 	cause := context.Cause(asking)
 	cancel(nil)
 	<-watched

@@ -125,9 +125,6 @@ func (s *State) request() Step {
 	case s.overBudget:
 		return write(s.goIdle(api.StopBudgetReached)...)
 	}
-	if len(s.session.Agent.MCPServers) > 0 && s.mcp == nil {
-		return Step{Do: Equip, NotBefore: s.retryAt, Drafts: s.startRunning()}
-	}
 	step := Step{Do: CallModel, NotBefore: s.retryAt}
 	switch {
 	case s.wantsCompaction():
@@ -138,6 +135,10 @@ func (s *State) request() Step {
 		step.add(take(s.queuedOf(isInput))...)
 	}
 	step.add(s.startRunning()...)
+	if len(s.session.Agent.MCPServers) > 0 && s.mcp == nil {
+		step.Do = Equip // first
+		return step
+	}
 	step.add(api.Draft{Body: &api.SpanModelRequestStart{}})
 	return step
 }

@@ -27,6 +27,7 @@ type turn struct {
 	held *control.Turn // nil before the claim
 
 	// Of MCP servers.
+	asked   bool                   // a person has said something, who is to be told if one is still away
 	box     *toolbox               // their tools; nil until they were asked
 	begun   map[api.EventID]bool   // calls that the newest write, or one before, began
 	flights map[api.EventID]func() // those under way, each with what cuts it short
