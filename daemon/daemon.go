@@ -136,6 +136,8 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err erro
 		ShellsMax: orNone(cfg.MaxShells),
 
 		TunnelDomain: cfg.TunnelDomain,
+		TunnelsMax:   cfg.MaxTunnels,
+		Issuers:      d.askIssuer,
 		Sole:         strings.HasPrefix(cfg.Database(), "sqlite:"), // the lock says so
 	}); err != nil {
 		return nil, fmt.Errorf("open the database: %w", err)
@@ -160,6 +162,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err erro
 	if d.outbound, err = d.newOutbound(); err != nil {
 		return nil, err
 	}
+	d.control.SetHTTP(d.outbound.Client()) // for what renews credentials
 	d.loop = loop.New(loop.Config{
 		Control:  d.control,
 		Model:    endpoint,
