@@ -6,7 +6,8 @@
 // It knows no database, no host names and no HTTP. Who may attach is for its [Plane] to
 // say; who may dial is whoever holds a client certificate of the plane's CA.
 //
-// Start reading at [Edge.Run], then attach.go for connectors and dial.go for dialers.
+// Start reading at [Edge.Run], then attach.go and park.go for connectors, dial.go for
+// dialers, and splice.go for what happens between them.
 package edge
 
 import (
@@ -44,6 +45,10 @@ type Config struct {
 	// DialerCAs are who has signed the certificates of dialers, asked for at each
 	// handshake of one. Other certificates are refused.
 	DialerCAs func() *x509.CertPool
+
+	// Tap, if not nil, is shown all that is passed on, as the edge has it: that is how
+	// tests and demonstrations show that it can read none of it. It must not keep data.
+	Tap func(id api.TunnelID, toGateway bool, data []byte)
 
 	Limits Limits
 	Log    *slog.Logger // nil logs nothing

@@ -135,9 +135,11 @@ func (l *lab) connector(id string, change ...func(*connect.Config)) *labConnecto
 	}
 	cert := l.inner.leaf(l.t, "*."+domain)
 	server := &http.Server{
-		Handler:     http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { l.handler.ServeHTTP(w, r) }),
-		ConnContext: func(ctx context.Context, _ net.Conn) context.Context { return context.WithValue(ctx, connectorKey{}, id) },
-		ErrorLog:    slog.NewLogLogger(slog.DiscardHandler, 0),
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { l.handler.ServeHTTP(w, r) }),
+		ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
+			return context.WithValue(ctx, connectorKey{}, id)
+		},
+		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0),
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	lc := &labConnector{Connector: c, server: server, stop: stop, done: make(chan struct{})}
@@ -382,4 +384,3 @@ func (a *authority) leaf(t testing.TB, name string) tls.Certificate {
 	}
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
-

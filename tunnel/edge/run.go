@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/tunnel"
 )
@@ -95,6 +97,28 @@ func (e *Edge) drainAll() {
 			return
 		}
 	}
+}
+
+// tellMax is how many connectors are told at once.
+const tellMax = 64
+
+// TellEdges tells the connectors where they can attach, as that has changed. It returns
+// when all were told who could be.
+func (e *Edge) TellEdges(edges []api.EdgeAddress) {
+	b, err := tunnel.AppendMessage(nil, tunnel.FrameEdges, fit(tunnel.Attached{Edges: edges}))
+	if err != nil {
+		e.log.Error("connectors cannot be told of other edges", "error", err)
+		return
+	}
+	var g errgroup.Group
+	g.SetLimit(tellMax)
+	for _, a := range e.attachments() {
+		g.Go(func() error {
+			a.control.send(b) // one that cannot take it is given up
+			return nil
+		})
+	}
+	g.Wait()
 }
 
 func (e *Edge) attachments() []*attachment {

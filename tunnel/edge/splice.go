@@ -50,11 +50,11 @@ func (e *Edge) splice(a *attachment, dialer *tls.Conn, gateway tunnel.Carrier, o
 	down.Go(func() {
 		err := s.first(opened)
 		if err == nil {
-			err = pump(dialer, gateway, &a.fromGateway, s.stall)
+			err = pump(dialer, gateway, &a.fromGateway, s.stall, e.tapOf(a, false))
 		}
 		s.end(err)
 	})
-	s.end(pump(gateway, dialer, &a.toGateway, s.stall))
+	s.end(pump(gateway, dialer, &a.toGateway, s.stall, e.tapOf(a, true)))
 	down.Wait()
 }
 
@@ -95,6 +95,16 @@ func (s *splice) tell(why error) {
 	}
 	s.dialer.SetWriteDeadline(time.Now().Add(cutMax))
 	s.dialer.Write(refused(e))
+	if socket := tunnel.SocketOf(s.dialer); socket != nil {
+		socket.Flush()
+	}
+}
+
+func (e *Edge) tapOf(a *attachment, toGateway bool) func([]byte) {
+	if e.cfg.Tap == nil {
+		return nil
+	}
+	return func(data []byte) { e.cfg.Tap(a.tunnel, toGateway, data) }
 }
 
 // cut ends the stream at once.
@@ -119,31 +129,35 @@ var buffers = sync.Pool{New: func() any { return new([tunnel.FrameHeader + tunne
 
 // pump passes frames from src to dst until src ends the stream or a side fails. It
 // keeps dst from thinking the connection dead, and notices when src is.
-func pump(dst, src tunnel.Carrier, count *atomic.Int64, stall time.Duration) error {
-	in := &source{conn: src, dst: dst, from: tunnel.SocketOf(src), to: tunnel.SocketOf(dst), stall: stall}
-	in.wait()
+func pump(dst, src tunnel.Carrier, count *atomic.Int64, stall time.Duration, tap func([]byte)) error {
+	p := &flow{src: src, dst: dst, ahead: tunnel.SocketOf(src), out: tunnel.SocketOf(dst), stall: stall}
+	defer p.flush()
+	p.wait()
 	for {
 		var h [tunnel.FrameHeader]byte
-		if err := in.read(h[:]); err != nil {
+		if err := p.pause(); err != nil {
+			return err
+		}
+		if err := p.read(h[:]); err != nil {
 			return err
 		}
 		t, size, err := tunnel.ParseHeader(h)
 		if err != nil {
 			return err
 		}
-		in.heard = true
+		p.heard = true
 		switch t {
 		case tunnel.FrameData:
-			if err := in.pass(h, size, count); err != nil {
+			if err := p.pass(h, size, count, tap); err != nil {
 				return err
 			}
 		case tunnel.FramePing:
 		case tunnel.FrameDrain:
-			if err := in.write(h[:]); err != nil {
+			if err := p.write(h[:]); err != nil {
 				return err
 			}
 		case tunnel.FrameEnd:
-			in.write(h[:])
+			p.write(h[:])
 			return errEnded
 		default:
 			return tunnel.Errorf(tunnel.StageProtocol, "a frame of type %#x within a stream", byte(t))
@@ -151,30 +165,33 @@ func pump(dst, src tunnel.Carrier, count *atomic.Int64, stall time.Duration) err
 	}
 }
 
-// A source is where a pump reads. It is owned by one goroutine.
-type source struct {
-	conn, dst tunnel.Carrier
-	from, to  *tunnel.Socket // under them; nil over QUIC
-	stall     time.Duration
+// A flow is one direction of a stream. It is owned by one goroutine.
+type flow struct {
+	src, dst tunnel.Carrier
+	ahead    *tunnel.Socket // under src; nil over QUIC
+	out      *tunnel.Socket // under dst; nil over QUIC
+	stall    time.Duration
 
-	gathering bool // what was written last has not left
-
-	heard  bool          // a frame came in since the last tick
-	sent   bool          // one went out since the last tick
-	silent time.Duration // how long nothing has come in
-	until  time.Time     // the write deadline
+	gathering bool          // what was written last has not left
+	heard     bool          // a frame came in since the last tick
+	sent      bool          // one went out since the last tick
+	silent    time.Duration // how long nothing has come in
+	until     time.Time     // the write deadline
 }
 
 // pass hands on a data frame as it is.
-func (s *source) pass(h [tunnel.FrameHeader]byte, size int, count *atomic.Int64) error {
+func (p *flow) pass(h [tunnel.FrameHeader]byte, size int, count *atomic.Int64, tap func([]byte)) error {
 	buf := buffers.Get().(*[tunnel.FrameHeader + tunnel.PayloadMax]byte)
 	defer buffers.Put(buf)
 	frame := buf[:tunnel.FrameHeader+size]
 	copy(frame, h[:])
-	if err := s.read(frame[tunnel.FrameHeader:]); err != nil {
+	if err := p.read(frame[tunnel.FrameHeader:]); err != nil {
 		return err
 	}
-	if err := s.write(frame); err != nil {
+	if tap != nil {
+		tap(frame[tunnel.FrameHeader:])
+	}
+	if err := p.write(frame); err != nil {
 		return err
 	}
 	count.Add(int64(size))
@@ -182,10 +199,15 @@ func (s *source) pass(h [tunnel.FrameHeader]byte, size int, count *atomic.Int64)
 }
 
 // read fills b, however long that takes while src gives signs of life.
-func (s *source) read(b []byte) error {
+func (p *flow) read(b []byte) error {
 	for len(b) > 0 {
-		n, err := s.conn.Read(b)
+		n, err := p.src.Read(b)
 		if b = b[n:]; n > 0 || err == nil {
+			if len(b) > 0 { // the rest may take a while
+				if err := p.pause(); err != nil {
+					return err
+				}
+			}
 			continue
 		}
 		if !isTimeout(err) {
@@ -194,52 +216,67 @@ func (s *source) read(b []byte) error {
 			}
 			return err
 		}
-		if err := s.tick(); err != nil {
+		if err := p.tick(); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// tick runs each KeepAlive while nothing is read.
-func (s *source) tick() error {
-	if s.heard {
-		s.silent = 0
-	} else if s.silent += tunnel.KeepAlive; s.silent >= tunnel.SilenceMax {
-		return tunnel.Errorf(tunnel.StageConnectorLost, "nothing was heard for %v", s.silent)
+// tick runs each KeepAlive.
+func (p *flow) tick() error {
+	if p.heard {
+		p.silent = 0
+	} else if p.silent += tunnel.KeepAlive; p.silent >= tunnel.SilenceMax {
+		return tunnel.Errorf(tunnel.StageConnectorLost, "nothing was heard for %v", p.silent)
 	}
-	s.heard = false
-	if !s.sent {
-		if err := s.write(tunnel.AppendFrame(nil, tunnel.FramePing, nil)); err != nil {
+	p.heard = false
+	if !p.sent {
+		if err := p.write(tunnel.AppendFrame(nil, tunnel.FramePing, nil)); err != nil {
 			return err
 		}
 	}
-	s.sent = false
-	s.wait()
+	p.sent = false
+	p.wait()
 	return nil
 }
 
-func (s *source) wait() { s.conn.SetReadDeadline(time.Now().Add(tunnel.KeepAlive)) }
+func (p *flow) wait() { p.src.SetReadDeadline(time.Now().Add(tunnel.KeepAlive)) }
 
-// write sends a frame. A receiver that does not take one within the time is cut: what
-// it does not take waits at the sender, not here.
-func (s *source) write(frame []byte) error {
-	if now := time.Now(); s.until.Sub(now) < s.stall*3/4 {
-		s.until = now.Add(s.stall)
-		s.dst.SetWriteDeadline(s.until)
+// write sends a frame, or has it wait for the next if that has come already: frames
+// that come together go together. A receiver that does not take them within the time
+// is cut: what it does not take waits at the sender, not here.
+func (p *flow) write(frame []byte) error {
+	if now := time.Now(); p.until.Sub(now) < p.stall*3/4 {
+		p.until = now.Add(p.stall)
+		p.dst.SetWriteDeadline(p.until)
 	}
-	s.sent = true
-	// Frames that came together go together.
-	more := s.to != nil && s.from != nil && s.from.Ahead()
-	if more {
-		s.to.Gather()
+	p.sent = true
+	if !p.gathering && p.out != nil && p.ahead != nil && p.ahead.Ahead() {
+		p.gathering = true
+		p.out.Gather()
 	}
-	_, err := s.dst.Write(frame)
-	if err == nil && s.gathering && !more {
-		err = s.to.Flush()
+	if _, err := p.dst.Write(frame); err != nil {
+		return receiverError{err}
 	}
-	s.gathering = more
-	if err != nil {
+	return nil
+}
+
+// pause is called before what may be a wait: what was gathered leaves, unless there is
+// more of it at hand.
+func (p *flow) pause() error {
+	if !p.gathering || p.ahead.Ahead() {
+		return nil
+	}
+	return p.flush()
+}
+
+func (p *flow) flush() error {
+	if !p.gathering {
+		return nil
+	}
+	p.gathering = false
+	if err := p.out.Flush(); err != nil {
 		return receiverError{err}
 	}
 	return nil

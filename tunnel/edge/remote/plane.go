@@ -20,6 +20,7 @@ type Plane struct {
 	cfg   Config
 	log   *slog.Logger
 	stale chan struct{} // holds a value when the plane's authority has changed
+	tell  func([]api.EdgeAddress)
 
 	replaced chan struct{} // closed when another process has the edge's name
 	once     sync.Once     // closes it
@@ -36,6 +37,7 @@ type Plane struct {
 	live     map[api.AttachmentID]api.TunnelID // attached, as far as the edge has told
 	orphans  []api.EdgeCut                     // attached to an edge that the plane has forgotten
 	counted  int64                             // the last report that the plane has counted
+	edges    string                            // the revision of the list of edges that connectors have
 }
 
 func (p *Plane) edgeID() api.EdgeID {
@@ -98,7 +100,7 @@ func (p *Plane) Detach(ctx context.Context, id api.AttachmentID, d api.EdgeDetac
 func (p *Plane) Report(ctx context.Context, r api.EdgeReport) error {
 	p.mu.Lock()
 	id := p.id
-	r.Sequence = p.counted + 1
+	r.Sequence, r.EdgesRevision = p.counted+1, p.edges
 	p.mu.Unlock()
 	call, cancel := context.WithTimeout(ctx, callMax)
 	defer cancel()
@@ -111,7 +113,12 @@ func (p *Plane) Report(ctx context.Context, r api.EdgeReport) error {
 		p.counted = r.Sequence
 	}
 	changed := out.Revision != p.revision
+	others := out.EdgesRevision != p.edges
+	p.edges = out.EdgesRevision
 	p.mu.Unlock()
+	if others && len(out.Edges) > 0 {
+		p.tell(out.Edges)
+	}
 	if changed {
 		select {
 		case p.stale <- struct{}{}:

@@ -51,6 +51,7 @@ func Run(ctx context.Context, c Config, serve edge.Config) (err error) {
 		serve.ID, serve.Plane, serve.Certificate, serve.DialerCAs = p.edgeID(), p, p.certificate, p.dialerCAs
 		e, err = edge.New(serve)
 	}
+	p.tell = func(edges []api.EdgeAddress) { go e.TellEdges(edges) }
 	if err != nil {
 		serve.Listener.Close()
 		if serve.Packets != nil {
