@@ -104,7 +104,7 @@ Start with "bailey demo".`,
 		}
 	}
 	add(groupStart, p.demoCommand(), p.serveCommand(), p.workerCommand(), p.gatewayCommand(), p.edgeCommand())
-	add(groupNouns, p.agentsCommand(), p.environmentsCommand(), p.sessionsCommand(), p.vaultsCommand(), p.keysCommand())
+	add(groupNouns, p.agentsCommand(), p.environmentsCommand(), p.sessionsCommand(), p.vaultsCommand(), p.tunnelsCommand(), p.keysCommand(), p.federationCommand())
 	add(groupMatter, p.doctorCommand(), p.sandboxCommand(), p.configCommand(), p.auditCommand(), p.versionCommand())
 	root.SetHelpCommandGroupID(groupMatter)
 	root.SetCompletionCommandGroupID(groupMatter)

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/control"
 	"github.com/bailey-platform/bailey/egress"
 	"github.com/bailey-platform/bailey/model"
@@ -112,8 +113,8 @@ type Config struct {
 	InsecureHTTP bool `name:"insecure-http"`
 
 	// MCPAllowedAddresses are addresses and ranges, with commas between them, that are not
-	// of the public internet and where MCP servers may be all the same: 10.1.0.0/16,
-	// 127.0.0.1. MCP servers behind a tunnel need none.
+	// of the public internet and where MCP servers may be all the same, and issuers of
+	// workloads' identities: 10.1.0.0/16, 127.0.0.1. MCP servers behind a tunnel need none.
 	MCPAllowedAddresses string `name:"mcp-allowed-addresses"`
 
 	// CloudWorker has the sessions of cloud environments run on this host, in boxes.
@@ -146,6 +147,9 @@ type Config struct {
 	// TunnelDomain is what the host names of private MCP servers end in. It is never looked
 	// up in the DNS. Tunnels that there are cannot be reached when it changes.
 	TunnelDomain string `name:"tunnel-domain"`
+
+	// MaxTunnels is how many tunnels there may be that are not archived.
+	MaxTunnels int `name:"max-tunnels"`
 
 	// Metrics says who may read /metrics: key (whoever has an API key, as
 	// Authorization: Bearer), open (everybody who reaches the API), off; or a host:port
@@ -231,6 +235,7 @@ func Defaults() Config {
 		CloudWorker:   true,
 		CloudBoxes:    64,
 		TunnelDomain:  "tunnel.bailey.internal",
+		MaxTunnels:    api.TunnelsMax,
 		Metrics:       metricsForKeys,
 		MaxStreams:    10_000,
 		MaxShells:     16,
@@ -292,6 +297,9 @@ func (c *Config) Check() error {
 	}
 	if c.MaxTurns < 1 {
 		return badSetting("max-turns", "must be at least 1")
+	}
+	if c.MaxTunnels < 1 {
+		return badSetting("max-tunnels", "must be at least 1")
 	}
 	if c.ShutdownGrace < 0 {
 		return badSetting("shutdown-grace", "must not be negative")

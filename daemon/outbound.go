@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"crypto/x509"
 	"net/http"
 
 	"github.com/bailey-platform/bailey/egress"
@@ -28,4 +29,12 @@ type throughTunnels struct{ d *Daemon }
 
 func (t throughTunnels) RoundTrip(r *http.Request) (*http.Response, error) {
 	return t.d.tunnels.dialer.RoundTrip(r)
+}
+
+// askIssuer makes the client that issuers of workloads' identities are asked for their
+// keys with. They are hosts that users name, like MCP servers, and so are judged alike.
+func (d *Daemon) askIssuer(roots *x509.CertPool) *http.Client {
+	o := *d.outbound
+	o.RootCAs = roots
+	return egress.NewOutbound(o).Client()
 }

@@ -2,6 +2,8 @@ package egress
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -28,6 +30,9 @@ type Outbound struct {
 	// Dialer connects; nil is the zero one.
 	Dialer *Dialer
 
+	// RootCAs are trusted for servers that are connected to; nil: the system's.
+	RootCAs *x509.CertPool
+
 	// Tunnelled reports whether a host, as it stands in a URL without its port, is one
 	// of a tunnel; Tunnel carries the requests to those. Both nil: there are no tunnels.
 	Tunnelled func(host string) bool
@@ -53,6 +58,7 @@ func NewOutbound(o Outbound) *Outbound {
 	out := &o
 	out.direct = &http.Transport{
 		DialContext:            out.dial,
+		TLSClientConfig:        &tls.Config{RootCAs: o.RootCAs},
 		ForceAttemptHTTP2:      true,
 		TLSHandshakeTimeout:    dialTimeout,
 		MaxIdleConns:           outboundIdleMax,

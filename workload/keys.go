@@ -159,10 +159,11 @@ func (v *Verifier) fetch(ctx context.Context, issuer *api.FederationIssuer) ([]j
 	if err != nil {
 		return nil, err
 	}
-	client := *v.client(roots)
+	whole := v.client(roots)
+	defer whole.CloseIdleConnections()
+	client := *whole
 	client.Transport = bounded{client.Transport}
 	client.Timeout = fetchTimeout
-	defer client.CloseIdleConnections()
 
 	address := issuer.JWKS.URL
 	if issuer.JWKS.Type == api.JWKSDiscovery {
