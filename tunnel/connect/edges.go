@@ -48,13 +48,13 @@ const drainAvoid = time.Minute
 func (c *Connector) keepOne(ctx, life context.Context) {
 	bound := backoffMin
 	for ctx.Err() == nil {
-		e := c.claim()
+		e, to := c.claim()
 		if e == nil { // others hold all there are
 			c.wait(ctx, time.Second)
 			continue
 		}
 		began := time.Now()
-		l, err := c.attach(ctx, e)
+		l, err := c.attach(ctx, e, to)
 		if err == nil {
 			began = time.Now()
 			err = l.run(ctx, life)
@@ -77,14 +77,15 @@ func (c *Connector) keepOne(ctx, life context.Context) {
 				pause = max(pause, refusedMin)
 			}
 		}
-		c.log.Warn("not attached to an edge; trying again", "edge", e.addr().Addr, "after", pause.Round(time.Millisecond), "error", err)
+		c.log.Warn("not attached to an edge; trying again", "edge", to.Addr, "after", pause.Round(time.Millisecond), "error", err)
 		c.pause(ctx, pause)
 		bound = min(2*bound, backoffMax)
 	}
 }
 
-// claim takes an edge that nobody holds: one that did not fail lately, if there is.
-func (c *Connector) claim() *edge {
+// claim takes an edge that nobody holds: one that did not fail lately, if there is. It
+// also returns the edge's address to try now.
+func (c *Connector) claim() (*edge, tunnel.EdgeAddr) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
@@ -98,10 +99,11 @@ func (c *Connector) claim() *edge {
 			best = e
 		}
 	}
-	if best != nil {
-		best.held = true
+	if best == nil {
+		return nil, tunnel.EdgeAddr{}
 	}
-	return best
+	best.held = true
+	return best, best.addrs[best.next%len(best.addrs)]
 }
 
 func (c *Connector) hasEdge(id api.EdgeID) bool {
@@ -133,9 +135,6 @@ func (c *Connector) release(e *edge, err error) {
 	c.change()
 }
 
-// addr is the edge's address to try now.
-func (e *edge) addr() tunnel.EdgeAddr { return e.addrs[e.next%len(e.addrs)] }
-
 // learn takes in what an edge said of itself and of others. It reports false if another
 // link to that same edge is there already, by another name.
 func (c *Connector) learn(e *edge, a tunnel.Attached) bool {
@@ -155,6 +154,19 @@ func (c *Connector) learn(e *edge, a tunnel.Attached) bool {
 		e.id, e.alias = a.EdgeID, ""
 	}
 	e.err, e.avoid = nil, time.Time{}
+	c.know(a)
+	return true
+}
+
+// relearn takes in that the edges have changed.
+func (c *Connector) relearn(a tunnel.Attached) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.know(a)
+}
+
+// know takes in which edges there are. The caller holds mu.
+func (c *Connector) know(a tunnel.Attached) {
 	for _, named := range a.Edges {
 		addrs, err := tunnel.EdgeAddrs(named)
 		if err != nil || len(addrs) == 0 {
@@ -172,7 +184,6 @@ func (c *Connector) learn(e *edge, a tunnel.Attached) bool {
 	}
 	c.forget(a)
 	c.change()
-	return true
 }
 
 // forget drops the edges that an edge does not name any more, unless the configuration

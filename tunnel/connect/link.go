@@ -54,13 +54,10 @@ const (
 )
 
 // attach dials an edge and shows the token.
-func (c *Connector) attach(ctx context.Context, e *edge) (*link, error) {
-	c.mu.Lock()
-	addr := e.addr()
-	c.mu.Unlock()
+func (c *Connector) attach(ctx context.Context, e *edge, to tunnel.EdgeAddr) (*link, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialMax)
 	defer cancel()
-	l, err := c.dial(ctx, e, addr)
+	l, err := c.dial(ctx, e, to)
 	if err != nil {
 		return nil, err
 	}
@@ -183,7 +180,7 @@ func (l *link) busy() bool {
 	return l.streams > 0
 }
 
-// replaced reports whether as many links as there can be are with edges that stay.
+// replaced reports whether there are as many links as there can be with edges that stay.
 func (c *Connector) replaced() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -198,7 +195,7 @@ func (c *Connector) replaced() bool {
 			edges++
 		}
 	}
-	return good > 0 && good >= min(edges, c.cfg.Links)
+	return good >= min(edges, c.cfg.Links) // where there is nowhere to go, nothing is waited for
 }
 
 // serve reads what the edge has to say until the link breaks or life ends. drain is
@@ -243,6 +240,12 @@ func (l *link) serve(life context.Context, drain chan<- struct{}) error {
 				draining = true
 				close(drain)
 			}
+		case tunnel.FrameEdges:
+			a, err := tunnel.ParseAttached(payload)
+			if err != nil {
+				return err
+			}
+			l.c.relearn(a)
 		case tunnel.FrameRefused:
 			return tunnel.ParseRefusal(payload)
 		default:
@@ -252,7 +255,7 @@ func (l *link) serve(life context.Context, drain chan<- struct{}) error {
 }
 
 // maxControl bounds what an edge says on a control connection.
-const maxControl = 4 << 10
+const maxControl = tunnel.MessageMax
 
 // ping keeps the control connection and the parked ones alive.
 func (l *link) ping(ctx context.Context) {

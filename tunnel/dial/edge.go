@@ -75,57 +75,52 @@ func (e *edge) isDoubtful() bool {
 	return time.Since(e.failed) < failedMax
 }
 
-// open begins a stream. The edge's answer comes with the stream's first bytes.
-func (e *edge) open(ctx context.Context, w *want, only bool) (*tls.Conn, *tunnel.Stream, error) {
+// open begins a stream, on a connection that is ready if there is one and fresh is not
+// asked for. The edge's answer comes with the stream's first bytes.
+func (e *edge) open(ctx context.Context, w *want, only, fresh bool) error {
 	hello, err := tunnel.AppendMessage(nil, tunnel.FrameOpen, tunnel.Open{
 		TunnelID: w.to.route.TunnelID, Connector: w.connector, Only: only, Key: keyOf(w.to),
 	})
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	for {
-		conn, fresh, err := e.take(ctx)
-		if err != nil {
-			return nil, nil, err
-		}
-		conn.SetWriteDeadline(time.Now().Add(openMax))
-		if _, err = conn.Write(hello); err == nil {
-			conn.SetWriteDeadline(time.Time{})
-			return conn, tunnel.NewStream(conn, tunnel.StageConnectorLost, w.drain), nil
-		}
-		conn.NetConn().Close()
-		if fresh {
-			return nil, nil, e.fail(err)
+	if w.outer, w.fresh = e.take(fresh), false; w.outer == nil {
+		w.fresh = true
+		if w.outer, err = e.dial(ctx); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return e.fail(err)
 		}
 	}
+	w.outer.SetWriteDeadline(time.Now().Add(openMax))
+	if _, err = w.outer.Write(hello); err != nil {
+		w.outer.NetConn().Close()
+		return e.fail(err)
+	}
+	w.outer.SetWriteDeadline(time.Time{})
+	w.stream = tunnel.NewStream(w.outer, tunnel.StageConnectorLost, w.drain)
+	return nil
 }
 
-// take is a connection to the edge: one that is ready, or a fresh one.
-func (e *edge) take(ctx context.Context) (conn *tls.Conn, fresh bool, err error) {
+// take is a connection that is ready, or nil. There will be others next time.
+func (e *edge) take(none bool) *tls.Conn {
 	e.mu.Lock()
-	for len(e.ready) > 0 && conn == nil {
+	defer e.mu.Unlock()
+	defer e.refill()
+	if none {
+		return nil
+	}
+	for len(e.ready) > 0 {
 		last := len(e.ready) - 1
 		r := e.ready[last]
 		e.ready = e.ready[:last]
-		if time.Since(r.at) < readyMax {
-			conn = r.conn
-		} else {
-			go r.conn.Close()
+		if time.Since(r.at) < readyMax && isQuiet(r.conn, tunnel.SocketOf(r.conn)) {
+			return r.conn
 		}
+		go r.conn.Close()
 	}
-	e.refill()
-	e.mu.Unlock()
-	if conn != nil {
-		return conn, false, nil
-	}
-	conn, err = e.dial(ctx)
-	if err != nil {
-		if ctx.Err() != nil {
-			return nil, true, ctx.Err()
-		}
-		return nil, true, e.fail(err)
-	}
-	return conn, true, nil
+	return nil
 }
 
 // refill brings the number of ready connections up, aside. The caller holds mu.

@@ -48,22 +48,25 @@ func newHTTP1(inner *tls.Conn, outer tunnel.Carrier) *http1 {
 	return h
 }
 
-// quiet reports whether an idle connection can be used: nothing has come on it, an end
-// least of all.
-func (h *http1) quiet() bool {
-	if h.socket == nil {
+// quiet reports whether an idle connection can be used.
+func (h *http1) quiet() bool { return isQuiet(h.conn, h.socket) }
+
+// isQuiet reports whether nothing has come on a connection, an end least of all. The
+// socket is the one below it, however far.
+func isQuiet(conn *tls.Conn, socket *tunnel.Socket) bool {
+	if socket == nil {
 		return true
 	}
 	var one [1]byte
-	err := h.socket.Peek(func() error {
-		_, err := h.conn.Read(one[:])
+	err := socket.Peek(func() error {
+		_, err := conn.Read(one[:])
 		return err
 	})
 	ne, ok := errors.AsType[net.Error](err)
 	return ok && ne.Timeout() && tunnel.AsError(err) == nil
 }
 
-// A exchange is a request under way.
+// An exchange is a request under way.
 type exchange struct {
 	req  *http.Request
 	stop func() bool // calling it off; false if it was

@@ -19,6 +19,7 @@ type want struct {
 	drain     func() // what to do when the edge or the connector will leave
 
 	outer  *tls.Conn // with the edge
+	fresh  bool      // outer was made for this, and did not lie ready
 	stream *tunnel.Stream
 	ca     *x509.Certificate // that certified the gateway
 }
@@ -68,25 +69,26 @@ func (d *Dialer) atSomeEdge(ctx context.Context, w *want, only bool) (*tls.Conn,
 // atEdge tries twice: a connection that lay ready may turn out broken, and what was
 // remembered of a gateway out of date, its CA archived for one.
 func (d *Dialer) atEdge(ctx context.Context, e *edge, w *want, only bool) (*tls.Conn, error) {
-	conn, resumed, err := d.handshake(ctx, e, w, only, true)
+	conn, resumed, err := d.handshake(ctx, e, w, only, false)
 	if err == nil || ctx.Err() != nil {
 		return conn, err
 	}
-	if te := tunnel.AsError(err); !resumed && (te == nil || te.Stage != tunnel.StageConnectorLost) {
+	te := tunnel.AsError(err)
+	broken := te != nil && !w.fresh && (te.Stage == tunnel.StageEdgeUnreachable || te.Stage == tunnel.StageConnectorLost)
+	if !resumed && !broken {
 		return nil, err
 	}
-	conn, _, err = d.handshake(ctx, e, w, only, false)
+	conn, _, err = d.handshake(ctx, e, w, only, true)
 	return conn, err
 }
 
-// handshake opens a stream at an edge and begins the inner TLS. Of a handshake that
-// failed, resumed says whether it was to resume a session.
-func (d *Dialer) handshake(ctx context.Context, e *edge, w *want, only, resume bool) (conn *tls.Conn, resumed bool, err error) {
-	outer, stream, err := e.open(ctx, w, only)
-	if err != nil {
+// handshake opens a stream at an edge and begins the inner TLS, with fresh set by
+// nothing that was there before. Of a handshake that failed, resumed says whether it was
+// to resume a session.
+func (d *Dialer) handshake(ctx context.Context, e *edge, w *want, only, fresh bool) (conn *tls.Conn, resumed bool, err error) {
+	if err := e.open(ctx, w, only, fresh); err != nil {
 		return nil, false, err
 	}
-	w.outer, w.stream = outer, stream
 	var refusal error
 	cfg := &tls.Config{
 		ServerName: w.to.host,
@@ -114,13 +116,17 @@ func (d *Dialer) handshake(ctx context.Context, e *edge, w *want, only, resume b
 	if d.cfg.HTTP2 {
 		cfg.NextProtos = []string{"h2", "http/1.1"}
 	}
-	if resume {
+	if !fresh {
 		cfg.ClientSessionCache = d.inner
 	}
-	inner := tls.Client(stream, cfg)
+	inner := tls.Client(w.stream, cfg)
 	if err := inner.HandshakeContext(ctx); err != nil {
-		stream.Close()
-		return nil, resumed, innerError(ctx, err, refusal)
+		w.stream.Close()
+		err = innerError(ctx, err, refusal)
+		if te := tunnel.AsError(err); te != nil && te.Stage == tunnel.StageConnectorLost && te.Err != nil && w.stream.Opened() == nil {
+			err = e.fail(te.Err) // it was the edge that went without a word
+		}
+		return nil, resumed, err
 	}
 	return inner, resumed, nil
 }

@@ -37,6 +37,7 @@ type lab struct {
 	inner   *authority // the tunnel's
 	edges   []*labEdge
 	handler http.Handler
+	h2      bool
 	dialer  *dial.Dialer
 }
 
@@ -141,9 +142,13 @@ func (l *lab) connector(id string, change ...func(*connect.Config)) *labConnecto
 		},
 		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0),
 	}
+	protocols := []string{"http/1.1"}
+	if l.h2 {
+		protocols = []string{"h2"}
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	lc := &labConnector{Connector: c, server: server, stop: stop, done: make(chan struct{})}
-	go server.Serve(tls.NewListener(c.Listener(), &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13, NextProtos: []string{"http/1.1"}}))
+	go server.Serve(tls.NewListener(c.Listener(), &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13, NextProtos: protocols}))
 	go func() {
 		defer close(lc.done)
 		if err := c.Run(ctx); err != nil {
@@ -268,7 +273,15 @@ type fakePlane struct {
 	reports  []api.EdgeReport
 	edges    []api.EdgeAddress
 	fail     error // of Report
+	failed   int   // reports
 	asked    int   // calls of Attach
+}
+
+// set looks at the plane, or changes it.
+func (p *fakePlane) set(f func(*fakePlane)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f(p)
 }
 
 func (p *fakePlane) Attach(_ context.Context, a api.EdgeAttach) (*api.EdgeGrant, error) {
@@ -299,6 +312,7 @@ func (p *fakePlane) Report(_ context.Context, r api.EdgeReport) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.fail != nil {
+		p.failed++
 		return p.fail
 	}
 	if err := r.Check(); err != nil {
