@@ -31,9 +31,8 @@ var (
 	orEnvKey = credentials{api.KeyAPI, api.KeyEnvironment}
 	orToken  = credentials{api.KeyAPI, api.KeyEnvironment, api.KeySession}
 
-	ofWorkers  = credentials{api.KeyEnvironment, api.KeySession}
-	ofSessions = credentials{api.KeySession}
-	ofEdges    = credentials{api.KeyEdge}
+	ofWorkers = credentials{api.KeyEnvironment, api.KeySession}
+	ofEdges   = credentials{api.KeyEdge}
 
 	// anybody is who shows no credential in a header: what proves something is in the body.
 	anybody = credentials{""}
@@ -119,7 +118,7 @@ var routes = []route{
 	{"vaults.credentials.archive", "POST /v1/vaults/{vault}/credentials/{credential}/archive", apiKey, betaAgents, behaves, (*Server).archiveCredential},
 	{"vaults.credentials.mcp_oauth_validate", "POST /v1/vaults/{vault}/credentials/{credential}/mcp_oauth_validate", apiKey, betaAgents, behaves, (*Server).validateCredential},
 
-	{"messages.create", "POST /v1/messages", apiKey, "", passed, (*Server).forward},
+	{"messages.create", "POST /v1/messages", apiKey, "", passed, (*Server).createMessage},
 	{"messages.count_tokens", "POST /v1/messages/count_tokens", apiKey, "", passed, (*Server).forward},
 	{"models.list", "GET /v1/models", apiKey, "", passed, (*Server).forward},
 	{"models.retrieve", "GET /v1/models/{model...}", apiKey, "", passed, (*Server).forward},
@@ -133,8 +132,8 @@ var routes = []route{
 	{"sessions.shell", "GET /v1/sessions/{session}/shell", apiKey, "", ours, (*Server).openShell},
 	{"vault_keys.list", "GET /v1/vault_keys", apiKey, "", ours, (*Server).listVaultKeys},
 	{"vault_keys.rotate", "POST /v1/vault_keys/rotate", apiKey, "", ours, (*Server).rotateVaultKey},
-	{"environments.work.variables.list", "GET /v1/environments/{environment}/work/{work}/variables", ofSessions, "", ours, (*Server).listVariables},
-	{"environments.work.variables.value", "POST /v1/environments/{environment}/work/{work}/variables/{credential}/value", ofSessions, "", ours, (*Server).handOutVariable},
+	{"environments.work.variables.list", "GET /v1/environments/{environment}/work/{work}/variables", ofWorkers, "", ours, (*Server).listVariables},
+	{"environments.work.variables.value", "POST /v1/environments/{environment}/work/{work}/variables/{credential}/value", ofWorkers, "", ours, (*Server).handOutVariable},
 	{"environments.work.shells.next", "GET /v1/environments/{environment}/work/{work}/shells/next", ofWorkers, "", ours, (*Server).nextShell},
 	{"environments.work.shells.attach", "GET /v1/environments/{environment}/work/{work}/shells/{shell}/attach", ofWorkers, "", ours, (*Server).attachShell},
 	{"edges.register", "POST /v1/edges", ofEdges, "", ours, (*Server).registerEdge},
