@@ -137,7 +137,9 @@ var house = []row{
 	// Engines and faces.
 	{"loop", uses("api", "control", "mcp", "model", "tool"),
 		"loop turns events into model requests; of tools it knows what the model is told"},
-	{"httpapi", uses("api", "audit", "control", "model"),
+	{"messages", uses("api", "mcp", "model"),
+		"messages joins a model that knows nothing of MCP with servers; it keeps nothing"},
+	{"httpapi", uses("api", "audit", "control", "messages", "model"),
 		"httpapi has routes and no rules; it passes model requests through"},
 
 	// The field.
@@ -149,7 +151,7 @@ var house = []row{
 		"field assembles the worker's side of what its file asks for; the plane is beyond its horizon"},
 	{"cloud", uses("api", "egress", "field", "sandbox"),
 		"cloud is a field within the server's process: it is told what has work, and the rest goes through the public API"},
-	{"daemon", uses("api", "audit", "audit/sink", "client", "control", "egress", "httpapi", "loop", "model", "model/scripted", "store", "telemetry", "tunnel", "tunnel/dial", "tunnel/edge", "tunnel/edge/remote", "vault"),
+	{"daemon", uses("api", "audit", "audit/sink", "client", "control", "egress", "httpapi", "loop", "messages", "model", "model/scripted", "store", "telemetry", "tunnel", "tunnel/dial", "tunnel/edge", "tunnel/edge/remote", "vault"),
 		"daemon assembles the plane; a worker beside it is cli's to start"},
 	{"cli", uses("api", "audit", "audit/sink", "client", "cloud", "daemon", "field", "model", "model/scripted", "sandbox", "sandbox/agentbin", "sandbox/leaks", "sandbox/verify", "settings", "telemetry", "tool/agent", "tunnel", "tunnel/connect", "tunnel/edge", "tunnel/edge/remote", "tunnel/gateway", "worker", "vault"),
 		"cli is a person's hands: it starts the parts, and talks to the plane as any client does"},

@@ -23,6 +23,7 @@ import (
 	"github.com/bailey-platform/bailey/egress"
 	"github.com/bailey-platform/bailey/httpapi"
 	"github.com/bailey-platform/bailey/loop"
+	"github.com/bailey-platform/bailey/messages"
 	"github.com/bailey-platform/bailey/model"
 	"github.com/bailey-platform/bailey/model/scripted"
 	"github.com/bailey-platform/bailey/store"
@@ -173,8 +174,11 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err erro
 		Grace:    cfg.grace(),
 	})
 	faceConfig := httpapi.Config{
-		Control:    d.control,
-		Model:      endpoint,
+		Control: d.control,
+		Model:   endpoint,
+		Messages: messages.New(messages.Config{
+			Model: endpoint, HTTP: d.outbound.Client(), Plain: d.outbound.Opened, Logger: log.With("part", "messages"),
+		}),
 		Logger:     log.With("part", "http"),
 		Audit:      d.audit,
 		AuditReads: cfg.AuditReads,

@@ -19,6 +19,7 @@ import (
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/audit"
 	"github.com/bailey-platform/bailey/control"
+	"github.com/bailey-platform/bailey/messages"
 	"github.com/bailey-platform/bailey/model"
 )
 
@@ -43,6 +44,10 @@ type Config struct {
 	Control *control.Control
 	Model   *model.Client // nil: messages and models answer 404
 	Logger  *slog.Logger  // nil: no records
+
+	// Messages answers requests for a message that name MCP servers. Nil: they are handed
+	// to the endpoint like all others.
+	Messages *messages.Connector
 
 	// Audit gets a record of every operation that changes something before it is
 	// done; without a record it is refused with 503. Nil: none is kept. AuditReads
@@ -80,6 +85,7 @@ type Server struct {
 	// Static after New.
 	control      *control.Control
 	model        *model.Client
+	messages     *messages.Connector
 	log          *slog.Logger
 	metrics      *metrics
 	mux          *http.ServeMux
@@ -119,6 +125,7 @@ func New(c Config) *Server {
 	s := &Server{
 		control:      c.Control,
 		model:        c.Model,
+		messages:     c.Messages,
 		log:          c.Logger,
 		metrics:      newMetrics(c.Registerer),
 		mux:          http.NewServeMux(),

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"regexp"
 	"strings"
@@ -19,8 +20,11 @@ type Tool struct {
 	Description string          // at most 8 KiB, besides a schema that is quoted in it
 	InputSchema json.RawMessage // one that the Messages API accepts
 
-	// Listed is the schema as the server lists it.
-	Listed json.RawMessage
+	// Listed is what the server lists.
+	Listed struct {
+		Description string
+		InputSchema json.RawMessage
+	}
 }
 
 // Tools asks the server for its tools. A list with a name twice, or without end, is an
@@ -44,7 +48,7 @@ func (s *Session) Tools(ctx context.Context) ([]Tool, error) {
 				if err != nil {
 					return traced(ctx, err)
 				}
-				size += len(t.Name) + len(t.Description) + len(tool.Listed)
+				size += len(t.Name) + len(t.Description) + len(tool.Listed.InputSchema)
 				if len(tools) == toolsMax || size > listMax {
 					return traced(ctx, fmt.Errorf("%w: it lists more than %d tools, or %d MiB of them", errTooLarge, toolsMax, listMax>>20))
 				}
@@ -83,56 +87,62 @@ const (
 
 func newTool(t *sdk.Tool) (Tool, error) {
 	if t == nil || t.Name == "" {
-		return Tool{}, fmt.Errorf("it lists a tool without a name")
+		return Tool{}, errors.New("it lists a tool without a name")
 	}
 	listed, err := json.Marshal(t.InputSchema)
 	if err != nil {
 		return Tool{}, fmt.Errorf("tool %.128q: %w", t.Name, err)
 	}
-	out := Tool{Name: t.Name, Description: cut(strings.ToValidUTF8(t.Description, ""), descriptionMax), Listed: listed, InputSchema: listed}
-	schema, ok := t.InputSchema.(map[string]any)
-	if ok && schema["type"] == nil {
+	return Fit(t.Name, t.Description, listed), nil
+}
+
+// Fit makes a tool in a form that the Messages API accepts of one that was listed. What is
+// listed need not be sound.
+func Fit(name, description string, listed json.RawMessage) Tool {
+	out := Tool{Name: name, Description: cut(strings.ToValidUTF8(description, ""), descriptionMax), InputSchema: listed}
+	out.Listed.Description, out.Listed.InputSchema = description, listed
+	var schema map[string]any
+	_ = json.Unmarshal(listed, &schema) // what is none is unfit
+	if schema != nil && schema["type"] == nil {
 		// Without a type it is one of objects: nothing else can be an input.
 		schema["type"] = "object"
 		out.InputSchema, _ = json.Marshal(schema)
 	}
-	if problem := unfit(schema); problem != "" {
-		out.InputSchema = json.RawMessage(`{"type":"object"}`)
-		if ok && len(schema) > 0 {
-			out.Description = strings.TrimSpace(out.Description + "\n\nThe input has to fit this JSON Schema: " + cut(string(listed), quotedMax))
-		}
+	if fits(schema) {
+		return out
 	}
-	return out, nil
+	out.InputSchema = json.RawMessage(`{"type":"object"}`)
+	if len(schema) > 0 {
+		out.Description = strings.TrimSpace(out.Description + "\n\nThe input has to fit this JSON Schema: " + cut(string(listed), quotedMax))
+	}
+	return out
 }
 
 var propertyName = regexp.MustCompile(`^[a-zA-Z0-9_.-]{1,64}$`)
 
-// unfit says why the Messages API would refuse a schema; "" is that it would not.
-func unfit(schema map[string]any) string {
+// fits reports whether the Messages API takes a schema.
+func fits(schema map[string]any) bool {
 	if len(schema) == 0 || schema["type"] != "object" {
-		return "it is not one of objects"
+		return false
 	}
 	for _, k := range []string{"oneOf", "anyOf", "allOf"} {
 		if _, ok := schema[k]; ok {
-			return k + " at the top level"
+			return false
 		}
 	}
 	if p, ok := schema["properties"]; ok {
 		properties, ok := p.(map[string]any)
 		if !ok {
-			return "its properties are no object"
+			return false
 		}
 		for name := range properties {
 			if !propertyName.MatchString(name) {
-				return "the name of a property"
+				return false
 			}
 		}
 	}
 	text, err := json.Marshal(schema)
-	if err != nil || len(text) > schemaMax || depth(text) > depthMax {
-		return "its size"
-	}
-	return ""
+	return err == nil && len(text) <= schemaMax && depth(text) <= depthMax
 }
 
 // depthMax bounds how deep a schema is nested.
