@@ -15,7 +15,7 @@ import (
 // listener and are told apart by ALPN; both speak frames, within TLS 1.3 or QUIC.
 //
 //	connector, TCP: a control connection  ── attach ──▶ ◀── attached
-//	                                      ── ping ──▶   ◀── pong, want, drain
+//	                                      ── ping ──▶   ◀── pong, want, edges, drain
 //	                data connections      ── park ──▶   … ◀── open, then a stream
 //	connector, QUIC: the same control on its first stream; the edge opens a stream of
 //	                QUIC for each of ours: ◀── open, then a stream
@@ -49,6 +49,7 @@ const (
 	FrameAttached FrameType = 0x11 // edge: an Attached
 	FrameWant     FrameType = 0x12 // edge: how many data connections to keep parked; 2 bytes
 	FramePark     FrameType = 0x13 // connector: a Ticket, once, on a data connection
+	FrameEdges    FrameType = 0x14 // edge: an Attached of which only Edges counts: they have changed
 
 	FrameOpen   FrameType = 0x20 // dialer: an Open. To a connector it is empty: a stream begins
 	FrameOpened FrameType = 0x21 // edge: an Opened
