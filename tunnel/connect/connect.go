@@ -235,7 +235,7 @@ func (c *Connector) count(l *link, by int) {
 	defer c.mu.Unlock()
 	l.streams += by
 	c.streams += by
-	if by < 0 {
+	if l.streams == 0 {
 		c.change()
 	}
 }

@@ -17,9 +17,11 @@ type edge struct {
 	addrs []tunnel.EdgeAddr
 	next  int // of addrs, to try
 
-	held     bool      // by a link, or by somebody who is trying
-	avoid    time.Time // until then others are better
-	err      error     // the last one, if nothing went well after it
+	held     bool          // by a link, or by somebody who is trying
+	avoid    time.Time     // until then others are better
+	after    time.Time     // not before
+	bound    time.Duration // of the next wait
+	err      error         // the last one, if nothing went well after it
 	failedAt time.Time
 
 	udp udp // whether QUIC gets there
@@ -29,8 +31,8 @@ type edge struct {
 	alias api.EdgeID
 }
 
-// The times between attempts: a random one up to a bound that doubles, and that begins
-// anew after a link that lasted.
+// The times between attempts at an edge: a random one up to a bound that doubles, and
+// that begins anew after a link that lasted.
 const (
 	backoffMin = 500 * time.Millisecond
 	backoffMax = 30 * time.Second
@@ -46,64 +48,46 @@ const drainAvoid = time.Minute
 // keepOne keeps one link up until ctx ends. Links live until life ends, or longer for
 // the streams of those that drain.
 func (c *Connector) keepOne(ctx, life context.Context) {
-	bound := backoffMin
 	for ctx.Err() == nil {
-		e, to := c.claim()
-		if e == nil { // others hold all there are
-			c.wait(ctx, time.Second)
+		e, to, wait := c.claim()
+		if e == nil {
+			c.wait(ctx, wait)
+			continue
+		}
+		l, err := c.attach(ctx, e, to)
+		if err != nil {
+			c.release(e, err, false)
 			continue
 		}
 		began := time.Now()
-		l, err := c.attach(ctx, e, to)
-		if err == nil {
-			began = time.Now()
-			err = l.run(ctx, life)
-		}
-		c.release(e, err)
-		switch {
-		case ctx.Err() != nil:
-			return
-		case errors.Is(err, errDraining), errors.Is(err, errBetter):
-			continue // another link, at once; what is under way on this one goes on
-		}
-		lasted := time.Since(began)
-		if l != nil && lasted >= stable {
-			bound = backoffMin
-		}
-		pause := rand.N(bound)
-		if te := tunnel.AsError(err); te != nil {
-			pause = max(pause, te.RetryAfter)
-			if te.Stage == tunnel.StageTokenRefused {
-				pause = max(pause, refusedMin)
-			}
-		}
-		c.log.Warn("not attached to an edge; trying again", "edge", to.Addr, "after", pause.Round(time.Millisecond), "error", err)
-		c.pause(ctx, pause)
-		bound = min(2*bound, backoffMax)
+		err = l.run(ctx, life)
+		c.release(e, err, time.Since(began) >= stable)
 	}
 }
 
-// claim takes an edge that nobody holds: one that did not fail lately, if there is. It
-// also returns the edge's address to try now.
-func (c *Connector) claim() (*edge, tunnel.EdgeAddr) {
+// claim takes an edge that nobody holds: one that did not fail lately, if there is, with
+// its address to try now. Without one it returns how long to wait.
+func (c *Connector) claim() (*edge, tunnel.EdgeAddr, time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
+	wait := backoffMax
 	var best *edge
 	for _, i := range rand.Perm(len(c.edges)) {
 		e := c.edges[i]
-		if e.held || e.alias != "" && c.hasEdge(e.alias) {
-			continue
-		}
-		if best == nil || e.rank(now).Before(best.rank(now)) {
+		switch {
+		case e.held || e.alias != "" && c.hasEdge(e.alias):
+		case e.after.After(now):
+			wait = min(wait, e.after.Sub(now))
+		case best == nil || e.rank(now).Before(best.rank(now)):
 			best = e
 		}
 	}
 	if best == nil {
-		return nil, tunnel.EdgeAddr{}
+		return nil, tunnel.EdgeAddr{}, wait
 	}
 	best.held = true
-	return best, best.addrs[best.next%len(best.addrs)]
+	return best, best.addrs[best.next%len(best.addrs)], 0
 }
 
 func (c *Connector) hasEdge(id api.EdgeID) bool {
@@ -119,20 +103,35 @@ func (e *edge) rank(now time.Time) time.Time {
 	return e.failedAt
 }
 
-func (c *Connector) release(e *edge, err error) {
+// release gives an edge back, after err. lasted says whether the link to it had held for
+// a while.
+func (c *Connector) release(e *edge, err error, lasted bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	defer c.change()
 	e.held = false
 	now := time.Now()
-	switch {
-	case errors.Is(err, errBetter):
-	case errors.Is(err, errDraining):
-		e.avoid = now.Add(drainAvoid)
-	default:
-		e.err, e.failedAt = err, now
-		e.next++
+	if errors.Is(err, errBetter) || errors.Is(err, context.Canceled) {
+		return
 	}
-	c.change()
+	if errors.Is(err, errDraining) {
+		e.avoid = now.Add(drainAvoid)
+		return // another link, at once; what is under way on this one goes on
+	}
+	if lasted || e.bound == 0 {
+		e.bound = backoffMin
+	}
+	pause := rand.N(e.bound)
+	e.bound = min(2*e.bound, backoffMax)
+	if te := tunnel.AsError(err); te != nil {
+		pause = max(pause, te.RetryAfter)
+		if te.Stage == tunnel.StageTokenRefused {
+			pause = max(pause, refusedMin)
+		}
+	}
+	c.log.Warn("not attached to an edge; trying again", "edge", e.addrs[e.next%len(e.addrs)].Addr, "after", pause.Round(time.Millisecond), "error", err)
+	e.err, e.failedAt, e.after = err, now, now.Add(pause)
+	e.next++
 }
 
 // learn takes in what an edge said of itself and of others. It reports false if another

@@ -1,6 +1,7 @@
 package edge_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -262,6 +263,31 @@ func testLog(t *testing.T) *slog.Logger {
 	return slog.New(slog.DiscardHandler)
 }
 
+// A lockedBuffer can be written by several goroutines.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) Bytes() []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return bytes.Clone(b.b.Bytes())
+}
+
+func (b *lockedBuffer) String() string { return string(b.Bytes()) }
+func (b *lockedBuffer) Len() int       { return len(b.Bytes()) }
+
+func newTextLog(w io.Writer) *slog.Logger {
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
 // A fakePlane is the far end of an edge.
 type fakePlane struct {
 	cuts chan []api.EdgeCut
@@ -272,9 +298,10 @@ type fakePlane struct {
 	detached []api.AttachmentID
 	reports  []api.EdgeReport
 	edges    []api.EdgeAddress
-	fail     error // of Report
-	failed   int   // reports
-	asked    int   // calls of Attach
+	fail     error                  // of Report
+	failed   int                    // reports
+	granted  func(api.AttachmentID) // called before Attach returns, if not nil
+	asked    int                    // calls of Attach
 }
 
 // set looks at the plane, or changes it.
@@ -297,6 +324,11 @@ func (p *fakePlane) Attach(_ context.Context, a api.EdgeAttach) (*api.EdgeGrant,
 	}
 	attachment := api.AttachmentID("tatt_" + rand.Text())
 	p.attached[attachment] = a
+	if p.granted != nil {
+		p.mu.Unlock()
+		p.granted(attachment)
+		p.mu.Lock()
+	}
 	return &api.EdgeGrant{ID: attachment, TunnelID: id, Domain: domain, Edges: p.edges}, nil
 }
 

@@ -20,7 +20,7 @@ type Plane struct {
 	cfg   Config
 	log   *slog.Logger
 	stale chan struct{} // holds a value when the plane's authority has changed
-	tell  func([]api.EdgeAddress)
+	news  chan []api.EdgeAddress // holds the newest list of edges that connectors are to be told
 
 	replaced chan struct{} // closed when another process has the edge's name
 	once     sync.Once     // closes it
@@ -100,7 +100,7 @@ func (p *Plane) Detach(ctx context.Context, id api.AttachmentID, d api.EdgeDetac
 func (p *Plane) Report(ctx context.Context, r api.EdgeReport) error {
 	p.mu.Lock()
 	id := p.id
-	r.Sequence, r.EdgesRevision = p.counted+1, p.edges
+	r.Sequence = p.counted + 1
 	p.mu.Unlock()
 	call, cancel := context.WithTimeout(ctx, callMax)
 	defer cancel()
@@ -113,12 +113,7 @@ func (p *Plane) Report(ctx context.Context, r api.EdgeReport) error {
 		p.counted = r.Sequence
 	}
 	changed := out.Revision != p.revision
-	others := out.EdgesRevision != p.edges
-	p.edges = out.EdgesRevision
 	p.mu.Unlock()
-	if others && len(out.Edges) > 0 {
-		p.tell(out.Edges)
-	}
 	if changed {
 		select {
 		case p.stale <- struct{}{}:
@@ -131,22 +126,42 @@ func (p *Plane) Report(ctx context.Context, r api.EdgeReport) error {
 	return nil
 }
 
-// Cuts implements [edge.Plane].
+// Cuts implements [edge.Plane]. With the cuts comes where connectors can attach, which
+// they are told when it has changed.
 func (p *Plane) Cuts(ctx context.Context) ([]api.EdgeCut, error) {
 	p.mu.Lock()
-	id, orphans := p.id, p.orphans
+	id, orphans, revision := p.id, p.orphans, p.edges
 	p.orphans = nil
 	p.mu.Unlock()
 	if len(orphans) > 0 {
 		return orphans, nil
 	}
-	call, cancel := context.WithTimeout(ctx, api.EdgeCutsPollMax+callMax)
+	call, cancel := context.WithTimeout(ctx, api.EdgeChangesMax+callMax)
 	defer cancel()
-	cuts, err := p.cfg.Client.EdgeCuts(call, id, api.EdgeCutsPollMax)
+	out, err := p.cfg.Client.EdgeChanges(call, id, revision, api.EdgeChangesMax)
 	if err != nil {
 		return nil, p.understand(ctx, id, err)
 	}
-	return cuts.Data, nil
+	if out.EdgesRevision != revision {
+		p.mu.Lock()
+		p.edges = out.EdgesRevision
+		p.mu.Unlock()
+		p.toTell(out.Edges)
+	}
+	return out.Cuts, nil
+}
+
+// toTell has connectors told of other edges; a list that none was told yet is dropped.
+// It is called by one goroutine at a time.
+func (p *Plane) toTell(edges []api.EdgeAddress) {
+	if len(edges) == 0 {
+		return
+	}
+	select {
+	case <-p.news:
+	default:
+	}
+	p.news <- edges
 }
 
 // errAgain is what the edge is told when the plane has to be asked once more.

@@ -51,7 +51,6 @@ func Run(ctx context.Context, c Config, serve edge.Config) (err error) {
 		serve.ID, serve.Plane, serve.Certificate, serve.DialerCAs = p.edgeID(), p, p.certificate, p.dialerCAs
 		e, err = edge.New(serve)
 	}
-	p.tell = func(edges []api.EdgeAddress) { go e.TellEdges(edges) }
 	if err != nil {
 		serve.Listener.Close()
 		if serve.Packets != nil {
@@ -71,6 +70,16 @@ func Run(ctx context.Context, c Config, serve edge.Config) (err error) {
 	defer stop()
 	parts, asked := errgroup.WithContext(ctx)
 	parts.Go(func() error { return p.renew(life) })
+	parts.Go(func() error {
+		for {
+			select {
+			case edges := <-p.news:
+				e.TellEdges(edges)
+			case <-life.Done():
+				return nil
+			}
+		}
+	})
 	parts.Go(func() error {
 		defer stop()
 		return e.Run(asked)
@@ -243,7 +252,7 @@ func (p *Plane) leave() {
 func newPlane(c Config) *Plane {
 	return &Plane{
 		cfg: c, log: cmp.Or(c.Log, slog.New(slog.DiscardHandler)),
-		stale: make(chan struct{}, 1), replaced: make(chan struct{}),
+		stale: make(chan struct{}, 1), news: make(chan []api.EdgeAddress, 1), replaced: make(chan struct{}),
 		live: map[api.AttachmentID]api.TunnelID{},
 	}
 }
