@@ -78,10 +78,10 @@ func NewStream(conn Carrier, lost Stage, onDrain func()) *Stream {
 func (s *Stream) Read(p []byte) (int, error) {
 	s.reading.Lock()
 	defer s.reading.Unlock()
+	if s.readErr != nil {
+		return 0, s.readErr
+	}
 	if s.left == 0 {
-		if s.readErr != nil {
-			return 0, s.readErr
-		}
 		s.inRead.Store(true)
 		err := s.nextData()
 		s.inRead.Store(false)
@@ -268,7 +268,7 @@ func (s *Stream) tick() {
 	}
 	if s.silent >= SilenceMax {
 		s.failed = &Error{Stage: s.lost, Detail: "nothing was heard for " + s.silent.String()}
-		s.conn.SetDeadline(time.Unix(1, 0))
+		s.conn.SetWriteDeadline(time.Unix(1, 0)) // no farewell to who does not hear
 		s.conn.Close()
 		return
 	}
