@@ -30,7 +30,7 @@ const (
 	EdgeAddressesMax = 16
 	EdgeReportMax    = 1000 // entries of one report; more go into the next
 	EdgeCutsMax      = 1000 // attachments in one answer
-	EdgeCutsPollMax  = 30 * time.Second
+	EdgeChangesMax   = 30 * time.Second
 	edgeNameMax      = 128
 	edgeVersionMax   = 64
 	edgeAddressMax   = 300
@@ -304,10 +304,16 @@ type EdgeReportAnswer struct {
 	Revision string `json:"authority_revision"` // of the dialers' CAs: another than that of the edge's certificate means to ask for a new one
 }
 
-// EdgeCuts is the answer to GET /v1/edges/{id}/cuts: the attachments that are to end.
-// One stays in it until the edge has detached it.
-type EdgeCuts struct {
-	Data []EdgeCut `json:"data"`
+// EdgeChanges is the answer to GET /v1/edges/{id}/changes, which waits until there is
+// something to answer.
+type EdgeChanges struct {
+	// Cuts are the attachments that are to end. One stays until the edge has detached it.
+	Cuts []EdgeCut `json:"cuts"`
+
+	// Edges are where connectors can attach, if that is not the list whose revision was
+	// asked with.
+	Edges         []EdgeAddress `json:"edges,omitempty"`
+	EdgesRevision string        `json:"edges_revision"`
 }
 
 // An EdgeCut is an attachment that is to end, and why.

@@ -45,11 +45,12 @@ func (c *Client) ReportEdge(ctx context.Context, id api.EdgeID, in api.EdgeRepor
 	return out, c.attempt(ctx, http.MethodPost, path("/v1/edges/%s/reports", id), nil, in, out)
 }
 
-// EdgeCuts waits up to block for attachments that the edge is to end.
-func (c *Client) EdgeCuts(ctx context.Context, id api.EdgeID, block time.Duration) (*api.EdgeCuts, error) {
-	query := url.Values{"block_ms": {strconv.FormatInt(block.Milliseconds(), 10)}}
-	out := new(api.EdgeCuts)
-	return out, c.attempt(ctx, http.MethodGet, path("/v1/edges/%s/cuts", id), query, nil, out)
+// EdgeChanges waits up to block for something that the edge is to do. revision is that
+// of the list of edges that it has.
+func (c *Client) EdgeChanges(ctx context.Context, id api.EdgeID, revision string, block time.Duration) (*api.EdgeChanges, error) {
+	query := url.Values{"block_ms": {strconv.FormatInt(block.Milliseconds(), 10)}, "edges_revision": {revision}}
+	out := new(api.EdgeChanges)
+	return out, c.attempt(ctx, http.MethodGet, path("/v1/edges/%s/changes", id), query, nil, out)
 }
 
 // LeaveEdge says that an edge has stopped.

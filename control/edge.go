@@ -2,7 +2,10 @@ package control
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -23,7 +26,7 @@ const (
 	edgesTried           = 16   // for a tunnel
 	edgesTextMax         = 24 << 10
 	attachmentsPerTunnel = 200
-	cutsPoll             = time.Second // how often who waits for cuts looks by itself
+	changesPoll          = time.Second // how often who waits for changes looks by itself
 )
 
 // The reasons of attachments that the plane ends.
@@ -112,6 +115,7 @@ func (c *Control) RegisterEdge(ctx context.Context, p Principal, in api.EdgeRegi
 			KeyID: p.KeyID, Deadline: &deadline,
 		}
 		out.Edge = e.Edge
+		tx.Notify(topicEdges)
 		return tx.InsertEdge(e)
 	})
 	return out, err
@@ -124,6 +128,7 @@ func (c *Control) endEdge(tx *store.Tx, e *store.Edge, reason string) error {
 	}
 	e.State, e.Deadline, e.GoneAt = api.EdgeGone, nil, &tx.Now
 	tx.Notify(topicEdge(e.ID))
+	tx.Notify(topicEdges)
 	return tx.UpdateEdge(e)
 }
 
@@ -346,9 +351,13 @@ func (c *Control) ReportEdge(ctx context.Context, p Principal, id api.EdgeID, in
 			}
 			tx.Notify(topicEdge(e.ID)) // something may have to be cut
 		}
-		e.State = api.EdgeActive
+		state := api.EdgeActive
 		if in.Draining {
-			e.State = api.EdgeDraining
+			state = api.EdgeDraining
+		}
+		if e.State != state {
+			e.State = state
+			tx.Notify(topicEdges)
 		}
 		deadline := tx.Now.Add(c.cfg.EdgeLease)
 		e.Deadline = &deadline
@@ -357,44 +366,67 @@ func (c *Control) ReportEdge(ctx context.Context, p Principal, id api.EdgeID, in
 	return out, err
 }
 
-// EdgeCuts waits for attachments of an edge that it is to end, and returns none after
-// a while.
-func (c *Control) EdgeCuts(ctx context.Context, p Principal, id api.EdgeID, block time.Duration) (*api.EdgeCuts, error) {
-	cut := newSignal()
-	defer c.hub.subscribe(topicEdge(id), cut)()
+// EdgeChanges waits until there is something for an edge to do: attachments to end, or
+// another list of edges than that with the revision. It answers without either after a
+// while.
+func (c *Control) EdgeChanges(ctx context.Context, p Principal, id api.EdgeID, revision string, block time.Duration) (*api.EdgeChanges, error) {
+	changed := newSignal()
+	defer c.hub.subscribe(topicEdge(id), changed)()
+	defer c.hub.subscribe(topicEdges, changed)()
 	late := time.NewTimer(block)
 	defer late.Stop()
-	look := time.NewTicker(cutsPoll)
+	look := time.NewTicker(changesPoll)
 	defer look.Stop()
 	for {
-		out := &api.EdgeCuts{Data: []api.EdgeCut{}}
-		err := c.db.Read(ctx, func(tx *store.Tx) error {
-			e, err := tx.Edge(id)
-			if err != nil {
-				return found(err, "edge", string(id))
-			}
-			if err := p.runs(e); err != nil {
-				return err
-			}
-			if e.GoneAt != nil {
-				return edgeGone(e)
-			}
-			cuts, err := tx.Cuts(id, api.EdgeCutsMax)
-			out.Data = append(out.Data, cuts...)
-			return err
-		})
-		if err != nil || len(out.Data) > 0 || c.hub.isClosed() {
-			return out, err
+		out, err := c.edgeChanges(ctx, p, id)
+		if err != nil {
+			return nil, err
+		}
+		if out.EdgesRevision == revision {
+			out.Edges = nil
+		}
+		if len(out.Cuts) > 0 || out.EdgesRevision != revision || c.hub.isClosed() {
+			return out, nil
 		}
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-late.C:
 			return out, nil
-		case <-cut.C:
+		case <-changed.C:
 		case <-look.C:
 		}
 	}
+}
+
+// edgeChanges is how things are now.
+func (c *Control) edgeChanges(ctx context.Context, p Principal, id api.EdgeID) (*api.EdgeChanges, error) {
+	trust, err := c.trust(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := &api.EdgeChanges{Cuts: []api.EdgeCut{}}
+	err = c.db.Read(ctx, func(tx *store.Tx) error {
+		e, err := tx.Edge(id)
+		if err != nil {
+			return found(err, "edge", string(id))
+		}
+		if err := p.runs(e); err != nil {
+			return err
+		}
+		if e.GoneAt != nil {
+			return edgeGone(e)
+		}
+		cuts, err := tx.Cuts(id, api.EdgeCutsMax)
+		if err != nil {
+			return err
+		}
+		out.Cuts = append(out.Cuts, cuts...)
+		out.Edges, err = reachable(tx, trust)
+		out.EdgesRevision = edgesRevision(out.Edges)
+		return err
+	})
+	return out, err
 }
 
 // cutTunnel has the edges of a tunnel end what is attached to it.
@@ -422,6 +454,7 @@ func (c *Control) silence(ctx context.Context, id api.EdgeID) error {
 		}
 		c.cfg.Logger.Warn("an edge has fallen silent", "edge_id", e.ID, "name", e.Name, "last_seen_at", e.LastSeenAt, "attachments", n)
 		e.State, e.Deadline = api.EdgeSilent, nil
+		tx.Notify(topicEdges)
 		return tx.UpdateEdge(e)
 	})
 }
@@ -461,6 +494,15 @@ func reachable(tx *store.Tx, t *trust) ([]api.EdgeAddress, error) {
 		out = append(out, a)
 	}
 	return out, nil
+}
+
+// edgesRevision is another for another list.
+func edgesRevision(edges []api.EdgeAddress) string {
+	h := sha256.New()
+	for _, e := range edges {
+		fmt.Fprintf(h, "%q %q %q %q\n", e.EdgeID, e.Addresses, e.ServerName, e.CAs)
+	}
+	return hex.EncodeToString(h.Sum(nil)[:8])
 }
 
 // address is an edge as those see it who dial it.

@@ -58,7 +58,12 @@ func (w *world) report(e *api.EdgeRegistration, sequence int64, traffic ...api.E
 
 func (w *world) cuts(e *api.EdgeRegistration) []api.EdgeCut {
 	w.t.Helper()
-	return must1[*api.EdgeCuts](w.t)(w.EdgeCuts(w.ctx, edgeKey, e.ID, time.Nanosecond)).Data
+	return w.changes(e, "").Cuts
+}
+
+func (w *world) changes(e *api.EdgeRegistration, revision string) *api.EdgeChanges {
+	w.t.Helper()
+	return must1[*api.EdgeChanges](w.t)(w.EdgeChanges(w.ctx, edgeKey, e.ID, revision, time.Nanosecond))
 }
 
 func (w *world) status(id api.TunnelID) *api.TunnelStatus {
@@ -115,7 +120,7 @@ func TestOnlyAnEdgeSpeaksForItself(t *testing.T) {
 	wantStatus(t, "another's report", err, http.StatusNotFound)
 	_, err = w.ReportEdge(w.ctx, w.admin, e.ID, api.EdgeReport{Sequence: 1})
 	wantStatus(t, "an admin's report", err, http.StatusNotFound)
-	_, err = w.EdgeCuts(w.ctx, other, e.ID, time.Second)
+	_, err = w.EdgeChanges(w.ctx, other, e.ID, "", time.Second)
 	wantStatus(t, "another's cuts", err, http.StatusNotFound)
 	_, err = w.CertifyEdge(w.ctx, other, e.ID, api.EdgeCertificateRequest{CSR: csr(t)})
 	wantStatus(t, "another's certificate", err, http.StatusNotFound)
@@ -166,7 +171,7 @@ func TestAReportIsCountedOnce(t *testing.T) {
 	if usage[0].ToGateway != 30 {
 		t.Errorf("after the last words: %+v", usage)
 	}
-	_, err = w.EdgeCuts(w.ctx, edgeKey, e.ID, time.Second)
+	_, err = w.EdgeChanges(w.ctx, edgeKey, e.ID, "", time.Second)
 	wantStatus(t, "cuts of one that is gone", err, http.StatusGone)
 }
 
@@ -230,13 +235,14 @@ func TestWhatIsArchivedIsCut(t *testing.T) {
 	e, e2 := w.edge("a"), w.edge("b")
 	a1, a2 := w.attach(e, w.token(tun.ID)), w.attach(e2, w.token(tun.ID))
 	w.attach(e, w.token(other.ID))
+	revision := w.changes(e, "").EdgesRevision
 	waiting := make(chan []api.EdgeCut)
 	go func() {
-		cuts, err := w.EdgeCuts(w.ctx, edgeKey, e.ID, time.Minute)
+		changes, err := w.EdgeChanges(w.ctx, edgeKey, e.ID, revision, time.Minute)
 		if err != nil {
-			cuts = &api.EdgeCuts{}
+			changes = &api.EdgeChanges{}
 		}
-		waiting <- cuts.Data
+		waiting <- changes.Cuts
 	}()
 	must1[*api.TunnelToken](t)(w.RotateToken(w.ctx, w.admin, tun.ID, api.TokenRotate{}))
 	if cuts := w.cuts(e2); len(cuts) != 0 {
@@ -317,6 +323,40 @@ func TestConnectorsLearnWhereTheEdgesAre(t *testing.T) {
 	wantStatus(t, "the status with a token", err, http.StatusForbidden)
 	_, err = w.RevealToken(w.ctx, connector, tun.ID)
 	wantStatus(t, "managing with a token", err, http.StatusForbidden)
+}
+
+func TestEdgesHearOfEachOther(t *testing.T) {
+	t.Parallel()
+	w := tunnelWorld(t, Config{})
+	a := w.edge("a")
+	now := w.changes(a, "")
+	if len(now.Edges) != 1 || now.EdgesRevision == "" {
+		t.Fatalf("changes: %+v", now)
+	}
+	if same := w.changes(a, now.EdgesRevision); len(same.Edges) != 0 || same.EdgesRevision != now.EdgesRevision {
+		t.Errorf("when nothing has changed: %+v", same)
+	}
+	heard := make(chan *api.EdgeChanges)
+	wait := func(revision string) {
+		go func() {
+			out, err := w.EdgeChanges(w.ctx, edgeKey, a.ID, revision, time.Minute)
+			if err != nil {
+				out = &api.EdgeChanges{}
+			}
+			heard <- out
+		}()
+	}
+	wait(now.EdgesRevision)
+	b := w.edge("b")
+	two := <-heard
+	if len(two.Edges) != 2 {
+		t.Errorf("another has come: %+v", two)
+	}
+	wait(two.EdgesRevision)
+	must1[*api.EdgeReportAnswer](t)(w.ReportEdge(w.ctx, edgeKey, b.ID, api.EdgeReport{Sequence: 1, Draining: true}))
+	if one := <-heard; len(one.Edges) != 1 || one.EdgesRevision != now.EdgesRevision {
+		t.Errorf("it drains: %+v", one)
+	}
 }
 
 func TestARevokedEdgeKeyEndsItsEdges(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 // never the truth itself.
 const (
 	topicTurns = "turns" // a session may be due
+	topicEdges = "edges" // another edge is there, or one is not any more
 	topicCloud = "cloud" // a cloud environment may have got its first work, or another configuration
 	topicTrust = "trust" // a CA of a tunnel is not trusted any more
 )

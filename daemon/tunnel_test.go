@@ -404,6 +404,33 @@ func TestTwoServersAndTwoEdges(t *testing.T) {
 	wantStage(t, err, tunnel.StageNotActive)
 }
 
+// A connector that stays for long hears of edges that come later, so that every edge
+// there was when it came can be replaced, one after the other.
+func TestEdgesCanAllBeReplacedOneAfterTheOther(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig(t)
+	cfg.DB = storetest.Postgres(t)
+	next := func() Config {
+		c := testConfig(t)
+		c.DB, c.VaultKey = cfg.DB, "file:"+cfg.Data+"/vault.key"
+		return c
+	}
+	d, stop := start(t, cfg)
+	key := d.FirstKey()
+	o := newOffice(t, adminOf(t, d, key))
+	c := o.connect(d.URL(), 1)
+	o.mustCall(d)
+	for range 3 {
+		after, stopAfter := start(t, next())
+		o.await("the connector is attached to the new edge too", func() bool { return len(c.Status().Links) == 2 })
+		if err := stop(); err != nil {
+			t.Errorf("stop: %v", err)
+		}
+		d, stop = after, stopAfter
+		o.mustCall(d)
+	}
+}
+
 // An edge that was killed is not waited for, and its traffic up to the last report is
 // counted.
 func TestAnEdgeThatFallsSilentIsNotDialledForEver(t *testing.T) {

@@ -63,18 +63,19 @@ func (s *Server) reportEdge(ctx context.Context, r *request) (any, error) {
 	return s.control.ReportEdge(ctx, r.who, r.edge(), in)
 }
 
-// edgeCuts answers an edge that waits for what it is to end.
-func (s *Server) edgeCuts(ctx context.Context, r *request) (any, error) {
+// edgeChanges answers an edge that waits for something to do.
+func (s *Server) edgeChanges(ctx context.Context, r *request) (any, error) {
 	r.rec.quiet = true
 	q := r.query()
-	block := q.milliseconds("block_ms", time.Millisecond, api.EdgeCutsPollMax)
+	block := q.milliseconds("block_ms", time.Millisecond, api.EdgeChangesMax)
+	revision := q.text("edges_revision")
 	if q.err != nil {
 		return nil, q.err
 	}
 	ctx, end := s.untilStreamsEnd(ctx)
 	defer end()
-	cuts, err := s.control.EdgeCuts(ctx, r.who, r.edge(), block)
-	return cuts, s.stoppingOr(err)
+	changes, err := s.control.EdgeChanges(ctx, r.who, r.edge(), revision, block)
+	return changes, s.stoppingOr(err)
 }
 
 func (s *Server) listAuthorities(ctx context.Context, r *request) (any, error) {

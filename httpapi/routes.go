@@ -143,13 +143,14 @@ var routes = []route{
 	{"edges.attachments.create", "POST /v1/edges/{edge}/attachments", ofEdges, "", ours, (*Server).attachTunnel},
 	{"edges.attachments.detach", "POST /v1/edges/{edge}/attachments/{attachment}/detach", ofEdges, "", ours, (*Server).detachTunnel},
 	{"edges.reports.create", "POST /v1/edges/{edge}/reports", ofEdges, "", ours, (*Server).reportEdge},
-	{"edges.cuts", "GET /v1/edges/{edge}/cuts", ofEdges, "", ours, (*Server).edgeCuts},
+	{"edges.changes", "GET /v1/edges/{edge}/changes", ofEdges, "", ours, (*Server).edgeChanges},
 	{"edge_authorities.list", "GET /v1/edge_authorities", apiKey, "", ours, (*Server).listAuthorities},
 	{"edge_authorities.rotate", "POST /v1/edge_authorities/rotate", apiKey, "", ours, (*Server).rotateAuthority},
 	{"edge_authorities.archive", "POST /v1/edge_authorities/{authority}/archive", apiKey, "", ours, (*Server).archiveAuthority},
 	{"tunnels.connections", "GET /v1/tunnels/{tunnel}/connections", orTunnels, "", ours, (*Server).tunnelConnections},
 	{"tunnels.edges", "GET /v1/tunnels/{tunnel}/edges", orConnector, "", ours, (*Server).tunnelEdges},
 	{"tunnels.usage", "GET /v1/tunnels/{tunnel}/usage", orTunnels, "", ours, (*Server).tunnelUsage},
+	{"sessions.events.output", "GET /v1/sessions/{session}/events/{event}/output", orToken, betaAgents, ours, (*Server).eventOutput},
 	{"sessions.stream", "GET /v1/sessions/{session}/stream", orToken, betaAgents, ours, (*Server).streamEvents}, // the path at launch
 
 	{op: "sessions.resources.list", path: "GET /v1/sessions/{session}/resources"},

@@ -19,7 +19,7 @@ type Plane struct {
 	// Static after construction.
 	cfg   Config
 	log   *slog.Logger
-	stale chan struct{} // holds a value when the plane's authority has changed
+	stale chan struct{}          // holds a value when the plane's authority has changed
 	news  chan []api.EdgeAddress // holds the newest list of edges that connectors are to be told
 
 	replaced chan struct{} // closed when another process has the edge's name
