@@ -2,6 +2,9 @@ package httpapi
 
 import (
 	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
 	"log/slog"
 	"os"
 	"strings"
@@ -144,4 +147,63 @@ func TestOwnClientOfVaults(t *testing.T) {
 	_, err = c.ArchiveVault(ctx, v.ID)
 	ok(err)
 	ok(c.DeleteVault(ctx, v.ID))
+}
+
+// A worker is told of variables with its session's token, and of nobody else's.
+func TestVariablesForAWorker(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, Config{})
+	var agent, env, other, vault, cred, session struct{ ID string }
+	f.do(t, "POST", "/v1/agents", `{"name": "a", "model": "m"}`, &agent)
+	f.do(t, "POST", "/v1/environments", `{"name": "e", "config": {"type": "self_hosted"}}`, &env)
+	f.do(t, "POST", "/v1/environments", `{"name": "o", "config": {"type": "self_hosted"}}`, &other)
+	f.do(t, "POST", "/v1/vaults", `{"display_name": "v"}`, &vault)
+	f.do(t, "POST", "/v1/vaults/"+vault.ID+"/credentials",
+		`{"auth": {"type": "environment_variable", "secret_name": "A", "secret_value": "a secret", "networking": {"type": "limited", "allowed_hosts": ["h.example"]}}}`, &cred)
+	f.do(t, "POST", "/v1/sessions", `{"agent": "`+agent.ID+`", "environment_id": "`+env.ID+`", "vault_ids": ["`+vault.ID+`"]}`, &session)
+	var key, otherKey struct{ Key string }
+	f.do(t, "POST", "/v1/environments/"+env.ID+"/keys", `{"name": "w"}`, &key)
+	f.do(t, "POST", "/v1/environments/"+other.ID+"/keys", `{"name": "w"}`, &otherKey)
+	as := func(bearer, method, target string) (status int, answer string) {
+		t.Helper()
+		req := f.request(t, method, target, "")
+		req.Header.Del("X-Api-Key")
+		req.Header.Set("Authorization", "Bearer "+bearer)
+		resp, answer := f.answer(t, req)
+		return resp.StatusCode, answer
+	}
+	var work struct{ ID, Secret string }
+	_, body := as(key.Key, "GET", "/v1/environments/"+env.ID+"/work/poll?block_ms=1")
+	if err := json.Unmarshal([]byte(body), &work); err != nil || work.ID == "" {
+		t.Fatalf("poll: %s, %v", body, err)
+	}
+	payload, err := base64.RawURLEncoding.DecodeString(work.Secret)
+	var secret api.WorkSecret
+	if err := errors.Join(err, json.Unmarshal(payload, &secret)); err != nil {
+		t.Fatal(err)
+	}
+	list := "/v1/environments/" + env.ID + "/work/" + work.ID + "/variables"
+	value := list + "/" + cred.ID + "/value"
+	if status, answer := as(secret.SessionsToken, "POST", value); status != 409 {
+		t.Errorf("before the item is acknowledged: %d %s", status, answer)
+	}
+	as(key.Key, "POST", "/v1/environments/"+env.ID+"/work/"+work.ID+"/ack")
+	for _, bearer := range []string{secret.SessionsToken, key.Key} {
+		var got api.SessionVariables
+		status, answer := as(bearer, "GET", list)
+		if err := json.Unmarshal([]byte(answer), &got); err != nil || status != 200 || len(got.Data) != 1 || string(got.Data[0].CredentialID) != cred.ID ||
+			got.Data[0].Name != "A" || got.Data[0].Networking.AllowedHosts[0] != "h.example" || strings.Contains(answer, "a secret") {
+			t.Errorf("listed %d %s, %v", status, answer, err)
+		}
+		if status, answer := as(bearer, "POST", value); status != 200 || answer != `{"type":"variable_value","value":"a secret"}` {
+			t.Errorf("value %d %q", status, answer)
+		}
+	}
+	for bearer, want := range map[string]int{otherKey.Key: 404, f.key: 403} {
+		for method, target := range map[string]string{"GET": list, "POST": value} {
+			if status, answer := as(bearer, method, target); status != want || strings.Contains(answer, "a secret") {
+				t.Errorf("%s with another key: %d %s, want %d", method, status, answer, want)
+			}
+		}
+	}
 }
