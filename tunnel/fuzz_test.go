@@ -48,6 +48,7 @@ func FuzzStream(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		a, b := net.Pipe()
 		s := NewStream(a, StageConnectorLost, func() {})
+		go io.Copy(io.Discard, b)
 		go func() {
 			b.Write(data)
 			b.Close()

@@ -239,8 +239,8 @@ func (s *Stream) Close() error {
 	s.mu.Lock()
 	s.ticker.Stop()
 	s.mu.Unlock()
-	// A Write that is under way is cut short.
-	if s.writing.TryLock() {
+	// A Write that is under way is cut short, and nothing is said on a broken connection.
+	if err := s.Err(); (err == nil || err == io.EOF) && s.writing.TryLock() {
 		s.conn.SetWriteDeadline(time.Now().Add(endTimeout))
 		s.conn.Write(AppendFrame(nil, FrameEnd, nil))
 		s.writing.Unlock()
