@@ -163,6 +163,8 @@ var house = []row{
 	{"bench", nil, "bench measures the assembled system"},
 	{"bench/boxes", uses("cli", "egress", "netjail", "sandbox", "sandbox/agentbin", "sandbox/docker", "sandbox/gvisor", "sandbox/landlock", "sandbox/launcher", "sandbox/ns", "sandbox/oci", "tool"),
 		"boxes measures the backends beside other people's"},
+	{"bench/tunnel", uses("api", "tunnel", "tunnel/connect", "tunnel/dial", "tunnel/edge", "tunnel/gateway"),
+		"tunnel measures the tunnel beside other ways to the same server"},
 }
 
 type row struct {
