@@ -812,6 +812,9 @@ func (ex *exchange) relayFiltered(to answerer, b *body, fields []field) error {
 			}
 		}
 		up.in.wait = nil
+		if err := filter.finish(to.write); err != nil {
+			return err
+		}
 		ex.release(reuse, keep)
 		return to.end(b.trailer)
 	}

@@ -116,38 +116,49 @@ func (f *eventFilter) add(p []byte, emit func([]byte) error) error {
 			}
 			return nil
 		}
-		event, err := f.event(f.buf[:end])
-		if err == nil {
-			err = emit(event)
-		}
-		if err != nil {
+		if err := f.take(end, emit); err != nil {
 			return err
 		}
-		f.buf = append(f.buf[:0], f.buf[end:]...)
-		f.seen = 0
 	}
 }
 
+func (f *eventFilter) take(end int, emit func([]byte) error) error {
+	event, err := f.event(f.buf[:end])
+	if err == nil {
+		err = emit(event)
+	}
+	f.buf = append(f.buf[:0], f.buf[end:]...)
+	f.seen = 0
+	return err
+}
+
+// finish is called when the stream has ended, where a last CR is the end of a line for
+// certain. An event without its end is none, and is not passed on either.
+func (f *eventFilter) finish(emit func([]byte) error) error {
+	if n := len(f.buf); n > 0 && f.buf[n-1] == '\r' && eventEnd(append(f.buf, '\n'), 0) == n+1 {
+		return f.take(n, emit)
+	}
+	return nil
+}
+
 // eventEnd is the index after the first empty line, or -1. Lines end with LF, CR LF or
-// CR. A CR at the very end may be half of a CR LF, which is for the next call to say.
+// CR. A CR at the very end may be half of a CR LF, which cannot be told yet.
 func eventEnd(b []byte, from int) int {
 	for i := from; i < len(b); i++ {
 		n := lineEnd(b, i)
-		if n == 0 {
+		switch {
+		case n == 0:
 			continue
-		}
-		if n < 0 {
+		case n < 0:
 			return -1
-		}
-		if i+n < len(b) {
+		case i == 0:
+			return n // an empty line, and no event
+		case i+n < len(b):
 			if m := lineEnd(b, i+n); m > 0 {
 				return i + n + m
 			} else if m < 0 {
 				return -1
 			}
-		}
-		if i == 0 {
-			return n // a stream, or an event, that begins with an empty line
 		}
 		i += n - 1
 	}
