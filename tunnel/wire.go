@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/bailey-platform/bailey/api"
@@ -207,10 +208,10 @@ func ParseHeader(b [FrameHeader]byte) (t FrameType, size int, err error) {
 	return t, size, nil
 }
 
-// ReadFrame reads one frame with a payload of at most most bytes. It is for the
-// messages at a connection's beginning and for control connections; streams are read
-// by a [Stream].
-func ReadFrame(r io.Reader, most int) (FrameType, []byte, error) {
+// ReadFrame reads one frame with a payload of at most most bytes, and, if kinds are
+// given, of one of them: others are refused by their header. It is for the messages at a
+// connection's beginning and for control connections; streams are read by a [Stream].
+func ReadFrame(r io.Reader, most int, kinds ...FrameType) (FrameType, []byte, error) {
 	var h [FrameHeader]byte
 	if _, err := io.ReadFull(r, h[:]); err != nil {
 		return 0, nil, err
@@ -218,6 +219,9 @@ func ReadFrame(r io.Reader, most int) (FrameType, []byte, error) {
 	t, size, err := ParseHeader(h)
 	if err != nil {
 		return t, nil, err
+	}
+	if len(kinds) > 0 && !slices.Contains(kinds, t) {
+		return t, nil, Errorf(StageProtocol, "a frame of type %#x comes where it may not", byte(t))
 	}
 	if size > most {
 		return t, nil, Errorf(StageProtocol, "a frame of type %#x has %d bytes, and %d are the most here", byte(t), size, most)

@@ -18,8 +18,8 @@ func (e *Edge) serveDialer(conn *tls.Conn) {
 	stop := context.AfterFunc(e.closing, func() { conn.NetConn().Close() })
 	defer stop()
 	conn.SetDeadline(time.Now().Add(e.cfg.Limits.IdleDialer))
-	t, payload, err := tunnel.ReadFrame(conn, messageMax)
-	if err != nil || t != tunnel.FrameOpen {
+	_, payload, err := tunnel.ReadFrame(conn, messageMax, tunnel.FrameOpen)
+	if err != nil {
 		return
 	}
 	conn.SetDeadline(time.Time{})
@@ -30,9 +30,6 @@ func (e *Edge) serveDialer(conn *tls.Conn) {
 		conn.Close()
 	}
 }
-
-// messageMax bounds what a dialer sends to open a stream.
-const messageMax = 4 << 10
 
 // join finds the dialer a connector and splices the two. Its error is a *tunnel.Error
 // of a stream that did not begin.

@@ -103,24 +103,24 @@ func (e *Edge) meet(conn *tls.Conn, release func()) (kept bool) {
 		e.serveDialer(conn)
 		return false
 	}
-	t, payload, err := tunnel.ReadFrame(conn, tunnel.MessageMax)
+	t, payload, err := tunnel.ReadFrame(conn, messageMax, tunnel.FrameAttach, tunnel.FramePark)
 	switch {
 	case err != nil:
 		e.log.Debug("connector did not say what it wants", "remote", conn.RemoteAddr(), "error", err)
-	case t == tunnel.FrameAttach:
-		a := e.meetConnector(ctx, newControl(conn), payload, nil)
-		if a == nil {
-			return false
-		}
-		e.conns.Go(a.serve)
-		return true
+		return false
 	case t == tunnel.FramePark:
 		return e.park(conn, payload)
-	default:
-		e.log.Debug("connector began with a frame that begins nothing", "remote", conn.RemoteAddr(), "type", t)
 	}
-	return false
+	a := e.meetConnector(ctx, newControl(conn), payload, nil)
+	if a == nil {
+		return false
+	}
+	e.conns.Go(a.serve)
+	return true
 }
+
+// messageMax bounds what is said first on a connection.
+const messageMax = 4 << 10
 
 // setUp makes the kernel notice that the other machine is gone.
 func setUp(conn net.Conn) {

@@ -68,8 +68,8 @@ func (e *Edge) meetQUIC(conn *quic.Conn) {
 	}
 	control := overquic.NewStream(conn, first)
 	control.SetDeadline(deadline)
-	t, payload, err := tunnel.ReadFrame(control, tunnel.MessageMax)
-	if err != nil || t != tunnel.FrameAttach {
+	_, payload, err := tunnel.ReadFrame(control, messageMax, tunnel.FrameAttach)
+	if err != nil {
 		e.log.Debug("connector did not say what it wants", "remote", conn.RemoteAddr(), "error", err)
 		return
 	}
