@@ -2,8 +2,10 @@ package loop
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/bailey-platform/bailey/api"
@@ -134,29 +136,46 @@ func (t *turn) ground() {
 	t.flying.Wait()
 }
 
-// call runs one call.
+// call runs one call, on record.
 func (t *turn) call(ctx context.Context, session *api.Session, c call) landing {
-	began := time.Now()
-	res, err := t.invoke(ctx, session, c)
-	l := landing{id: c.id}
-	t.e.metrics.called(res, err, time.Since(began))
-	if err != nil {
-		var e *mcp.Error
-		errors.As(err, &e)
-		switch {
-		case e == nil:
-			t.log.Error("a call of an MCP tool could not be made", "tool_use_id", c.id, "mcp_server", c.server, "error", err)
-			l.draft = c.failed("The call could not be made: the server's log says why. It was not run.")
-		case e.MayHaveRun:
-			l.draft = c.failed(fmt.Sprintf("%s. Whether the call had an effect is unknown, and it was not repeated. Check the state before you repeat it.", e))
-		default:
-			l.draft = c.failed(fmt.Sprintf("%s. The call was not run.", e))
-			l.problems = []api.Draft{t.e.mcpProblem(c.server, err)}
-		}
-		return l
+	rec := control.MCPCall{Session: session.ID, ID: c.id, Server: c.server, Tool: c.name, Input: c.input, Start: time.Now()}
+	if err := t.e.cfg.Control.BeginMCPCall(rec); err != nil {
+		t.log.Error("a call of an MCP tool was refused: the audit record was not written", "tool_use_id", c.id, "error", err)
+		return landing{id: c.id, draft: c.failed("The audit record cannot be written, so nothing was run. The operator of this server has to see to it.")}
 	}
-	l.draft = resultDraft(c, res)
+	res, err := t.invoke(ctx, session, c)
+	end := time.Now()
+	t.e.metrics.called(res, err, end.Sub(rec.Start))
+	l, outcome := t.landing(c, res, err)
+	output, _ := json.Marshal(res.Content) // blocks of JSON
+	if err := t.e.cfg.Control.EndMCPCall(rec, end, outcome, output); err != nil {
+		// What is not on record does not go on, the output included.
+		t.log.Error("the result of an MCP tool was withheld: the audit record was not written", "tool_use_id", c.id, "error", err)
+		return landing{id: c.id, draft: c.failed("The tool ran, but the audit record of it cannot be written, so its output is withheld. The operator of this server has to see to it.")}
+	}
 	return l
+}
+
+// landing is what came of a call, and the outcome for its record.
+func (t *turn) landing(c call, res mcp.Result, err error) (l landing, outcome string) {
+	l.id = c.id
+	var e *mcp.Error
+	switch {
+	case err == nil && res.IsError:
+		l.draft, outcome = resultDraft(c, res), "error"
+	case err == nil:
+		l.draft, outcome = resultDraft(c, res), "ok"
+	case !errors.As(err, &e):
+		t.log.Error("a call of an MCP tool could not be made", "tool_use_id", c.id, "mcp_server", c.server, "error", err)
+		l.draft, outcome = c.failed("The call could not be made: the server's log says why. It was not run."), "refused"
+	case e.MayHaveRun:
+		l.draft = c.failed(fmt.Sprintf("%s. Whether the call had an effect is unknown, and it was not repeated. Check the state before you repeat it.", e))
+		outcome = "interrupted"
+	default:
+		l.draft, outcome = c.failed(fmt.Sprintf("%s. The call was not run.", e)), "refused"
+		l.problems = []api.Draft{t.e.mcpProblem(c.server, err)}
+	}
+	return l, outcome
 }
 
 func (t *turn) invoke(ctx context.Context, session *api.Session, c call) (mcp.Result, error) {
@@ -176,11 +195,39 @@ func (t *turn) invoke(ctx context.Context, session *api.Session, c call) (mcp.Re
 	return mcp.Failed(fmt.Sprintf("The MCP server %s is no longer one of this session. The call was not run.", c.server)), nil
 }
 
-// resultDraft is the result of a call as an event.
+// outputMax bounds what is kept of the text of a result that is too long for the model, in
+// bytes.
+const outputMax = 4 << 20
+
+// outputFile is where a worker puts that text, relative to a box's working directory.
+const outputFile = ".bailey/mcp/%s.txt"
+
+// resultDraft is the result of a call as an event. Of a text that is too long for the model
+// the event has the beginning and the end; the whole is kept with it, and reaches the box
+// as a file when a call of a built-in tool names it.
 func resultDraft(c call, res mcp.Result) api.Draft {
 	b := &api.AgentMCPToolResult{MCPToolUseID: c.id, Content: res.Content}
 	if res.IsError {
 		b.IsError = &res.IsError
 	}
-	return api.Draft{Body: b}
+	whole := res.Content.Text()
+	if len(whole) <= resultCharsMax {
+		return api.Draft{Body: b}
+	}
+	b.OutputFile = fmt.Sprintf(outputFile, c.id)
+	said := fmt.Sprintf("(The output has %d bytes, too many to be shown as a whole. This is its beginning and its end; the whole is in the file %s.)", len(whole), b.OutputFile)
+	if len(whole) > outputMax {
+		whole = strings.ToValidUTF8(whole[:outputMax], "")
+		said = fmt.Sprintf("(The output is too long to be shown as a whole. This is its beginning and its end; the first %d MiB are in the file %s.)", outputMax>>20, b.OutputFile)
+	}
+	b.Content = api.Content{api.TextBlock(said), api.TextBlock(cut(res.Content.Text(), previewMax))}
+	for _, raw := range res.Content {
+		if blockType(raw) != api.BlockText {
+			b.Content = append(b.Content, raw)
+		}
+	}
+	return api.Draft{Body: b, Private: writeNote(control.OutputNote{Output: whole})}
 }
+
+// previewMax is how much of a text that is too long is shown all the same, in bytes.
+const previewMax = 10_000

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -16,6 +18,8 @@ import (
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/audit"
+	"github.com/bailey-platform/bailey/control"
 	"github.com/bailey-platform/bailey/model/scripted"
 )
 
@@ -470,5 +474,77 @@ func TestMCPLimitedNetworking(t *testing.T) {
 	}
 	if f.conn.Load() != 0 {
 		t.Error("the server was connected to")
+	}
+}
+
+// Of an output that is too long for the model the event shows a part, and tells where the
+// whole is.
+func TestMCPLongOutput(t *testing.T) {
+	t.Parallel()
+	p := newPlane(t, scripted.Script{Turns: []scripted.Turn{
+		{Calls: []scripted.Call{use("mcp__far__big", nil), word("look", "x")}},
+		{Expect: []scripted.Expect{{Contains: "the whole is in the file .bailey/mcp/sevt_", OK: true}, {Contains: "begin xxx"}, {Contains: "xxx end"}}, Text: "Done."},
+	}})
+	p.farServer()
+	p.run(p.engine())
+	id := p.farSession("hello")
+	events := p.idle(id, api.StopEndTurn)
+	for _, e := range of(events, api.EvAgentMCPToolResult) {
+		b := e.Body.(*api.AgentMCPToolResult)
+		text, err := p.control.EventOutput(p.ctx, p.admin, id, e.ID)
+		if b.OutputFile == "" {
+			if api.AsError(err) == nil || api.AsError(err).Status != http.StatusNotFound {
+				t.Errorf("the output of a short result: %v", err)
+			}
+			continue
+		}
+		want := "begin " + strings.Repeat("x", 300_000) + " end"
+		if err != nil || text != want || len(b.Content.Text()) > 2*previewMax || b.OutputFile != ".bailey/mcp/"+string(b.MCPToolUseID)+".txt" {
+			t.Errorf("the output has %d bytes, the event %d: %v", len(text), len(b.Content.Text()), err)
+		}
+		worker := control.Principal{Kind: api.KeySession, SessionID: "sesn_other"}
+		if _, err := p.control.EventOutput(p.ctx, worker, id, e.ID); err == nil {
+			t.Error("another session's worker can read it")
+		}
+	}
+}
+
+// Calls are on record before they are made; without a record there are none.
+func TestMCPCallsAreOnRecord(t *testing.T) {
+	t.Parallel()
+	for _, writable := range []bool{true, false} {
+		text := "look a"
+		if !writable {
+			text = "so nothing was run"
+		}
+		p := newPlane(t, scripted.Script{Turns: []scripted.Turn{
+			{Calls: []scripted.Call{word("look", "a")}},
+			{Expect: []scripted.Expect{{Contains: text}}, Text: "Done."},
+		}})
+		f := p.farServer()
+		file := filepath.Join(t.TempDir(), "audit.jsonl")
+		p.cfg.Audit = must(audit.Open(file, audit.Options{}))(t)
+		if !writable {
+			p.cfg.Audit.Close()
+		}
+		p.close()
+		p.open()
+		inner := p.mcp.Transport
+		p.mcp.Transport = roundTripper(func(r *http.Request) (*http.Response, error) {
+			if r.Header.Get("Mcp-Method") == "tools/call" && !strings.Contains(string(must(os.ReadFile(file))(t)), `"action":"tool.start"`) {
+				t.Error("a call reaches the server and is not on record")
+			}
+			return inner.RoundTrip(r)
+		})
+		stop := p.run(p.engine())
+		p.idle(p.farSession("hello"), api.StopEndTurn)
+		stop()
+		if got := f.counted("a"); (got == 1) != writable {
+			t.Errorf("with a record that is writable (%t) the call was run %d times", writable, got)
+		}
+		if record := string(must(os.ReadFile(file))(t)); writable && !strings.Contains(record, `"action":"tool.end"`) {
+			t.Errorf("the record is\n%s", record)
+		}
+		p.cfg.Audit.Close()
 	}
 }
