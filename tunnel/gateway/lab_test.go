@@ -249,3 +249,14 @@ func get(t testing.TB, c *http.Client, method, url, body string, head ...string)
 	}
 	return res, string(b)
 }
+
+func freePort(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	return port
+}

@@ -173,16 +173,24 @@ func (p *program) limit(pid int) error {
 	return nil
 }
 
+// alive reports whether the program runs and was not asked to end.
+func (p *process) alive() bool {
+	select {
+	case <-p.gone:
+		return false
+	case <-p.stopping:
+		return false
+	default:
+		return true
+	}
+}
+
 var errBusy = errors.New("the program does not take its input")
 
 // send hands a message to the program: JSON in one line.
 func (p *process) send(line []byte) error {
-	select {
-	case <-p.gone:
+	if !p.alive() {
 		return io.ErrClosedPipe
-	case <-p.stopping:
-		return io.ErrClosedPipe
-	default:
 	}
 	select {
 	case p.input <- line:

@@ -15,10 +15,13 @@ import (
 // call goes to a stream of its own, which the client asks for with GET. Events are kept
 // for a while, so that a client whose connection broke can ask for what it missed.
 type session struct {
+	run   *process
+	rules *toolRules
+
+	// Guarded by the stdio's mu.
 	id     string // without the replica's name; "" for a program that is lent for one call
 	caller string
-	run    *process
-	rules  *toolRules
+	fresh  bool // it was asked for nothing but the revisions it speaks
 
 	mu      sync.Mutex
 	calls   map[string]*stream // by the id of the call, as JSON
@@ -55,9 +58,9 @@ type stream struct {
 	reader *ticket       // who reads it now
 }
 
-func newSession(id, caller string, rules *toolRules) *session {
+func newSession(rules *toolRules) *session {
 	s := &session{
-		id: id, caller: caller, rules: rules, calls: make(map[string]*stream), tokens: make(map[string]*stream),
+		rules: rules, calls: make(map[string]*stream), tokens: make(map[string]*stream),
 		streams: make(map[string]*stream), used: time.Now(),
 	}
 	s.stream(unasked)

@@ -71,14 +71,30 @@ func (g *Gateway) newStdio(c *Config, name string, from *Route) (*stdio, error) 
 	}, nil
 }
 
-// begin starts a program for a session.
-func (s *stdio) begin(id, caller string) (*session, *refusal) {
+// begin starts a program for a session, or takes one that so far was only asked which
+// revisions of the protocol it speaks: clients ask that before they begin.
+func (s *stdio) begin(id, caller string) (ses *session, refused *refusal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.beginLocked(id, caller)
+	for lent, busy := range s.lent {
+		if !busy && lent.fresh && lent.run.alive() {
+			delete(s.lent, lent)
+			ses = lent
+			break
+		}
+	}
+	if ses == nil {
+		if ses, refused = s.beginLocked(); refused != nil {
+			return nil, refused
+		}
+	}
+	ses.id, ses.caller = id, caller
+	s.sessions[id] = ses
+	return ses, nil
 }
 
-func (s *stdio) beginLocked(id, caller string) (*session, *refusal) {
+// beginLocked starts a program. The caller holds mu.
+func (s *stdio) beginLocked() (*session, *refusal) {
 	if s.closed {
 		return nil, failed(tunnel.StageUpstreamRefused, nil, "the route has been changed")
 	}
@@ -92,7 +108,7 @@ func (s *stdio) beginLocked(id, caller string) (*session, *refusal) {
 		refused.status, refused.retryAfter = http.StatusServiceUnavailable, wait
 		return nil, refused
 	}
-	ses := newSession(id, caller, s.rules)
+	ses := newSession(s.rules)
 	run, err := s.program.start(ses.receive)
 	if err != nil {
 		s.failed()
@@ -212,13 +228,14 @@ func (s *stdio) find(ex *exchange) (*session, *refusal) {
 	}
 	s.mu.Lock()
 	ses := s.sessions[string(ex.ownSession(id))]
+	others := ses != nil && ses.caller != ex.caller
 	s.mu.Unlock()
 	if ses == nil {
 		// The one 404: the session is this replica's and has ended, so that the client is
 		// to begin another.
 		return nil, &refusal{status: http.StatusNotFound, text: "session not found", ids: [][]byte{nil}, code: codeInvalidRequest}
 	}
-	if ses.caller != ex.caller {
+	if others {
 		return nil, &refusal{status: http.StatusForbidden, text: "the session is somebody else's"}
 	}
 	return ses, nil
@@ -234,13 +251,9 @@ func (s *stdio) post(ex *exchange, t *ticket) *refusal {
 	switch {
 	case initialize && ex.req.get(sessionID) == nil:
 		t.id = rand.Text()
-		if t.ses, refused = s.begin(t.id, ex.caller); refused == nil {
-			s.mu.Lock()
-			s.sessions[t.id] = t.ses
-			s.mu.Unlock()
-		}
+		t.ses, refused = s.begin(t.id, ex.caller)
 	case stateless && ex.req.get(sessionID) == nil:
-		t.ses, refused = s.lend()
+		t.ses, refused = s.lend(len(ex.messages) == 1 && ex.messages[0].method == "server/discover")
 		t.lent = true
 	default:
 		t.ses, refused = s.find(ex)
@@ -294,21 +307,26 @@ func (s *stdio) send(ex *exchange, t *ticket) error {
 	})
 }
 
-// lend returns a program for one call: one that is free, or a new one.
-func (s *stdio) lend() (*session, *refusal) {
+// lend returns a program for one call: one that is free, or a new one. discover says that
+// the call only asks which revisions of the protocol there are.
+func (s *stdio) lend(discover bool) (ses *session, refused *refusal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for ses, busy := range s.lent {
-		if !busy {
-			s.lent[ses] = true
-			return ses, nil
+	for lent, busy := range s.lent {
+		if !busy && lent.run.alive() {
+			ses = lent
+			break
 		}
 	}
-	ses, refused := s.beginLocked("", "")
-	if refused == nil {
-		s.lent[ses] = true
+	if ses == nil {
+		if ses, refused = s.beginLocked(); refused != nil {
+			return nil, refused
+		}
+		ses.fresh = true
 	}
-	return ses, refused
+	ses.fresh = ses.fresh && discover
+	s.lent[ses] = true
+	return ses, nil
 }
 
 // giveBack ends the ticket's hold on its program.
