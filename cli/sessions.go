@@ -209,7 +209,7 @@ func waitsFor(ctx context.Context, cl *client.Client, id api.SessionID) (string,
 		return "", err
 	}
 	ask, custom := 0, 0
-	for _, kind := range []api.EventType{api.EvAgentToolUse, api.EvAgentCustomToolUse} {
+	for _, kind := range []api.EventType{api.EvAgentToolUse, api.EvAgentMCPToolUse, api.EvAgentCustomToolUse} {
 		frames, err := newest(kind, 256)
 		if err != nil {
 			return "", err
@@ -219,9 +219,16 @@ func waitsFor(ctx context.Context, cl *client.Client, id api.SessionID) (string,
 			if err != nil || !slices.Contains(reason.EventIDs, e.ID) {
 				continue
 			}
-			if b, ok := e.Body.(*api.AgentToolUse); !ok {
+			permission := api.PermissionAllow
+			switch b := e.Body.(type) {
+			case *api.AgentToolUse:
+				permission = b.EvaluatedPermission
+			case *api.AgentMCPToolUse:
+				permission = b.EvaluatedPermission
+			default:
 				custom++
-			} else if b.EvaluatedPermission == api.PermissionAsk && !confirmed[e.ID] {
+			}
+			if permission == api.PermissionAsk && !confirmed[e.ID] {
 				ask++
 			}
 		}
@@ -585,7 +592,7 @@ func (p *Program) sessionsDeny(c *connection) *cobra.Command {
 func (p *Program) sure(ctx context.Context, cl *client.Client, id api.SessionID, calls []string) (bool, error) {
 	t := newTimeline(p.Stderr, p.styleOf(p.Stderr), true)
 	found := 0
-	o := client.EventOptions{Filter: api.EventFilter{Types: []api.EventType{api.EvAgentToolUse}, Order: api.Descending}}
+	o := client.EventOptions{Filter: api.EventFilter{Types: []api.EventType{api.EvAgentToolUse, api.EvAgentMCPToolUse}, Order: api.Descending}}
 	for f, err := range cl.Events(ctx, id, o) {
 		if err != nil {
 			return false, err
