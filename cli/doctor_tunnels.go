@@ -65,12 +65,12 @@ func (c *connection) checkEdges(ctx context.Context, cl *client.Client, tunnels 
 	}
 	var out []finding
 	for _, e := range edges {
-		out = append(out, checkEdge(ctx, e, own))
+		out = append(out, lookAtEdge(ctx, e, own))
 	}
 	return out
 }
 
-func checkEdge(ctx context.Context, e *api.Edge, own *x509.CertPool) finding {
+func lookAtEdge(ctx context.Context, e *api.Edge, own *x509.CertPool) finding {
 	f := finding{Name: "edge " + e.Name}
 	switch e.State {
 	case api.EdgeSilent:
