@@ -44,6 +44,11 @@ type Config struct {
 	// and TCP elsewhere.
 	Protocol api.TunnelProtocol
 
+	// UDPAgain is how long TCP is used where UDP did not pass before that is looked at
+	// again: 5 min by default, and twice as long after each time it still does not, up
+	// to an hour.
+	UDPAgain time.Duration
+
 	// Links is how many edges to be attached to at once, if there are as many: 2 by
 	// default, 8 at most.
 	Links int
@@ -70,7 +75,6 @@ type Connector struct {
 	sessions tls.ClientSessionCache
 	accepted chan *conn
 	listener *listener
-	udpAgain time.Duration // udpAgainMin, but in tests
 	parts    sync.WaitGroup
 
 	mu      sync.Mutex // guards what follows
@@ -98,6 +102,7 @@ func New(cfg Config) (*Connector, error) {
 	}
 	cfg.Links = cmp.Or(cfg.Links, 2)
 	cfg.Grace = cmp.Or(cfg.Grace, 30*time.Second)
+	cfg.UDPAgain = cmp.Or(cfg.UDPAgain, 5*time.Minute)
 	if cfg.ID == "" {
 		cfg.ID = "cnct_" + rand.Text()
 	}
@@ -109,7 +114,6 @@ func New(cfg Config) (*Connector, error) {
 		log:      cmp.Or(cfg.Log, slog.New(slog.DiscardHandler)),
 		sessions: tls.NewLRUClientSessionCache(64),
 		accepted: make(chan *conn),
-		udpAgain: udpAgainMin,
 		links:    make(map[*link]struct{}),
 		changed:  make(chan struct{}),
 	}

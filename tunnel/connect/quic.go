@@ -17,7 +17,6 @@ import (
 // UDP is tried again after a while that doubles.
 const (
 	quicDialMax = 3 * time.Second
-	udpAgainMin = 5 * time.Minute
 	udpAgainMax = time.Hour
 )
 
@@ -58,7 +57,7 @@ func (c *Connector) dial(ctx context.Context, e *edge, to tunnel.EdgeAddr) (*lin
 	}
 	c.mu.Lock()
 	e.udp.blocked = true
-	e.udp.after = min(max(2*e.udp.after, c.udpAgain), udpAgainMax)
+	e.udp.after = min(max(2*e.udp.after, c.cfg.UDPAgain), udpAgainMax)
 	e.udp.again = time.Now().Add(e.udp.after)
 	c.mu.Unlock()
 	return l, nil

@@ -66,10 +66,10 @@ func (d *Dialer) get(ctx context.Context, to *target) (*clientConn, error) {
 		switch {
 		case c == nil:
 			return d.open(ctx, to, key, cmp.Or(known, connector))
-		case c.http1 == nil || c.http1.quiet():
+		case c.usable():
 			return c, nil
 		}
-		c.discard() // the other end has closed it
+		c.discard()
 	}
 }
 
@@ -158,6 +158,12 @@ func (c *clientConn) connector() string {
 		return o.Connector
 	}
 	return ""
+}
+
+// usable reports whether a connection out of the pool is good for a request: the other
+// end has not closed it, nor said that it will leave.
+func (c *clientConn) usable() bool {
+	return (c.http1 == nil || c.http1.quiet()) && !c.stream.Draining()
 }
 
 // do makes a request. sent says, of one that failed, whether anything of it may have
@@ -301,7 +307,7 @@ func (d *Dialer) sweepIdle() {
 		c.discard()
 	}
 	for i, c := range look {
-		if !c.http1.quiet() {
+		if !c.usable() {
 			c.discard()
 			look[i] = nil
 		}

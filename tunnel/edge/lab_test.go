@@ -10,6 +10,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"io"
 	"log/slog"
 	"math/big"
@@ -114,8 +115,8 @@ func (l *lab) edge(limits edge.Limits, change ...func(*edge.Config)) *labEdge {
 
 type connectorKey struct{}
 
-// connector starts a connector with a server behind it, and waits until it is
-// attached to as many edges as it can be.
+// connector starts a connector with a server behind it, and waits until it is attached
+// to an edge.
 func (l *lab) connector(id string, change ...func(*connect.Config)) *labConnector {
 	l.t.Helper()
 	cfg := connect.Config{
@@ -161,7 +162,7 @@ func (l *lab) connector(id string, change ...func(*connect.Config)) *labConnecto
 		stop()
 		<-lc.done
 	})
-	lc.await(l.t, min(2, len(cfg.Edges)))
+	eventually(l.t, "the connector is attached", func() bool { return len(c.Status().Links) > 0 })
 	return lc
 }
 
@@ -411,6 +412,10 @@ func (a *authority) pool() *x509.CertPool {
 	p := x509.NewCertPool()
 	p.AddCert(a.cert)
 	return p
+}
+
+func (a *authority) pem() string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw}))
 }
 
 func (a *authority) leaf(t testing.TB, name string) tls.Certificate {

@@ -457,6 +457,7 @@ func TestAConnectorThatLeavesFailsNoCall(t *testing.T) {
 	l.dial()
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	var by sync.Map
+	var calls atomic.Int64
 	go func() {
 		defer close(stopped)
 		for i := 0; ; i++ {
@@ -471,6 +472,7 @@ func TestAConnectorThatLeavesFailsNoCall(t *testing.T) {
 				return
 			}
 			by.Store(who, i)
+			calls.Add(1)
 			if i%5 == 0 {
 				l.dialer.Drop(tunnelID, "") // so that both are used
 			}
@@ -480,6 +482,8 @@ func TestAConnectorThatLeavesFailsNoCall(t *testing.T) {
 	eventually(t, "both answer", func() bool { return used("one") && used("two") })
 	c.stop()
 	<-c.done
+	before := calls.Load()
+	eventually(t, "what was asked before is answered", func() bool { return calls.Load() > before || t.Failed() })
 	by.Clear()
 	eventually(t, "the other answers", func() bool { return used("two") })
 	close(stop)
