@@ -36,8 +36,8 @@ const renewBefore = time.Minute
 // It is asked at every use, not once a connection: a secret that was rotated, archived or
 // refreshed reaches running sessions that way. Every use is on record before it is
 // returned. An access token that is about to expire is refreshed first, once however many
-// callers and replicas wait for it. Errors are [*api.Error]s with one of the codes above,
-// or of the database and the audit record.
+// callers and replicas wait for it. Errors have an [*api.Error] with one of the codes above
+// in their chain, or are of the database or the audit record.
 func (c *Control) CredentialFor(ctx context.Context, session api.SessionID, serverURL string) (header string, err error) {
 	cred, secrets, err := c.matching(ctx, session, serverURL)
 	if err != nil || cred == nil {
