@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -63,12 +64,16 @@ func needMCPProject(t *testing.T) string {
 func everything(t *testing.T, transport string) string {
 	t.Helper()
 	dir := needMCPProject(t)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	// It cannot be told to take any port, and those that the kernel gives out may be taken
+	// by a connection before it has one.
+	port := 0
+	for port == 0 {
+		try := 20_000 + rand.IntN(10_000)
+		if l, err := net.Listen("tcp", fmt.Sprintf(":%d", try)); err == nil {
+			l.Close()
+			port = try
+		}
 	}
-	port := l.Addr().(*net.TCPAddr).Port
-	l.Close() // it cannot be told to take any
 	cmd := exec.Command("node", "node_modules/@modelcontextprotocol/server-everything/dist/index.js", transport)
 	cmd.Dir = dir
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, fmt.Sprint("PORT=", port)}
