@@ -21,6 +21,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"strings"
 	"sync"
 	"time"
@@ -147,6 +148,12 @@ func (d *Dialer) roundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Whoever traces the request learns, as of any other transport, whether it can have
+	// left: what fails without a connection was not sent.
+	trace := httptrace.ContextClientTrace(ctx)
+	if trace != nil && trace.GetConn != nil {
+		trace.GetConn(host)
+	}
 	route, err := d.cfg.Route(ctx, host)
 	if err != nil {
 		return nil, err
@@ -156,6 +163,9 @@ func (d *Dialer) roundTrip(req *http.Request) (*http.Response, error) {
 		c, err := d.get(ctx, &to)
 		if err != nil {
 			return nil, to.fail(ctx, err)
+		}
+		if trace != nil && trace.GotConn != nil {
+			trace.GotConn(httptrace.GotConnInfo{})
 		}
 		res, sent, err := c.do(req, &to)
 		if err == nil {
