@@ -9,17 +9,23 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"sync"
+	"syscall"
 	"time"
 
 	"github.com/bailey-platform/bailey/tunnel"
 )
 
 // idle attaches many connectors, each of a tunnel of its own, to an edge of its own,
-// and prints what memory that takes there.
+// and prints what memory that takes there: with the spare data connections that are
+// kept at first, and without.
 func (s *stage) idle(ctx context.Context, tunnels int) error {
 	const each = 2500 // of one process
-	addr, pid, err := s.startPID("role-edge", role{Dir: s.dir, Token: s.token.Text()})
+	settle := time.Minute
+	if most := (openFilesMax() - 200) / 2; tunnels > most {
+		fmt.Printf("%d idle tunnels, as no more files can be open\n", most)
+		tunnels = most
+	}
+	addr, pid, err := s.startPID("role-edge", role{Dir: s.dir, Token: s.token.Text(), SpareIdle: 2 * settle})
 	if err != nil {
 		return err
 	}
@@ -33,21 +39,31 @@ func (s *stage) idle(ctx context.Context, tunnels int) error {
 			return err
 		}
 	}
-	// What handshakes have used goes back to the system after a while.
-	var after int
-	for range 12 {
-		if ctx.Err() != nil {
+	for _, what := range []string{"each with a spare data connection", "after a while without"} {
+		// What handshakes have used goes back to the system by and by.
+		select {
+		case <-time.After(settle):
+		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		time.Sleep(5 * time.Second)
-		if after, err = resident(pid); err != nil {
+		after, err := resident(pid)
+		if err != nil {
 			return err
 		}
+		fmt.Printf("%d idle tunnels by TCP, %s: %d MiB resident at the edge, %d MiB without them, %.1f KiB a tunnel\n",
+			tunnels, what, after>>20, before>>20, float64(after-before)/1024/float64(tunnels))
+		settle *= 4
 	}
-	fmt.Printf("%d idle tunnels by TCP, each with a spare data connection\n", tunnels)
-	fmt.Printf("  resident memory of the edge: %d MiB, and %d MiB without them: %.1f KiB a tunnel\n",
-		after>>20, before>>20, float64(after-before)/1024/float64(tunnels))
 	return nil
+}
+
+// openFilesMax is how many files a process of ours can have open.
+func openFilesMax() int {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return 1024
+	}
+	return int(limit.Max)
 }
 
 // resident is the resident memory of a process, in bytes.
@@ -117,21 +133,16 @@ func idlers(ctx context.Context, r role) error {
 		keep = append(keep, control, data)
 	}
 	ready("idle")
-	var parts sync.WaitGroup
-	parts.Go(func() {
-		tick := time.NewTicker(tunnel.KeepAlive)
-		defer tick.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-				for _, conn := range keep {
-					conn.Write(tunnel.AppendFrame(nil, tunnel.FramePing, nil))
-				}
+	tick := time.NewTicker(tunnel.KeepAlive)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			for _, conn := range keep {
+				conn.Write(tunnel.AppendFrame(nil, tunnel.FramePing, nil)) // those that were given up fail
 			}
 		}
-	})
-	parts.Wait()
-	return nil
+	}
 }

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/tunnel"
@@ -33,6 +34,8 @@ type role struct {
 	Protocol api.TunnelProtocol
 	Idle     int // connectors
 	From     int // of the addresses that they come from
+
+	SpareIdle time.Duration // of the edge's limits
 }
 
 const (
@@ -162,7 +165,7 @@ func runEdge(ctx context.Context, r role) error {
 		Plane: &plane{token: r.Token}, Listener: l, Packets: packets,
 		Certificate: func() (*tls.Certificate, error) { return &cert, nil },
 		DialerCAs:   ca.pool,
-		Limits:      edge.Limits{HalfOpenPerAddress: 4096, Drain: 1},
+		Limits:      edge.Limits{HalfOpenPerAddress: 4096, Drain: 1, SpareIdle: r.SpareIdle},
 	})
 	if err != nil {
 		return err

@@ -154,7 +154,7 @@ func (e *Edge) attach(ctx context.Context, c *control, payload []byte, quic open
 		var ticket tunnel.Ticket
 		_, _ = rand.Read(ticket[:]) // never fails
 		a.ticket = sha256.Sum256(ticket[:])
-		a.want = e.cfg.Limits.Spare
+		a.want, a.used = e.cfg.Limits.Spare, time.Now()
 		answer.Ticket, answer.Want = ticket[:], a.want
 	}
 	if err := e.add(a); err != nil {

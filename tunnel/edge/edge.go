@@ -65,6 +65,7 @@ type Limits struct {
 	StreamsPerTunnel     int           // 2,000
 	Parked               int           // 64: spare data connections of one attachment
 	Spare                int           // 1: of them, those kept when nothing happens
+	SpareIdle            time.Duration // 10 min: without a stream until there are none kept
 	WaitConnection       time.Duration // 8 s: for a connector to bring another data connection
 	Stall                time.Duration // 2 min: a receiver that takes nothing is cut
 	IdleDialer           time.Duration // 3 min: a dialer's connection that asks for nothing is closed
@@ -82,6 +83,7 @@ func (l *Limits) setDefaults() {
 	l.StreamsPerTunnel = cmp.Or(l.StreamsPerTunnel, 2_000)
 	l.Parked = cmp.Or(l.Parked, 64)
 	l.Spare = min(cmp.Or(l.Spare, 1), l.Parked)
+	l.SpareIdle = cmp.Or(l.SpareIdle, 10*time.Minute)
 	l.WaitConnection = cmp.Or(l.WaitConnection, 8*time.Second)
 	l.Stall = cmp.Or(l.Stall, 2*time.Minute)
 	l.IdleDialer = cmp.Or(l.IdleDialer, 3*time.Minute)

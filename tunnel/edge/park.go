@@ -21,6 +21,7 @@ type parking struct {
 	waiting []chan tunnel.Carrier
 	want    int       // what the connector was asked to keep
 	busy    time.Time // when want was last too small
+	used    time.Time // when a stream began last, or the attachment
 }
 
 // calm is how long want stays as it is after it was too small.
@@ -78,6 +79,7 @@ func (a *attachment) connection(ctx context.Context) (tunnel.Carrier, error) {
 		return a.quic.open(ctx)
 	}
 	a.mu.Lock()
+	a.used = time.Now()
 	if n := len(a.parked); n > 0 && !a.ended {
 		conn := a.parked[n-1]
 		a.parked = a.parked[:n-1]
@@ -127,16 +129,19 @@ func (a *attachment) raise(want int) {
 }
 
 // relax lets an attachment go back to few parked connections, by halves, once they
-// were enough for a while.
+// were enough for a while; and to none once there was no stream for long.
 func (a *attachment) relax(now time.Time) {
 	spare := a.edge.cfg.Limits.Spare
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if now.Sub(a.used) >= a.edge.cfg.Limits.SpareIdle {
+		spare = 0
+	}
 	if a.quic != nil || a.ended || a.want <= spare || now.Sub(a.busy) < calm {
 		return
 	}
 	a.busy = now
-	a.want = max(spare, a.want/2)
+	a.want = max(spare, a.want/2) // 0 of 1
 	if extra := len(a.parked) - a.want; extra > 0 {
 		for _, conn := range a.parked[:extra] {
 			go abandon(conn)
