@@ -245,8 +245,14 @@ func parseRoutes(texts []string) (map[string]gateway.Route, error) {
 		} else {
 			r.Upstream = to
 			// Whoever names an address means it.
-			if addr := upstreamAddr(to); addr.IsValid() && !privateByDefault(addr) {
+			addr := upstreamAddr(to)
+			if addr.IsValid() && !privateByDefault(addr) {
 				r.AllowedIPs = []string{addr.String()}
+			}
+			// MCP servers on loopback refuse names that are not its own, as a guard
+			// against DNS rebinding.
+			if addr.IsLoopback() {
+				r.Host = "rewrite"
 			}
 			r.UpstreamTLS.SystemCAs = strings.HasPrefix(to, "https://")
 		}
@@ -420,10 +426,13 @@ func routeValue(r gateway.Route) any {
 		m["command"] = r.Command
 		return m
 	}
-	if len(r.AllowedIPs) == 0 && !r.UpstreamTLS.SystemCAs {
+	if len(r.AllowedIPs) == 0 && !r.UpstreamTLS.SystemCAs && r.Host == "" {
 		return r.Upstream
 	}
 	m["upstream"] = r.Upstream
+	if r.Host != "" {
+		m["host"] = r.Host
+	}
 	if len(r.AllowedIPs) > 0 {
 		m["allowed-ips"] = r.AllowedIPs
 	}
