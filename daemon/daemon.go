@@ -52,7 +52,9 @@ type Daemon struct {
 	outbound *egress.Outbound // to hosts that users name
 	firstKey *api.Key         // made by this start; nil if there was one already
 
-	cloud Cloud // set before Run; nil if sessions of cloud environments are refused
+	// Set before Run.
+	cloud Cloud   // nil if sessions of cloud environments are refused
+	tap   EdgeTap // nil if nobody looks
 }
 
 // A Cloud runs the sessions of cloud environments in this process. What it is made of
@@ -82,6 +84,15 @@ func (d *Daemon) Inside() Inside {
 
 // SetCloud has the sessions of cloud environments run in c. It is called before Run.
 func (d *Daemon) SetCloud(c Cloud) { d.cloud = c }
+
+// An EdgeTap is shown what the server's own edge passes on, as the edge has it: the inner
+// TLS of a tunnel, which it has no key to. It must not keep data, and is called by
+// several goroutines.
+type EdgeTap func(id api.TunnelID, toGateway bool, data []byte)
+
+// SetEdgeTap has tap see what somebody at the edge would, for tests and demonstrations. It
+// is called before Run.
+func (d *Daemon) SetEdgeTap(tap EdgeTap) { d.tap = tap }
 
 // cloudReady is what control asks before it takes such a session.
 func (d *Daemon) cloudReady(ctx context.Context) error {

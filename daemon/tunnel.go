@@ -158,7 +158,7 @@ func (t *tunnels) runEdge(ctx context.Context) error {
 		return err
 	}
 	err = remote.Run(ctx, remote.Config{Client: plane, Edge: t.introduction(), Log: t.log}, edge.Config{
-		Listener: t.tcp, Packets: t.udp, Log: t.log, Limits: edge.Limits{Drain: t.d.cfg.grace()},
+		Listener: t.tcp, Packets: t.udp, Tap: t.d.tap, Log: t.log, Limits: edge.Limits{Drain: t.d.cfg.grace()},
 	})
 	if err != nil && ctx.Err() == nil {
 		// Sessions, and tunnels of other edges, go on without it.
