@@ -30,7 +30,8 @@ type Config struct {
 	Owner string
 
 	// TurnsMax is how many sessions may be at work at a time in this process;
-	// sessions that wait for tools or people do not count. Default 256.
+	// sessions that wait for workers or people do not count, those with calls of MCP
+	// tools under way do. Default 256.
 	TurnsMax int
 
 	// TurnTTL is how long a turn lasts without renewal: that of the control.

@@ -81,6 +81,8 @@ func (t *trace) explain(ctx context.Context, err error) *Error {
 		e.Message, e.Err = via.Err.Error(), failure // without the URL, which may hold a secret
 	case failure != nil:
 		e.Message, e.Err = failure.Error(), failure
+	case errors.As(err, &via):
+		e.Message = via.Err.Error()
 	case errors.Is(err, sdk.ErrConnectionClosed):
 		e.Message = "the connection ended without an answer"
 	default:

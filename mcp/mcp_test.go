@@ -437,6 +437,16 @@ func TestCredential(t *testing.T) {
 	})
 }
 
+// A redirect that the client does not follow is said in words.
+func TestRedirect(t *testing.T) {
+	t.Parallel()
+	srv := httptest.NewServer(http.RedirectHandler("https://elsewhere.example/mcp", 308))
+	defer srv.Close()
+	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return errors.New("name that address instead") }}
+	_, err := Connect(t.Context(), Server{Name: "x", URL: srv.URL, HTTP: client})
+	wantError(t, err, Connection, false, "initialize failed: name that address instead")
+}
+
 // The credential stays at the server's own origin, whatever the server says.
 func TestCredentialStaysHome(t *testing.T) {
 	t.Parallel()

@@ -76,7 +76,7 @@ func (c *Connector) Serve(w http.ResponseWriter, r *http.Request, body []byte) (
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	servers, err := c.connect(ctx, req)
-	defer servers.close()
+	defer func() { go servers.close() }() // the client does not wait for what is only a courtesy
 	if err != nil {
 		return false, err
 	}
@@ -238,9 +238,18 @@ func unreachable(err error) error {
 		out.Status, out.Type, retry = http.StatusGatewayTimeout, api.TypeAPI, true
 	case mcp.Connection:
 		out.Status, out.Type, retry = http.StatusBadGateway, api.TypeAPI, e.Status == 0 || e.Status >= 500
+		if way, ok := errors.AsType[hop](err); ok {
+			out.Status = way.HTTPStatus()
+		}
 	}
 	out.Retry = &retry
 	return out
+}
+
+// A hop is an error of something on the way to a server that knows the status for it.
+type hop interface {
+	error
+	HTTPStatus() int
 }
 
 // The betas of the Messages API by which a request may name MCP servers.
