@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/binary"
 	"encoding/json"
@@ -30,6 +31,12 @@ const (
 	ALPNConnector = "bailey-connector/1"
 	ALPNDial      = "bailey-dial/1"
 )
+
+// DataCurves are what the keys of connections that carry streams are agreed with: the
+// cheapest that is good today. What they carry is the inner TLS, whose own agreement,
+// like that of control connections, also resists computers of another kind, should
+// somebody keep what passes until there are such.
+var DataCurves = []tls.CurveID{tls.CurveP256}
 
 // A FrameType is the first byte of a frame.
 //

@@ -241,9 +241,11 @@ listen far
 
 // ssh is a port that `ssh -R` forwards.
 func (s *stage) ssh() (contender, error) {
-	server := "/usr/sbin/sshd"
-	if _, err := os.Stat(server); err != nil {
-		return contender{}, fmt.Errorf("ssh -R: there is no %s", server)
+	server, err := exec.LookPath("sshd")
+	if err != nil {
+		if server, err = exec.LookPath("/usr/sbin/sshd"); err != nil {
+			return contender{}, fmt.Errorf("ssh -R: sshd is not installed")
+		}
 	}
 	client, err := exec.LookPath("ssh")
 	if err != nil {
@@ -262,6 +264,9 @@ func (s *stage) ssh() (contender, error) {
 		return contender{}, err
 	}
 	os.MkdirAll("/run/sshd", 0o755) // where it separates its privileges
+	if server, err = filepath.Abs(server); err != nil { // as it starts itself again
+		return contender{}, err
+	}
 	if err := s.program(server, "-D", "-e", "-f", conf); err != nil {
 		return contender{}, err
 	}

@@ -391,7 +391,7 @@ func (l *link) close() {
 
 // dialTCP makes a link by TCP, through a proxy if there is one.
 func (c *Connector) dialTCP(ctx context.Context, e *edge, to tunnel.EdgeAddr, proxy *url.URL) (*link, error) {
-	control, err := c.dialTLS(ctx, to, to.Addr, proxy)
+	control, err := c.dialTLS(ctx, to, c.tlsConfig(to), to.Addr, proxy)
 	if err != nil {
 		return nil, err
 	}
@@ -405,7 +405,9 @@ func (c *Connector) dialTCP(ctx context.Context, e *edge, to tunnel.EdgeAddr, pr
 	} else {
 		l.view.Proxy = proxy.Host
 	}
-	l.data = func(ctx context.Context) (tunnel.Carrier, error) { return c.dialTLS(ctx, to, target, proxy) }
+	data := c.tlsConfig(to)
+	data.CurvePreferences = tunnel.DataCurves
+	l.data = func(ctx context.Context) (tunnel.Carrier, error) { return c.dialTLS(ctx, to, data, target, proxy) }
 	return l, nil
 }
 

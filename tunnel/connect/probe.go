@@ -27,7 +27,7 @@ func Probe(ctx context.Context, to tunnel.EdgeAddr) (via string, err error) {
 	if proxy != nil {
 		via = proxy.Host
 	}
-	conn, err := c.dialTLS(ctx, to, to.Addr, proxy)
+	conn, err := c.dialTLS(ctx, to, c.tlsConfig(to), to.Addr, proxy)
 	if err != nil {
 		return via, err
 	}

@@ -29,13 +29,14 @@ func (c *Connector) proxyFor(addr string) (*url.URL, error) {
 	return proxy, nil
 }
 
-// dialTLS makes a connection to an edge at target.
-func (c *Connector) dialTLS(ctx context.Context, to tunnel.EdgeAddr, target string, proxy *url.URL) (*tls.Conn, error) {
+// dialTLS makes a connection to an edge at target, with a control connection's or a data
+// connection's TLS.
+func (c *Connector) dialTLS(ctx context.Context, to tunnel.EdgeAddr, cfg *tls.Config, target string, proxy *url.URL) (*tls.Conn, error) {
 	raw, err := dialRaw(ctx, target, proxy)
 	if err != nil {
 		return nil, err
 	}
-	conn := tls.Client(tunnel.NewSocket(raw), c.tlsConfig(to))
+	conn := tls.Client(tunnel.NewSocket(raw), cfg)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		raw.Close()
 		return nil, fmt.Errorf("edge %s: TLS: %w", to.Addr, err)

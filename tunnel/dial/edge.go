@@ -188,6 +188,7 @@ func (e *edge) dial(ctx context.Context) (*tls.Conn, error) {
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			return e.d.cfg.Certificate()
 		},
+		CurvePreferences:            tunnel.DataCurves,
 		ClientSessionCache:          e.d.outer,
 		DynamicRecordSizingDisabled: true, // a frame is a record
 	})
