@@ -103,6 +103,9 @@ func (g *Gateway) newUpstream(from *Route) (*upstream, error) {
 	}
 	u.port = to.port
 	u.authority = net.JoinHostPort(u.host.String(), strconv.Itoa(int(to.port)))
+	if port, ok := strings.CutPrefix(u.authority, u.host.String()+":"); ok && (to.scheme == "https" && port == "443" || to.scheme == "http" && port == "80") {
+		u.authority = u.host.String() // as everybody writes it
+	}
 	if to.scheme == "https" {
 		u.tls, err = newTrust(from.UpstreamTLS, to.host)
 	}

@@ -738,7 +738,8 @@ func (ex *exchange) redirect(to []byte) ([]byte, bool) {
 			end = len(rest)
 		}
 		authority, path := rest[:end], rest[end:]
-		if strings.EqualFold(authority, ex.route.upstream.authority) {
+		u := ex.route.upstream
+		if strings.EqualFold(authority, u.authority) || strings.EqualFold(authority, u.host.JoinPort(u.port)) {
 			return rooted(path), true
 		}
 		name, err := canonicalHost(authority)

@@ -25,9 +25,10 @@ type conn1 struct {
 	stop   context.CancelFunc
 	tls    *tls.Conn
 	under  *batched
-	server string // as the TLS handshake named it
-	reads  *watch
-	writes *watch
+	server string         // as the TLS handshake named it
+	reads  *watch         // of a head, or of a body
+	writes *watch         // of an answer
+	idle   *watch         // of the time between calls
 	calls  chan *exchange // from reader to writer
 	turn   chan struct{}  // 1: no call is being answered, and its holder may write
 
@@ -100,7 +101,6 @@ func (c *conn1) drain() {
 
 // take takes in one call. It returns false when the connection is to end.
 func (c *conn1) take() bool {
-	c.reads.set(idleTime)
 	text, err := c.in.headText(func() {
 		c.busy.Store(true)
 		c.reads.set(headTime)
@@ -113,6 +113,7 @@ func (c *conn1) take() bool {
 	if c.over.Load() {
 		return false
 	}
+	c.busy.Store(true) // the call before it may have said otherwise
 	c.sent, c.out, c.h.close = false, c.out[:0], false
 	ex := &c.ex
 	ex.reset(c.g, c.server)
@@ -129,7 +130,7 @@ func (c *conn1) take() bool {
 	c.body.begin(&c.in, ex.req.length, ex.req.chunked)
 	again, answered := c.route(ex)
 	if answered {
-		c.busy.Store(false)
+		c.rest()
 		c.turn <- struct{}{}
 	}
 	return again && !c.over.Load()
@@ -213,8 +214,25 @@ func (c *conn1) respond(ex *exchange) bool {
 	if err != nil || c.h.close || !ex.sentAll.Load() {
 		return false
 	}
-	c.busy.Store(false)
+	c.rest()
 	return true
+}
+
+// rest notes that no call is under way.
+func (c *conn1) rest() {
+	c.idle.set(idleTime)
+	c.busy.Store(false)
+}
+
+// idled ends the connection if no call is under way. One that is has deadlines of its
+// own.
+func (c *conn1) idled() {
+	if c.busy.Load() {
+		c.idle.set(idleTime)
+		c.idle.late.Store(false)
+		return
+	}
+	c.abort()
 }
 
 // The answerer of HTTP/1.1.

@@ -72,7 +72,7 @@ func (g *Gateway) serveH2(w http.ResponseWriter, r *http.Request) {
 	ex := new(exchange)
 	ex.reset(g, server)
 	to := &answer2{w: w, flusher: http.NewResponseController(w), ex: ex}
-	from := &body2{r: r}
+	from := &body2{r: r, control: to.flusher}
 	refused := ex.fromRequest(r)
 	if refused == nil {
 		refused = ex.admit()
@@ -148,8 +148,9 @@ func (ex *exchange) fromRequest(r *http.Request) *refusal {
 
 // A body2 is the body of a request in HTTP/2.
 type body2 struct {
-	r   *http.Request
-	buf []byte
+	r       *http.Request
+	control *http.ResponseController
+	buf     []byte
 }
 
 func (b *body2) next() ([]byte, error) {
@@ -157,6 +158,9 @@ func (b *body2) next() ([]byte, error) {
 		b.buf = make([]byte, bufSize)
 	}
 	for {
+		if err := b.control.SetReadDeadline(time.Now().Add(stallTime)); err != nil {
+			return nil, err
+		}
 		n, err := b.r.Body.Read(b.buf)
 		if n > 0 {
 			return b.buf[:n], nil

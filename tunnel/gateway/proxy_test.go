@@ -480,6 +480,72 @@ func TestWhatGoesWrongAtTheServer(t *testing.T) {
 	}
 }
 
+// A call of which nothing is heard for half an hour, and one whose stream is silent for as
+// long, go on; what a route's time is over for ends, and the caller is told.
+func TestLongSilence(t *testing.T) {
+	t.Parallel()
+	begun, finish := make(chan struct{}), make(chan struct{})
+	s := upstreamServer(t, func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		if r.URL.Path == "/stream" {
+			w.Header().Set("Content-Type", "text/event-stream")
+			w.(http.Flusher).Flush()
+		}
+		begun <- struct{}{}
+		select {
+		case <-finish:
+			io.WriteString(w, "at last")
+		case <-r.Context().Done():
+		}
+	})
+	eachProtocol(t, func(t *testing.T, h2 bool) {
+		if h2 {
+			t.Skip("the same waiting, and one server")
+		}
+		l := serve(t, s.URL, nil)
+		c := l.client(h2)
+		for _, path := range []string{"/", "/stream"} {
+			for _, d := range []time.Duration{31 * time.Minute, 59 * time.Minute, 13 * time.Hour} {
+				answer, headed := make(chan string, 1), make(chan struct{}, 1)
+				go func() {
+					res, err := c.Post("https://docs."+domain+path, "text/plain", strings.NewReader("x"))
+					if err != nil {
+						answer <- err.Error()
+						return
+					}
+					defer res.Body.Close()
+					headed <- struct{}{}
+					b, err := io.ReadAll(res.Body)
+					answer <- fmt.Sprint(res.StatusCode, " ", string(b), " ", err)
+				}()
+				<-begun
+				if path == "/stream" {
+					<-headed
+				}
+				if d < time.Hour {
+					l.g.sweeper.sweep(time.Now().Add(d).UnixNano())
+					finish <- struct{}{}
+					if got := <-answer; got != "200 at last <nil>" {
+						t.Errorf("%s after %s: %s", path, d, got)
+					}
+					continue
+				}
+				got := ""
+				for n := 1; got == ""; n++ { // the deadline may be as of the last sweep
+					l.g.sweeper.sweep(time.Now().Add(time.Duration(n) * d).UnixNano())
+					select {
+					case got = <-answer:
+					case <-time.After(time.Millisecond):
+					}
+				}
+				if path == "/" && !strings.HasPrefix(got, "504 bailey gateway: upstream_timeout") || path != "/" && !strings.Contains(got, "unexpected EOF") {
+					t.Errorf("%s after %s: %s", path, d, got)
+				}
+			}
+		}
+	})
+}
+
 func TestHeaderRulesAndHostModes(t *testing.T) {
 	t.Parallel()
 	s := upstreamServer(t, func(w http.ResponseWriter, r *http.Request) {
@@ -643,14 +709,26 @@ func rawServer(t testing.TB, serve func(net.Conn)) string {
 
 func BenchmarkCall(b *testing.B) {
 	page := []byte(strings.Repeat("x", 1024))
-	s := upstreamServer(b, func(w http.ResponseWriter, r *http.Request) { w.Write(page) })
-	for _, h2 := range []bool{false, true} {
-		b.Run(fmt.Sprintf("h2=%v", h2), func(b *testing.B) {
-			l := serve(b, s.URL, nil)
-			c := l.client(h2)
+	s := upstreamServer(b, func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		w.Write(page)
+	})
+	const message = `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"read","arguments":{"path":"/etc/motd"}}}`
+	for name, c := range map[string]struct {
+		h2     bool
+		body   string
+		change func(*Config)
+	}{
+		"http1":       {},
+		"http2":       {h2: true},
+		"http1/rules": {body: message, change: func(c *Config) { c.Routes["docs"].Tools.Deny = []string{"rm"} }},
+	} {
+		b.Run(name, func(b *testing.B) {
+			l := serve(b, s.URL, c.change)
+			client := l.client(c.h2)
 			b.ReportAllocs()
 			for b.Loop() {
-				res, err := c.Get("https://docs." + domain + "/")
+				res, err := client.Post("https://docs."+domain+"/", "application/json", strings.NewReader(c.body))
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -658,5 +736,24 @@ func BenchmarkCall(b *testing.B) {
 				res.Body.Close()
 			}
 		})
+	}
+}
+
+// BenchmarkBytes is one large answer.
+func BenchmarkBytes(b *testing.B) {
+	page := make([]byte, 64<<20)
+	s := upstreamServer(b, func(w http.ResponseWriter, r *http.Request) { w.Write(page) })
+	l := serve(b, s.URL, nil)
+	c := l.client(false)
+	b.SetBytes(int64(len(page)))
+	for b.Loop() {
+		res, err := c.Get("https://docs." + domain + "/")
+		if err != nil {
+			b.Fatal(err)
+		}
+		if n, err := io.Copy(io.Discard, res.Body); n != int64(len(page)) || err != nil {
+			b.Fatal(n, err)
+		}
+		res.Body.Close()
 	}
 }

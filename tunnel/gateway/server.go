@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 
 const (
 	handshakeTime = 10 * time.Second
+	handshakesMax = 1000   // at a time; a connection more is closed
 	connsMax      = 10_000 // connections of the platform's at a time
 	h2StreamsMax  = 1000   // calls at a time on one connection of HTTP/2
 )
@@ -36,8 +38,9 @@ type door struct {
 	closed bool // connections end as soon as they can
 	over   bool // none is taken any more
 
-	emptied chan struct{} // 1: conns may be empty
-	parts   sync.WaitGroup
+	greeting atomic.Int64  // handshakes under way
+	emptied  chan struct{} // 1: conns may be empty
+	parts    sync.WaitGroup
 }
 
 func newDoor(g *Gateway) *door {
@@ -177,7 +180,12 @@ func (d *door) handshake(raw net.Conn) {
 	g := d.g
 	under := &batched{Conn: raw}
 	conn := tls.Server(under, g.tls)
-	if err := d.greet(conn); err != nil {
+	err := errHandshakes
+	if d.greeting.Add(1) <= handshakesMax {
+		err = d.greet(conn)
+	}
+	d.greeting.Add(-1)
+	if err != nil {
 		g.metrics.handshakes.WithLabelValues("failed").Inc()
 		g.log.Warn("tls handshake failed", "from", raw.RemoteAddr(), "error", err)
 		_ = raw.Close()
@@ -203,11 +211,15 @@ func (d *door) handshake(raw net.Conn) {
 		return
 	}
 	defer d.remove(c)
-	c.reads, c.writes = g.sweeper.watch(c.abort), g.sweeper.watch(c.abort)
+	c.reads, c.writes, c.idle = g.sweeper.watch(c.abort), g.sweeper.watch(c.abort), g.sweeper.watch(c.idled)
 	defer c.reads.drop()
 	defer c.writes.drop()
+	defer c.idle.drop()
+	c.idle.set(idleTime)
 	c.serve()
 }
+
+var errHandshakes = fmt.Errorf("%d handshakes are under way, which is the most", handshakesMax)
 
 func (d *door) greet(conn *tls.Conn) error {
 	ctx, cancel := context.WithTimeout(d.g.ctx(), handshakeTime)
