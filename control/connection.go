@@ -94,7 +94,7 @@ var remedies = map[tunnel.Stage]string{
 	tunnel.StageEdgeUnreachable:  "look at the edge: `bailey doctor` says which one does not answer",
 	tunnel.StageDraining:         "none: the edge was about to stop, and the next call took another",
 	tunnel.StageOverloaded:       "a limit of the edge or of the tunnel is reached: stop connectors that are not needed, or run another edge",
-	tunnel.StageNoConnector:      "start `bailey gateway run` inside, and see its log if it runs",
+	tunnel.StageNoConnector:      "start `bailey gateway` inside, and see its log if it runs",
 	tunnel.StageTokenRefused:     "give the gateway the tunnel's current token (`bailey tunnels reveal-token`); if no gateway of yours does this, somebody has an old token",
 	tunnel.StageConnectorLost:    "look at the connection between the gateway and the edge; the gateway connects again by itself",
 	tunnel.StageInnerTLS:         "renew the gateway's certificate (`bailey gateway renew`), or register the CA that signed it; if it is not your gateway's, somebody has the tunnel's token: rotate it",
