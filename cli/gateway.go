@@ -36,10 +36,10 @@ const (
 
 // gatewayFlags are what `bailey gateway` was told.
 type gatewayFlags struct {
-	config                              string
-	domain, tokenFile, edgeCA, data     string
-	edges                               []string
-	listen, logLevel, logFormat, server string
+	config                          string
+	domain, tokenFile, edgeCA, data string
+	edges                           []string
+	listen, logLevel, logFormat     string
 }
 
 func (p *Program) gatewayCommand() *cobra.Command {

@@ -68,7 +68,7 @@ func (a *authRule) check(ex *exchange) *refusal {
 	case value == nil:
 		return a.challenge(http.StatusUnauthorized, "", errors.New("a bearer token is needed"))
 	case !strings.EqualFold(scheme, "Bearer") || token == "" || len(token) > bearerMax:
-		return a.challenge(http.StatusUnauthorized, "invalid_token", errors.New("Authorization holds no bearer token"))
+		return a.challenge(http.StatusUnauthorized, "invalid_token", errors.New("the Authorization field holds no bearer token"))
 	}
 	sum := sha256.Sum256([]byte(token))
 	ex.bearer = "sha256:" + hex.EncodeToString(sum[:8])

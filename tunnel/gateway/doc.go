@@ -13,8 +13,10 @@
 //	message.go    the heads and bodies of HTTP/1.1, read strictly
 //	call.go       one call: what it may do, and where it goes
 //	upstream.go   HTTP/1.1 with a private server; stdio.go, a program that speaks MCP
-//	inspect.go    what a body asks for; filter.go, what an answer may show
-//	config.go     gateway.yaml; proxyfile.go, the file of mcp-proxy
+//	inspect.go    what a body asks for; tools.go and filter.go, what may be called and shown
+//	address.go    which addresses may be dialled; auth.go, who may call
+//	config.go     gateway.yaml; proxyfile.go, the file of mcp-proxy; reload.go, changes of them
+//	setup.go      a CA and certificates of the customer's own; check.go, the way hop by hop
 //
 // HTTP/1.1 is read and written here and not by net/http, for three reasons. A request
 // that two programs could read differently is refused, not repaired. Nothing is ever sent

@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -54,9 +53,8 @@ type upConn struct {
 	in    reader
 	head  head
 
-	until  atomic.Int64 // unused after this, it is closed
-	text   []byte       // of the head
-	fields []field      // of it, those that are passed on
+	text   []byte  // of the head
+	fields []field // of it, those that are passed on
 }
 
 // get returns a connection: one that is kept and alive, or a new one.
