@@ -321,6 +321,7 @@ func (d *demo) startWorker(context.Context) error {
 		Agent:         agent,
 		AgentArgs:     agentArgs(),
 		EagerBox:      true,
+		Keep:          worker.Keep{For: -1}, // so that --keep can show the box go, too
 		MaxIdle:       time.Second,
 		DrainTimeout:  5 * time.Second,
 		Logger:        d.log,
