@@ -530,7 +530,7 @@ func (ex *exchange) relayFailed(err error) *refusal {
 		return refused.refusal
 	}
 	switch {
-	case ex.up.watch.late.Load():
+	case ex.up.watch.late.Load() || ex.up.sends.late.Load():
 		return failed(tunnel.StageUpstreamTimeout, err, "%s did not answer within %s", u.name, ex.route.response)
 	case isEnd(err):
 		return failed(tunnel.StageUpstreamProtocol, err, "%s closed the connection before it answered; the call is not sent again, as it may have been taken", u.name)
@@ -644,7 +644,7 @@ func (ex *exchange) release(reuse bool, keep time.Duration) {
 	ex.cut = nil
 	ex.mu.Unlock()
 	up.watch.clear()
-	if reuse && ex.sentAll.Load() && up.in.r == up.in.w && !up.watch.late.Load() {
+	if reuse && ex.sentAll.Load() && up.in.r == up.in.w && !up.watch.late.Load() && !up.sends.late.Load() {
 		up.in.wait = nil
 		up.of.put(up, keep)
 		return

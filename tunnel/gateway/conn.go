@@ -14,34 +14,36 @@ import (
 	"time"
 )
 
-// A conn1 is one connection of the platform's that speaks HTTP/1.1. It has one reader and
-// one writer: the reader takes in calls and passes their bodies on, the writer passes on
-// the answers. While a call is being answered the reader waits for the next one, which is
-// how it learns at once that the caller has gone.
+// A conn1 is one connection of the platform's that speaks HTTP/1.1. One goroutine takes
+// calls in, passes them on and answers them, one after the other. What takes longer gets
+// help: while an answer is waited for, somebody has to read on, to learn that the caller
+// has gone; and a body that is not kept is passed on while the answer may come already.
+// A call that is answered at once costs no second goroutine.
 type conn1 struct {
 	// Static.
 	g      *Gateway
 	ctx    context.Context // ends with the connection
-	stop   context.CancelFunc
 	tls    *tls.Conn
 	under  *batched
-	server string         // as the TLS handshake named it
-	reads  *watch         // of a head, or of a body
-	writes *watch         // of an answer
-	idle   *watch         // of the time between calls
-	calls  chan *exchange // from reader to writer
-	turn   chan struct{}  // 1: no call is being answered, and its holder may write
+	server string      // as the TLS handshake named it
+	reads  *watch      // of a head, or of a body
+	writes *watch      // of an answer
+	idle   *watch      // of the time between calls
+	notice *time.Timer // begins to read on, once an answer takes long
+	helped chan error  // why whoever helped can read no more, or nil once there is more to read
 
-	// The reader's.
+	// Of the goroutine that serves, or, from the time that help begins until helped says
+	// that it is over, the helper's.
 	in   reader
-	head []byte // the bytes of the call's head
 	body body
 
-	// Whose turn it is.
-	ex   exchange
-	out  []byte // taken and not sent
-	sent bool   // begin was called for this call
-	h    struct {
+	// Of the goroutine that serves.
+	helping bool
+	head    []byte // the bytes of the call's head
+	ex      exchange
+	out     []byte // taken and not sent
+	sent    bool   // begin was called for this call
+	h       struct {
 		chunked bool
 		left    int64 // of a body of known length
 		close   bool
@@ -62,27 +64,34 @@ const (
 	idleTime  = 6 * time.Hour    // between calls; the platform lets go of connections much earlier
 )
 
+// noticeTime is how soon it is noticed that a caller has gone.
+const noticeTime = 3 * time.Millisecond
+
 // serve serves calls until the connection ends.
 func (c *conn1) serve() {
-	defer c.stop()
 	c.in.from = c.tls
-	c.turn <- struct{}{}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for ex := range c.calls {
-			if !c.respond(ex) {
-				c.abort()
-			}
-			c.turn <- struct{}{}
-		}
-	}()
+	c.helped = make(chan error, 1)
+	c.notice = time.AfterFunc(time.Hour, c.readOn)
+	c.notice.Stop()
 	for c.take() {
 	}
-	c.ex.abort()
-	close(c.calls)
-	<-done
 	c.abort()
+	if c.helping {
+		<-c.helped
+	}
+}
+
+// readOn waits for the next call, or for the caller to go, in which case the call at hand
+// is ended.
+func (c *conn1) readOn() {
+	var err error
+	if len(c.in.buffered()) == 0 {
+		err = c.in.fill()
+	}
+	if err != nil {
+		c.ex.abort()
+	}
+	c.helped <- err
 }
 
 // abort ends the connection without ceremony.
@@ -99,8 +108,15 @@ func (c *conn1) drain() {
 	}
 }
 
-// take takes in one call. It returns false when the connection is to end.
+// take takes in one call and answers it. It returns false when the connection is to end.
 func (c *conn1) take() bool {
+	if c.helping {
+		err := <-c.helped
+		c.helping = false
+		if err != nil {
+			return false
+		}
+	}
 	text, err := c.in.headText(func() {
 		c.busy.Store(true)
 		c.reads.set(headTime)
@@ -109,11 +125,6 @@ func (c *conn1) take() bool {
 		return false
 	}
 	c.reads.clear()
-	<-c.turn
-	if c.over.Load() {
-		return false
-	}
-	c.busy.Store(true) // the call before it may have said otherwise
 	c.sent, c.out, c.h.close = false, c.out[:0], false
 	ex := &c.ex
 	ex.reset(c.g, c.server)
@@ -128,58 +139,69 @@ func (c *conn1) take() bool {
 	}
 	c.h.close = ex.req.close
 	c.body.begin(&c.in, ex.req.length, ex.req.chunked)
-	again, answered := c.route(ex)
-	if answered {
-		c.rest()
-		c.turn <- struct{}{}
+	if !c.route(ex) || c.over.Load() {
+		return false
 	}
-	return again && !c.over.Load()
+	c.idle.set(idleTime)
+	c.busy.Store(false)
+	return true
 }
 
 func isBadHead(err error) bool {
 	return errors.Is(err, errLine) || errors.Is(err, errHeadLong)
 }
 
-// route passes a call on. answered says that the call was answered here, so that the
-// turn is still the reader's.
-func (c *conn1) route(ex *exchange) (again, answered bool) {
-	refuse := func(r *refusal) (bool, bool) {
-		ex.refused(r)
-		whole := c.discard(ex)
-		err := r.give(c, !whole || c.closing.Load())
-		ex.finish()
-		return whole && err == nil && !c.h.close, true
-	}
+// route passes a call on and answers it. It returns false when the connection is to end.
+func (c *conn1) route(ex *exchange) bool {
 	if r := ex.admit(); r != nil {
-		return refuse(r)
+		return c.refuse(ex, r)
 	}
 	if ex.expects && !c.body.done {
 		if _, err := io.WriteString(c.tls, "HTTP/1.1 100 Continue\r\n\r\n"); err != nil {
-			return false, true
+			return false
 		}
 		ex.expects = false
 	}
 	c.reads.set(stallTime)
 	if r := ex.read(&c.body); r != nil {
-		return refuse(r)
+		return c.refuse(ex, r)
 	}
 	if r := ex.judge(); r != nil {
-		return refuse(r)
+		return c.refuse(ex, r)
 	}
 	if r := ex.depart(c.ctx); r != nil {
-		return refuse(r)
+		return c.refuse(ex, r)
 	}
 	if ex.whole || c.body.done {
 		ex.sentAll.Store(true)
 		c.reads.clear()
-		c.calls <- ex
-		return true, false
+		c.notice.Reset(noticeTime)
+		again := c.respond(ex)
+		c.helping = !c.notice.Stop()
+		return again
 	}
-	// From here on the writer may answer before all is sent.
-	c.calls <- ex
-	again = ex.pass(&c.body, func() { c.reads.set(stallTime) })
-	c.reads.clear()
-	return again, false
+	c.helping = true
+	go func() {
+		readable := ex.pass(&c.body, func() { c.reads.set(stallTime) })
+		c.reads.clear()
+		if !readable {
+			c.helped <- errBodyLost
+			return
+		}
+		c.readOn()
+	}()
+	return c.respond(ex)
+}
+
+var errBodyLost = errors.New("the rest of the body cannot be read")
+
+// refuse answers a call in place of its server.
+func (c *conn1) refuse(ex *exchange, r *refusal) bool {
+	ex.refused(r)
+	whole := c.discard(ex)
+	err := r.give(c, !whole || c.closing.Load())
+	ex.finish()
+	return whole && err == nil && !c.h.close
 }
 
 // discardMax is how much of a refused call's body is read past, in bytes, to keep the
@@ -211,17 +233,7 @@ func (c *conn1) discard(ex *exchange) bool {
 func (c *conn1) respond(ex *exchange) bool {
 	err := ex.answer(c)
 	ex.finish()
-	if err != nil || c.h.close || !ex.sentAll.Load() {
-		return false
-	}
-	c.rest()
-	return true
-}
-
-// rest notes that no call is under way.
-func (c *conn1) rest() {
-	c.idle.set(idleTime)
-	c.busy.Store(false)
+	return err == nil && !c.h.close && ex.sentAll.Load()
 }
 
 // idled ends the connection if no call is under way. One that is has deadlines of its

@@ -206,7 +206,7 @@ func (d *door) handshake(raw net.Conn) {
 	}
 	ctx, stop := context.WithCancel(g.ctx())
 	defer stop()
-	c := &conn1{g: g, ctx: ctx, stop: stop, tls: conn, under: under, server: server, calls: make(chan *exchange), turn: make(chan struct{}, 1)}
+	c := &conn1{g: g, ctx: ctx, tls: conn, under: under, server: server}
 	if !d.add(c) {
 		return
 	}

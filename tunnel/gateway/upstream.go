@@ -49,7 +49,8 @@ type upConn struct {
 	net.Conn
 	of    *upstream
 	raw   syscall.RawConn // of the socket; nil if it cannot be looked at
-	watch *watch
+	watch *watch          // of an answer, or of the time between exchanges
+	sends *watch          // of a request, which may still be under way while it is answered
 	in    reader
 	head  head
 
@@ -116,6 +117,7 @@ func (u *upstream) dial(ctx context.Context) (*upConn, *refusal) {
 	}
 	c.in.from = c.Conn
 	c.watch = u.sweeper.watch(func() { _ = conn.Close() })
+	c.sends = u.sweeper.watch(func() { _ = conn.Close() })
 	return c, nil
 }
 
@@ -175,6 +177,7 @@ func (u *upstream) put(c *upConn, d time.Duration) {
 // discard closes a connection that is not to be used again.
 func (c *upConn) discard() {
 	c.watch.drop()
+	c.sends.drop()
 	_ = c.Conn.Close()
 }
 
@@ -214,8 +217,8 @@ const upSendTime = 2 * time.Minute
 
 // send writes all of a request that is there: its head, and what there is of its body.
 func (c *upConn) send(head, body []byte) error {
-	c.watch.set(upSendTime)
-	defer c.watch.clear()
+	c.sends.set(upSendTime)
+	defer c.sends.clear()
 	if len(body) > 0 && len(head)+len(body) <= bufSize {
 		head = append(head, body...)
 		body = nil
