@@ -72,15 +72,17 @@ func (s *Socket) readSome(fd uintptr) bool {
 	return s.err != syscall.EAGAIN
 }
 
-// errNothing is what a Read that must not wait fails with: a timeout, which TLS can go
-// on after.
+// errNothing is what a Read that must not wait fails with: like a deadline that has
+// passed, which TLS and streams can go on after.
 var errNothing net.Error = nothing{}
 
 type nothing struct{}
 
-func (nothing) Error() string   { return "nothing has arrived" }
-func (nothing) Timeout() bool   { return true }
-func (nothing) Temporary() bool { return true }
+func (nothing) Error() string        { return "nothing has arrived" }
+func (nothing) Timeout() bool        { return true }
+func (nothing) Temporary() bool      { return true }
+func (nothing) Is(target error) bool { return target == os.ErrDeadlineExceeded }
+func (nothing) Unwrap() error        { return os.ErrDeadlineExceeded }
 
 // Read implements net.Conn.
 func (s *Socket) Read(p []byte) (int, error) {
@@ -114,6 +116,9 @@ func (s *Socket) Read(p []byte) (int, error) {
 // Peek calls read, which reads from what is above the Socket and in which no Read waits:
 // read fails with a timeout where one would. It is for who reads.
 func (s *Socket) Peek(read func() error) error {
+	if s.raw == nil {
+		return errNothing // it cannot be known
+	}
 	s.noWait = true
 	defer func() { s.noWait = false }()
 	return read()

@@ -3,7 +3,6 @@ package connect
 import (
 	"context"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -118,12 +117,9 @@ func (c *Connector) dialQUIC(ctx context.Context, e *edge, to tunnel.EdgeAddr) (
 }
 
 // A quicLink is a link's connection of QUIC.
-type quicLink struct {
-	conn    *quic.Conn
-	streams sync.WaitGroup
-}
+type quicLink struct{ conn *quic.Conn }
 
-// accept takes the streams in that the edge opens, until the connection ends.
+// acceptStreams takes the streams in that the edge opens, until the connection ends.
 func (l *link) acceptStreams(ctx context.Context) {
 	for {
 		s, err := l.quic.conn.AcceptStream(ctx)
@@ -146,5 +142,4 @@ func (l *link) begin(s *overquic.Stream) {
 	l.c.deliver(l, s)
 }
 
-// close lets the edge's streams end when they end, once the link is over.
 func (q *quicLink) close() { q.conn.CloseWithError(0, "") }

@@ -22,7 +22,6 @@ type edge struct {
 	ready   []ready    // the oldest first
 	coming  int
 	failed  time.Time // when it could not be reached last
-	err     error
 	over    bool
 	expires *time.Timer
 }
