@@ -6,8 +6,8 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
-	"net"
 	"net/http"
+	"os"
 	"sync"
 
 	"github.com/bailey-platform/bailey/tunnel"
@@ -62,8 +62,7 @@ func isQuiet(conn *tls.Conn, socket *tunnel.Socket) bool {
 		_, err := conn.Read(one[:])
 		return err
 	})
-	ne, ok := errors.AsType[net.Error](err)
-	return ok && ne.Timeout() && tunnel.AsError(err) == nil
+	return errors.Is(err, os.ErrDeadlineExceeded) && tunnel.AsError(err) == nil
 }
 
 // An exchange is a request under way.
