@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -180,10 +181,9 @@ func (s *Stream) broken(err error) error {
 	return &Error{Stage: s.lost, Err: err}
 }
 
-func isTimeout(err error) bool {
-	ne, ok := errors.AsType[net.Error](err)
-	return ok && ne.Timeout() && AsError(err) == nil
-}
+// isTimeout reports whether err is a deadline of ours that has passed. That the other
+// side did not answer the kernel, or QUIC, is a timeout too, and the end of the connection.
+func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) && AsError(err) == nil }
 
 // frames are buffers for one frame each.
 var frames = sync.Pool{New: func() any { return new([FrameHeader + PayloadMax]byte) }}
