@@ -146,16 +146,6 @@ func (l *tunnelLab) breaks(t *testing.T) {
 			t.Error("the call was made again")
 		}
 	})
-	if l.attached(2)[0].Protocol != api.ProtocolTCP {
-		return
-	}
-	step("a firewall forgets its connections", func() {
-		came := l.hold()
-		l.inside.filter(onlyAnswers, "meta l4proto tcp oifname eth0 reject with tcp reset; meta l4proto udp drop;")
-		l.attached(0)
-		l.inside.filter(onlyAnswers, "meta l4proto udp drop;")
-		l.failsOnce(came, "connector_lost")
-	})
 }
 
 // runGatewayAfter starts a gateway beside what is left of another.

@@ -64,7 +64,8 @@ type tunnelEdge struct {
 }
 
 // upstreamScripts have the model call one tool and then say so, whatever came of it.
-func upstreamScripts() (all []scripted.Script) {
+func upstreamScripts() []scripted.Script {
+	all := []scripted.Script{realServers}
 	for _, tool := range []string{"echo", "hold", "silent"} {
 		all = append(all, scripted.Script{Name: tool, Marker: "call " + tool, Turns: []scripted.Turn{
 			{Calls: []scripted.Call{{Name: "mcp__docs__" + tool, Input: map[string]any{"text": "hush-argument"}}}},
