@@ -114,7 +114,7 @@ func (l *tunnelLab) breaks(t *testing.T) {
 			l.works()
 		}
 		l.wire.set(false, 0)
-		if l.wire.mixed == 0 {
+		if l.wire.delayed() == 0 {
 			t.Error("nothing went over the wire")
 		}
 	})

@@ -98,7 +98,7 @@ func TestTunnelThroughAProxy(t *testing.T) {
 	if _, err := l.plane.client.ArchiveCertificate(ctx, l.tunnel.ID, first[0]); err != nil {
 		t.Fatal(err)
 	}
-	l.failsOnceThen(held, "connector_lost", func() {
+	l.failsOnceThen(held, "connector_lost: the connection was ended by the platform", func() {
 		l.call("docs", "echo").refuses(t, http.StatusBadGateway, "inner_tls")
 		l.fault("inner_tls")
 		for _, name := range []string{"ca.crt", "ca.key", "tls.key", "tls.crt"} {

@@ -190,7 +190,7 @@ type wire struct {
 	cut   bool
 	delay time.Duration // at most, of each frame: those that meet overtake each other
 
-	passed, mixed int
+	mixed int // frames that were delayed
 }
 
 // wiredHost adds a host whose cable is a wire.
@@ -245,7 +245,6 @@ func (w *wire) carry(from, to *os.File) {
 		}
 		w.mu.Lock()
 		cut, delay := w.cut, w.delay
-		w.passed++
 		if delay > 0 {
 			w.mixed++
 		}
@@ -259,6 +258,12 @@ func (w *wire) carry(from, to *os.File) {
 			to.Write(frame[:n])
 		}
 	}
+}
+
+func (w *wire) delayed() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.mixed
 }
 
 func (w *wire) set(cut bool, delay time.Duration) {

@@ -265,6 +265,7 @@ func (d *Dialer) Drop(id api.TunnelID, fingerprint string) {
 	}
 	d.mu.Unlock()
 	for _, c := range drop {
+		c.dropped.Store(true)
 		c.discard()
 	}
 }

@@ -44,6 +44,8 @@ type clientConn struct {
 
 	used time.Time // guarded by Dialer.mu: when it became idle
 	gone atomic.Bool
+
+	dropped atomic.Bool // by [Dialer.Drop]
 }
 
 // get is a connection for one request, which do makes and done or discard ends.
@@ -190,6 +192,9 @@ func (c *clientConn) do(req *http.Request, to *target) (res *http.Response, sent
 
 // why is err of a request as an error of the tunnel: what the edge said, if it did.
 func (c *clientConn) why(err error) error {
+	if c.dropped.Load() {
+		return &tunnel.Error{Stage: tunnel.StageConnectorLost, Detail: "the connection was ended by the platform: the CA that vouched for its gateway, or the tunnel, was archived"}
+	}
 	if e := tunnel.AsError(c.stream.Err()); e != nil {
 		return e
 	}
