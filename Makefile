@@ -8,7 +8,7 @@ export GOFLAGS += -trimpath
 STATICCHECK = go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 BENCHSTAT   = go run golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 
-.PHONY: help demo build programs test test-cgroup2 lint fuzz bench bench-sandbox clean
+.PHONY: help demo build programs test test-cgroup2 lint fuzz bench bench-sandbox bench-tunnel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -67,6 +67,14 @@ bench-sandbox: programs ## our sandboxes beside docker, podman, runc, crun, bubb
 	test -d $(BOXES)/npm/node_modules || npm install --silent --prefix $(BOXES)/npm @anthropic-ai/sandbox-runtime @openai/codex
 	go build -ldflags '-s -w' -tags 'slim embedagent embedlauncher embedengine' -o $(BOXES)/boxes ./bench/boxes
 	$(BOXES)/boxes -root $(BOXES)/root -npm $(BOXES)/npm $(BOXES_ARGS) | tee $(BOXES)/latest.txt
+
+TUNNEL = bench/out/tunnel
+TUNNEL_ARGS =
+
+bench-tunnel: ## our tunnel beside the direct way, ssh -R and a TLS chain of haproxy (TUNNEL_ARGS=-h)
+	@mkdir -p $(TUNNEL)
+	go build -o $(TUNNEL)/tunnel ./bench/tunnel
+	$(TUNNEL)/tunnel $(TUNNEL_ARGS) | tee $(TUNNEL)/latest.txt
 
 clean: ## remove what the other targets made
 	rm -rf bin bench/out sandbox/agentbin/boxagent sandbox/agentbin/boxlauncher sandbox/agentbin/runsc

@@ -28,6 +28,8 @@ const (
 	EvAgentThinking           EventType = "agent.thinking"
 	EvAgentToolUse            EventType = "agent.tool_use"
 	EvAgentToolResult         EventType = "agent.tool_result"
+	EvAgentMCPToolUse         EventType = "agent.mcp_tool_use"
+	EvAgentMCPToolResult      EventType = "agent.mcp_tool_result"
 	EvAgentCustomToolUse      EventType = "agent.custom_tool_use"
 	EvAgentContextCompacted   EventType = "agent.thread_context_compacted"
 	EvSessionStatusRunning    EventType = "session.status_running"
@@ -106,6 +108,25 @@ type (
 		Content   Content `json:"content,omitempty"`
 		IsError   *bool   `json:"is_error,omitempty"`
 	}
+	// AgentMCPToolUse is a call of a tool of one of the agent's MCP servers. The plane
+	// runs it.
+	AgentMCPToolUse struct {
+		Name                string          `json:"name"` // as the server has it
+		MCPServerName       string          `json:"mcp_server_name"`
+		Input               json.RawMessage `json:"input"`
+		EvaluatedPermission Permission      `json:"evaluated_permission"`
+		Evaluation          *Evaluation     `json:"evaluation,omitempty"`
+	}
+	AgentMCPToolResult struct {
+		MCPToolUseID EventID `json:"mcp_tool_use_id"`
+		Content      Content `json:"content,omitempty"`
+		IsError      *bool   `json:"is_error,omitempty"`
+
+		// OutputFile is where the whole text is that Content has only the beginning and
+		// the end of, relative to a box's working directory; "" if Content is all. An
+		// extension of ours: see GET …/events/{event}/output.
+		OutputFile string `json:"bailey_output_file,omitempty"`
+	}
 	AgentCustomToolUse struct {
 		Name  string          `json:"name"`
 		Input json.RawMessage `json:"input"`
@@ -168,6 +189,8 @@ func (*AgentMessage) EventType() EventType            { return EvAgentMessage }
 func (*AgentThinking) EventType() EventType           { return EvAgentThinking }
 func (*AgentToolUse) EventType() EventType            { return EvAgentToolUse }
 func (*AgentToolResult) EventType() EventType         { return EvAgentToolResult }
+func (*AgentMCPToolUse) EventType() EventType         { return EvAgentMCPToolUse }
+func (*AgentMCPToolResult) EventType() EventType      { return EvAgentMCPToolResult }
 func (*AgentCustomToolUse) EventType() EventType      { return EvAgentCustomToolUse }
 func (*AgentContextCompacted) EventType() EventType   { return EvAgentContextCompacted }
 func (*SessionStatusRunning) EventType() EventType    { return EvSessionStatusRunning }
@@ -197,6 +220,8 @@ func Answers(body EventBody) EventID {
 		return b.ToolUseID
 	case *AgentToolResult:
 		return b.ToolUseID
+	case *AgentMCPToolResult:
+		return b.MCPToolUseID
 	}
 	return ""
 }
@@ -225,6 +250,10 @@ func newBody(t EventType) EventBody {
 		return new(AgentToolUse)
 	case EvAgentToolResult:
 		return new(AgentToolResult)
+	case EvAgentMCPToolUse:
+		return new(AgentMCPToolUse)
+	case EvAgentMCPToolResult:
+		return new(AgentMCPToolResult)
 	case EvAgentCustomToolUse:
 		return new(AgentCustomToolUse)
 	case EvAgentContextCompacted:
@@ -264,7 +293,7 @@ func newBody(t EventType) EventBody {
 // otherEventTypes are the types of the public API that this server never writes.
 // Clients may ask for them.
 var otherEventTypes = []EventType{
-	EvUserDefineOutcome, "agent.mcp_tool_use", "agent.mcp_tool_result", "agent.thread_message_received",
+	EvUserDefineOutcome, "agent.thread_message_received",
 	"agent.thread_message_sent", "session.thread_created", "span.outcome_evaluation_start", "span.outcome_evaluation_ongoing",
 	"span.outcome_evaluation_end", "workflow_run.created", "workflow_run.status_running", "workflow_run.status_idle",
 	"workflow_run.status_ended", "workflow_run.error", "workflow_run.phase_started", "workflow_run.phase_ended",
@@ -324,6 +353,13 @@ type TurnError struct {
 	Type        string      `json:"type"`
 	Message     string      `json:"message"`
 	RetryStatus RetryStatus `json:"retry_status"`
+
+	// Of credential_host_unreachable_error.
+	CredentialID CredentialID `json:"credential_id,omitempty"`
+	VaultID      VaultID      `json:"vault_id,omitempty"`
+
+	// Of the errors of MCP servers.
+	MCPServerName string `json:"mcp_server_name,omitempty"`
 }
 
 // RetryStatus is the next step after a [TurnError].
@@ -337,6 +373,11 @@ const (
 	ErrorModelRateLimited = "model_rate_limited_error"
 	ErrorModelRequest     = "model_request_failed_error"
 	ErrorBilling          = "billing_error"
+
+	ErrorMCPConnection     = "mcp_connection_failed_error"
+	ErrorMCPAuthentication = "mcp_authentication_failed_error"
+
+	ErrorCredentialHost = "credential_host_unreachable_error"
 
 	RetryRetrying  = "retrying"
 	RetryExhausted = "exhausted"

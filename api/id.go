@@ -14,6 +14,8 @@ type (
 	KeyID         string // apikey_… or envkey_…
 	RequestID     string // req_…
 	ShellID       string // shell_…
+	VaultID       string // vlt_…
+	CredentialID  string // vcrd_…
 )
 
 // IDLenMax bounds an identifier in a request, in bytes.
@@ -29,8 +31,11 @@ const (
 	PrefixEvent       = "sevt_"
 	PrefixAPIKey      = "apikey_"
 	PrefixEnvKey      = "envkey_"
+	PrefixEdgeKey     = "edgekey_"
 	PrefixRequest     = "req_"
 	PrefixShell       = "shell_"
+	PrefixVault       = "vlt_"
+	PrefixCredential  = "vcrd_"
 )
 
 // An Entropy gives the random part of an identifier. The clock and the source of

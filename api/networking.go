@@ -66,6 +66,26 @@ func (n *Networking) resolve() error {
 	return nil
 }
 
+// AllowsMCP reports whether the sessions of an environment may use an MCP server at a
+// host, as it stands in a URL without its port. n may be nil, as that of a self-hosted
+// environment: its networking is its workers', and MCP servers are reached by the plane.
+func (n *Networking) AllowsMCP(host string) bool {
+	if n == nil || n.Type != NetworkLimited || n.AllowMCPServers {
+		return true
+	}
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	for _, allowed := range n.AllowedHosts {
+		allowed = strings.ToLower(allowed)
+		if beneath, ok := strings.CutPrefix(allowed, "*"); ok && strings.HasSuffix(host, beneath) && len(host) > len(beneath) {
+			return true // "*.example.com" is everything that ends in .example.com
+		}
+		if host == allowed {
+			return true
+		}
+	}
+	return false
+}
+
 // A NetworkingUpdate changes a [Networking]. Fields that are left out keep their value
 // where the type stays the same; null is the default.
 type NetworkingUpdate struct {

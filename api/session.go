@@ -16,7 +16,7 @@ type Session struct {
 	EnvironmentID      EnvironmentID     `json:"environment_id"`
 	DeploymentID       *string           `json:"deployment_id"`
 	Resources          []json.RawMessage `json:"resources"`
-	VaultIDs           []string          `json:"vault_ids"`
+	VaultIDs           []VaultID         `json:"vault_ids"`
 	Metadata           Metadata          `json:"metadata"`
 	Budget             *Budget           `json:"budget"`
 	OutcomeEvaluations []json.RawMessage `json:"outcome_evaluations"`
@@ -53,7 +53,7 @@ type SessionCreate struct {
 	Title         *string           `json:"title"`
 	Metadata      Metadata          `json:"metadata"`
 	Resources     []json.RawMessage `json:"resources"`
-	VaultIDs      []string          `json:"vault_ids"`
+	VaultIDs      []VaultID         `json:"vault_ids"`
 	InitialEvents []json.RawMessage `json:"initial_events"`
 	Budget        *Budget           `json:"budget"`
 }

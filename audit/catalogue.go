@@ -24,6 +24,22 @@ const (
 	WorkLapsed     = "work.lapsed"
 	LeaseRefused   = "lease.refused"
 	SessionStopped = "session.stopped"
+	EdgeAuthority  = "edge.authority"
+
+	CredentialRefresh = "credential.refresh"
+	CredentialHandOut = "credential.hand_out"
+
+	// Tunnels and identities of workloads: the plane's shore too.
+	TunnelCreate             = "tunnel.create"
+	TunnelArchive            = "tunnel.archive"
+	TunnelTokenReveal        = "tunnel.token.reveal"
+	TunnelTokenRotate        = "tunnel.token.rotate"
+	TunnelTokenCreate        = "tunnel.token.create"
+	TunnelTokenRevoke        = "tunnel.token.revoke"
+	TunnelCertificateAdd     = "tunnel.certificate.add"
+	TunnelCertificateArchive = "tunnel.certificate.archive"
+	FederationGrant          = "federation.grant"
+	FederationRefused        = "federation.refused"
 
 	// The field's shore.
 	WorkerStart    = "worker.start"
@@ -53,6 +69,13 @@ const (
 	CredentialUse  = "credential.use"
 	KeyRead        = "key.read"
 
+	// A gateway's: the field's end of a tunnel.
+	GatewayStart = "gateway.start"
+	GatewayStop  = "gateway.stop"
+	MCPCall      = "mcp.call"
+	MCPAnswer    = "mcp.answer"
+	MCPRefused   = "mcp.refused"
+
 	// The log's own, which all begin with ownPrefix.
 	logSegment    = "audit.segment"
 	logCheckpoint = "audit.checkpoint"
@@ -80,7 +103,7 @@ var Catalogue = []Kind{
 		Must: []string{"request_id", "operation", "client", "outcome", "status"}},
 	{Action: Approval, Means: "somebody allows or denies a tool call; the actor is who the server found the key to belong to",
 		Must: []string{"actor", "request_id", "session_id", "call_id", "decision", "credential"}},
-	{Action: PolicyChange, Means: "what agents or boxes may do is about to be changed",
+	{Action: PolicyChange, Means: "what agents, boxes or workloads may do is about to be changed",
 		Must: []string{"actor", "request_id", "operation", "policy"}},
 	{Action: KeyFirst, Means: "the first API key of a new database is about to be made", Must: []string{"file"}},
 	{Action: WorkClaimed, Means: "a work item, with its session token, is about to be handed to a worker",
@@ -90,6 +113,26 @@ var Catalogue = []Kind{
 	{Action: LeaseRefused, Means: "a heartbeat was refused: the worker does not hold the lease",
 		Must: []string{"actor", "request_id", "environment_id", "work_id"}},
 	{Action: SessionStopped, Means: "the server ends a session by itself", Must: []string{"session_id", "detail"}},
+	{Action: EdgeAuthority, Means: "a CA for edges and the plane's dialers is about to be made", Must: []string{"authority_id", "fingerprint"}},
+	{Action: CredentialRefresh, Means: "a credential's access token is about to be renewed, or what came of it",
+		Must: []string{"credential", "vault", "host", "outcome"}},
+	{Action: CredentialHandOut, Means: "a credential's secret is about to be handed to the worker of a session",
+		Must: []string{"actor", "session_id", "credential", "vault", "work_id"}},
+
+	{Action: TunnelCreate, Means: "a tunnel is about to be made", Must: []string{"actor", "tunnel_id", "domain"}},
+	{Action: TunnelArchive, Means: "a tunnel is about to be ended, with its tokens, certificates and connections",
+		Must: []string{"actor", "tunnel_id", "domain"}},
+	{Action: TunnelTokenReveal, Means: "a tunnel's token is about to be shown", Must: []string{"actor", "tunnel_id", "token_id"}},
+	{Action: TunnelTokenRotate, Means: "a tunnel is about to get another token", Must: []string{"actor", "tunnel_id", "token_id", "old_token_id"}},
+	{Action: TunnelTokenCreate, Means: "a tunnel is about to get a second token", Must: []string{"actor", "tunnel_id", "token_id"}},
+	{Action: TunnelTokenRevoke, Means: "a token of a tunnel is about to be ended", Must: []string{"actor", "tunnel_id", "token_id"}},
+	{Action: TunnelCertificateAdd, Means: "a tunnel is about to trust a CA",
+		Must: []string{"actor", "tunnel_id", "certificate_id", "fingerprint"}},
+	{Action: TunnelCertificateArchive, Means: "a tunnel is about to trust a CA no more",
+		Must: []string{"actor", "tunnel_id", "certificate_id", "fingerprint"}},
+	{Action: FederationGrant, Means: "a workload's identity is about to be exchanged for an access token",
+		Must: []string{"actor", "rule_id", "issuer_id", "subject", "key_id"}},
+	{Action: FederationRefused, Means: "such an exchange was refused", Must: []string{"rule_id", "reason"}},
 
 	{Action: WorkerStart, Means: "a worker starts", Must: []string{"actor", "environment_id", "config"}},
 	{Action: WorkerStop, Means: "it has stopped in order", Must: []string{"actor", "environment_id"}},
@@ -122,6 +165,15 @@ var Catalogue = []Kind{
 	{Action: CredentialUse, Means: "a credential is about to be put into a request",
 		Must: []string{"actor", "credential", "host"}},
 	{Action: KeyRead, Means: "the worker's own key was read", Must: []string{"actor"}},
+
+	{Action: GatewayStart, Means: "a gateway starts", Must: []string{"actor", "config"}},
+	{Action: GatewayStop, Means: "it has stopped in order", Must: []string{"actor"}},
+	{Action: MCPCall, Means: "a call to a private MCP server is about to be passed on",
+		Must: []string{"actor", "route", "method", "start"}},
+	{Action: MCPAnswer, Means: "what it came to",
+		Must: []string{"actor", "route", "method", "start", "end", "outcome", "status"}},
+	{Action: MCPRefused, Means: "a call to a private MCP server was refused by its route's rules",
+		Must: []string{"actor", "route", "method", "outcome"}},
 
 	{Action: logSegment, Own: true, Means: "a segment of the log begins"},
 	{Action: logCheckpoint, Own: true, Means: "everything before this line is signed"},

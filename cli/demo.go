@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,8 +30,11 @@ func (p *Program) demoCommand() *cobra.Command {
 		Short: "Watch a whole session on this machine; needs nothing",
 		Long: `Runs everything in one process on this machine's loopback: a server on a
 temporary database, a worker with the strongest sandbox this machine allows, and
-a scripted model that answers over real HTTP. An agent writes a small program,
-runs it, finds its bug, mends it and answers. Then the demo checks what it saw.
+a scripted model that answers over real HTTP; and a private MCP server that is
+reached through a tunnel, by a gateway that dials out. An agent writes a small
+program, runs it, finds its bug, mends it and answers; and it asks the private
+server, once it was allowed to. Then the demo checks what it saw, also that the
+tunnel's edge saw only ciphertext.
 
 It needs no key, no network, no Docker, and leaves nothing behind. The exit
 status is 9 if a check failed, 10 if no sandbox works here.`,
@@ -63,10 +67,11 @@ type demo struct {
 	keep    bool
 	backend Backend
 
-	dir   string // everything the demo writes
-	log   *slog.Logger
-	style style
-	fail  context.CancelCauseFunc // ends the demo because a part broke
+	dir     string // everything the demo writes
+	log     *slog.Logger
+	logFile *os.File
+	style   style
+	fail    context.CancelCauseFunc // ends the demo because a part broke
 
 	driver  sandbox.Driver
 	model   string // URL
@@ -76,7 +81,11 @@ type demo struct {
 	envKey  string
 	agent   *api.Agent
 	session *api.Session
+	orders  *orderDesk
+	tunnel  *api.Tunnel
+	vault   *api.Vault
 	stops   []func() error // of the parts that run, in the order of their starts
+	asks    []api.EventID  // calls that wait for somebody to allow them
 	took    []duration
 	seen    evidence
 }
@@ -96,12 +105,11 @@ func (d *demo) run(person context.Context) (err error) {
 	if d.dir, err = os.MkdirTemp("", "bailey-demo-"); err != nil {
 		return err
 	}
-	logFile, err := os.Create(filepath.Join(d.dir, "demo.log"))
-	if err != nil {
+	if d.logFile, err = os.Create(filepath.Join(d.dir, "demo.log")); err != nil {
 		return err
 	}
-	defer logFile.Close()
-	if d.log, err = telemetry.NewLogger(logFile, telemetry.LogOptions{Format: telemetry.FormatText}); err != nil {
+	defer d.logFile.Close()
+	if d.log, err = telemetry.NewLogger(d.logFile, telemetry.LogOptions{Format: telemetry.FormatText}); err != nil {
 		return err
 	}
 	defer func() {
@@ -120,10 +128,10 @@ func (d *demo) run(person context.Context) (err error) {
 		{"sandbox self-test", d.testSandbox},
 		{"model, scripted", d.startModel},
 		{"server", d.startPlane},
+		{"private MCP server", d.startOrders},
+		{"tunnel and gateway", d.startGateway},
 		{"agent and environment", d.define},
 		{"worker", d.startWorker},
-		// A private MCP server behind a tunnel belongs here: start the server, an
-		// edge and a gateway, and give the agent an mcp_toolset that needs them.
 		{"session", d.play},
 		{"box removed", d.leave},
 		{"checks", d.gather},
@@ -248,6 +256,7 @@ func (d *demo) startPlane(ctx context.Context) error {
 		return err
 	}
 	d.plane = plane
+	plane.SetEdgeTap(d.seen.edge.see)
 	d.start("server", plane.Run)
 	d.client, err = client.New(client.Config{BaseURL: plane.URL(), Key: plane.FirstKey()})
 	if err != nil {
@@ -272,16 +281,25 @@ func (d *demo) define(ctx context.Context) (err error) {
 		return err
 	}
 	d.envKey = key.Secret
+	if err := d.lockAway(ctx); err != nil {
+		return err
+	}
 	system := "You are a careful programmer. You try out what you write."
 	if d.agent, err = d.client.CreateAgent(ctx, api.AgentCreate{
 		Name:   "programmer",
 		Model:  &api.ModelConfig{ID: "claude-opus-5-5"},
 		System: &system,
-		Tools:  []api.AgentTool{{Type: api.ToolsetBuiltin}},
+		Tools: []api.AgentTool{
+			{Type: api.ToolsetBuiltin},
+			{Type: api.ToolsetMCP, MCPServerName: orderServer, DefaultConfig: &api.ToolDefaults{
+				PermissionPolicy: &api.PermissionPolicy{Type: api.AlwaysAsk},
+			}},
+		},
+		MCPServers: []api.MCPServer{{Type: "url", Name: orderServer, URL: d.ordersURL()}},
 	}); err != nil {
 		return err
 	}
-	d.say("agent", "%s in %s", d.agent.ID, d.env.ID)
+	d.say("agent", "%s in %s; knows %s", d.agent.ID, d.env.ID, d.ordersURL())
 	return nil
 }
 
@@ -303,6 +321,7 @@ func (d *demo) startWorker(context.Context) error {
 		Agent:         agent,
 		AgentArgs:     agentArgs(),
 		EagerBox:      true,
+		Keep:          worker.Keep{For: -1}, // so that --keep can show the box go, too
 		MaxIdle:       time.Second,
 		DrainTimeout:  5 * time.Second,
 		Logger:        d.log,
@@ -321,6 +340,7 @@ func (d *demo) play(ctx context.Context) (err error) {
 	if d.session, err = d.client.CreateSession(ctx, api.SessionCreate{
 		Agent:         api.AgentRef{Type: "agent", ID: d.agent.ID},
 		EnvironmentID: d.env.ID,
+		VaultIDs:      []api.VaultID{d.vault.ID},
 	}); err != nil {
 		return err
 	}
@@ -331,7 +351,8 @@ func (d *demo) play(ctx context.Context) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	view := d.p.timeline(d.session.ID)
-	messages := []string{scripted.DemoPrompt, "run env"}
+	view.self = "" // the demo allows by itself what the hints are about
+	messages := []string{scripted.DemoPrompt, scripted.DemoOrderPrompt, "run env"}
 	var end *turnEnd
 	say := func() error {
 		sent, err := d.client.Send(ctx, d.session.ID, &api.UserMessage{Content: api.Content{api.TextBlock(messages[0])}})
@@ -357,6 +378,9 @@ func (d *demo) play(ctx context.Context) (err error) {
 		if f.Name == string(api.EvUserToolResult) {
 			d.seen.alive = d.seen.alive.or(tracesOf(d.dir).without(d.seen.before))
 		}
+		if err := d.allow(ctx, f); err != nil {
+			return err
+		}
 		if !end.reached(f) {
 			continue
 		}
@@ -369,6 +393,32 @@ func (d *demo) play(ctx context.Context) (err error) {
 		}
 	}
 	return errors.New("the stream ended early")
+}
+
+// allow says yes to calls that wait for a person.
+func (d *demo) allow(ctx context.Context, f *client.Frame) error {
+	if f.Name != string(api.EvAgentMCPToolUse) && f.Name != string(api.EvSessionStatusIdle) {
+		return nil
+	}
+	e, err := f.Event()
+	if err != nil {
+		return err
+	}
+	switch b := e.Body.(type) {
+	case *api.AgentMCPToolUse:
+		if b.EvaluatedPermission == api.PermissionAsk {
+			d.asks = append(d.asks, e.ID)
+		}
+	case *api.SessionStatusIdle:
+		for len(d.asks) > 0 && slices.Contains(b.StopReason.EventIDs, d.asks[0]) {
+			d.seen.heardUnasked = d.orders.calls.Load()
+			if _, err := d.client.Send(ctx, d.session.ID, &api.UserToolConfirmation{ToolUseID: d.asks[0], Result: "allow"}); err != nil {
+				return err
+			}
+			d.asks = d.asks[1:]
+		}
+	}
+	return nil
 }
 
 // leave waits until the worker has given the session back and its box is gone.
@@ -419,7 +469,10 @@ func (d *demo) gather(ctx context.Context) (err error) {
 		"the admin key":       d.plane.FirstKey(),
 		"the environment key": d.envKey,
 		"the model's key":     demoModelKey,
+		"the order desk's":    d.orders.token,
+		"the tunnel's token":  d.orders.tunnelToken,
 	}
+	d.seen.desk = d.orders
 	d.seen.results = make([]checkResult, len(demoChecks))
 	for i, c := range demoChecks {
 		detail, err := c.look(&d.seen)
@@ -458,6 +511,7 @@ func (d *demo) printNext() {
 %s
   bailey demo --keep                      the same, left running to talk to
   ANTHROPIC_API_KEY=… bailey serve        a server of your own with a real model
+  bailey gateway --help                   private MCP servers of your own
   bailey doctor                           what this machine can do
 `, d.style.bold("Next"))
 }
@@ -474,6 +528,7 @@ func (d *demo) stay(ctx context.Context) error {
   export BAILEY_URL=%[2]s BAILEY_KEY_FILE=%[5]s
   bailey sessions send %[4]s "run uname -a" --follow
   bailey sessions create --agent %[6]s --environment %[7]s --message "run ls -la /" --follow
+  bailey tunnels status %[9]s
 
   The official SDKs, with ANTHROPIC_BASE_URL=%[2]s ANTHROPIC_API_KEY=$(cat %[5]s):
     Python      anthropic.Anthropic().beta.sessions.events.list("%[4]s")
@@ -483,7 +538,7 @@ func (d *demo) stay(ctx context.Context) error {
 %[8]s
 `
 	d.printf(text, d.style.bold("It runs on"), d.plane.URL(), d.plane.FirstKey(), d.session.ID, keyFile,
-		d.agent.ID, d.env.ID, d.style.dim("Interrupt (Ctrl-C) ends it and removes everything."))
+		d.agent.ID, d.env.ID, d.style.dim("Interrupt (Ctrl-C) ends it and removes everything."), d.tunnel.ID)
 	<-ctx.Done()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		return cause

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,6 +26,10 @@ type evidence struct {
 	session  *api.Session      // afterwards
 
 	before, alive, after traces // of boxes on the host
+
+	edge         recording  // what the tunnel's edge passed on
+	desk         *orderDesk // the private server
+	heardUnasked int64      // calls that it had got before any was allowed
 
 	workerDir string
 	secrets   map[string]string // by what they are
@@ -48,6 +54,8 @@ var demoChecks = []struct {
 	{"usage adds up", checkUsage},
 	{"audit record verifies", checkAudit},
 	{"tampering shows", checkTampering},
+	{"the private call was allowed first", checkAllowed},
+	{"the edge saw only ciphertext", checkCiphertext},
 	{"no secret in the box", checkSecrets},
 	{"the box is gone", checkGone},
 }
@@ -86,11 +94,11 @@ func checkOrder(v *evidence) (string, error) {
 				return "", bad("does not end the request under way")
 			}
 			request = ""
-		case *api.AgentMessage, *api.AgentThinking, *api.AgentToolUse, *api.AgentCustomToolUse:
+		case *api.AgentMessage, *api.AgentThinking, *api.AgentToolUse, *api.AgentMCPToolUse, *api.AgentCustomToolUse:
 			if request == "" {
 				return "", bad("outside of a model request")
 			}
-		case *api.UserToolResult:
+		case *api.UserToolResult, *api.AgentMCPToolResult:
 			if request != "" {
 				return "", bad("in the middle of a model request")
 			}
@@ -122,13 +130,15 @@ func checkAnswers(v *evidence) (string, error) {
 	for _, e := range v.events {
 		var id api.EventID
 		switch b := e.Body.(type) {
-		case *api.AgentToolUse:
+		case *api.AgentToolUse, *api.AgentMCPToolUse:
 			open[e.ID] = true
 			continue
 		case *api.UserToolResult:
 			id = b.ToolUseID
 		case *api.AgentToolResult:
 			id = b.ToolUseID
+		case *api.AgentMCPToolResult:
+			id = b.MCPToolUseID
 		default:
 			continue
 		}
@@ -314,6 +324,68 @@ func checkTampering(v *evidence) (string, error) {
 		}
 	}
 	return "an edit, a deletion, a reorder and a cut were all found", nil
+}
+
+// checkAllowed wants the private server to have been called once, after it was allowed.
+func checkAllowed(v *evidence) (string, error) {
+	var call api.EventID
+	allowed := false
+	for _, e := range v.events {
+		switch b := e.Body.(type) {
+		case *api.AgentMCPToolUse:
+			if call != "" {
+				return "", errors.New("there was a second call")
+			}
+			if call = e.ID; b.EvaluatedPermission != api.PermissionAsk {
+				return "", fmt.Errorf("its permission was %q", b.EvaluatedPermission)
+			}
+		case *api.UserToolConfirmation:
+			allowed = allowed || call != "" && b.ToolUseID == call && b.Result == "allow"
+		case *api.AgentMCPToolResult:
+			switch {
+			case b.MCPToolUseID != call || !allowed:
+				return "", errors.New("there is a result of a call that nobody allowed")
+			case b.IsError != nil && *b.IsError:
+				return "", fmt.Errorf("it failed: %s", oneLine(b.Content.Text(), 200))
+			}
+		}
+	}
+	switch n := v.desk.calls.Load(); {
+	case !allowed:
+		return "", errors.New("there was no call that was asked for and allowed")
+	case v.heardUnasked > 0:
+		return "", errors.New("the server was called before anybody had allowed it")
+	case n != 1:
+		return "", fmt.Errorf("the server was called %d times", n)
+	}
+	return "always_ask: held until the demo said yes, then called once", nil
+}
+
+// checkCiphertext looks for what the session and its private server said to each other in all
+// that the edge passed on. The same search has to find it in what the server itself
+// heard and said, or it proves nothing.
+func checkCiphertext(v *evidence) (string, error) {
+	plain, plainSize, err := v.desk.wire.search(v.desk.words)
+	if err != nil {
+		return "", fmt.Errorf("at the server: %w", err)
+	}
+	for what := range v.desk.words {
+		if !plain[what] {
+			return "", fmt.Errorf("%s is not in what the server itself heard and said: the search proves nothing", what)
+		}
+	}
+	at, size, err := v.edge.search(v.desk.words)
+	if err != nil {
+		return "", fmt.Errorf("at the edge: %w", err)
+	}
+	for what := range at {
+		return "", fmt.Errorf("%s went through the edge in the clear", what)
+	}
+	if size < plainSize/2 {
+		return "", fmt.Errorf("the edge passed on %d bytes, and the server had %d: the call took another way", size, plainSize)
+	}
+	return fmt.Sprintf("%s: none in its %s bytes, all in the server's %s",
+		strings.Join(slices.Sorted(maps.Keys(v.desk.words)), ", "), thousands(int64(size)), thousands(int64(plainSize))), nil
 }
 
 // secretName matches the names of variables that have no business in a box.

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"encoding/json"
 	"strings"
 	"testing"
@@ -19,8 +20,11 @@ const soundSession = `
 {"type":"event_delta","event_id":"sevt_04","delta":{"type":"content_delta","index":0,"content":{"type":"text","text":"I wi"}}}
 {"id":"sevt_04","type":"agent.message","processed_at":"2026-11-01T10:00:01Z","content":[{"type":"text","text":"I will."}]}
 {"id":"sevt_05","type":"agent.tool_use","processed_at":"2026-11-01T10:00:01Z","name":"bash","input":{"command":"env"},"evaluated_permission":"allow"}
+{"id":"sevt_5a","type":"agent.mcp_tool_use","processed_at":"2026-11-01T10:00:01Z","name":"lookup_order","mcp_server_name":"orders","input":{},"evaluated_permission":"ask"}
 {"id":"sevt_06","type":"span.model_request_end","processed_at":"2026-11-01T10:00:01Z","model_request_start_id":"sevt_03","is_error":false,"model_usage":{"input_tokens":5,"output_tokens":7,"cache_creation_input_tokens":0,"cache_read_input_tokens":0}}
 {"id":"sevt_07","type":"user.tool_result","processed_at":"2026-11-01T10:00:02Z","tool_use_id":"sevt_05","content":[{"type":"text","text":"PATH=/bin\nHOME=/workspace"}]}
+{"id":"sevt_5b","type":"user.tool_confirmation","processed_at":"2026-11-01T10:00:02Z","tool_use_id":"sevt_5a","result":"allow"}
+{"id":"sevt_5c","type":"agent.mcp_tool_result","processed_at":"2026-11-01T10:00:02Z","mcp_tool_use_id":"sevt_5a","is_error":false,"content":[{"type":"text","text":"on its way"}]}
 {"id":"sevt_08","type":"session.usage","processed_at":"2026-11-01T10:00:03Z","usage":{"input_tokens":5,"output_tokens":7,"cache_read_input_tokens":0,"cache_creation":{"ephemeral_5m_input_tokens":0,"ephemeral_1h_input_tokens":0},"list_cost":null,"active_seconds":1},"budget":null}
 {"id":"sevt_09","type":"session.status_idle","processed_at":"2026-11-01T10:00:03Z","stop_reason":{"type":"end_turn"},"stop_details":null}
 `
@@ -34,7 +38,11 @@ func evidenceOf(t *testing.T, text string) *evidence {
 		alive:     traces{processes: map[int]process{1: {command: "box"}}},
 		workerDir: t.TempDir(),
 		secrets:   map[string]string{"a key": "sk-ant-api03-k"},
+		desk:      &orderDesk{words: map[string]string{"tool": "lookup_order", "token": "demo-t0k3n"}},
 	}
+	v.desk.calls.Store(1)
+	v.desk.wire.add("in", []byte("authorization: Bearer demo-T0K3N\r\n\r\n{\"name\":\"lookup_order\"}"))
+	v.edge.see("tnl_1", true, bytes.Repeat([]byte{0x17, 0x03, 0x03}, 100))
 	for _, f := range v.streamed {
 		id, processed := identity(f)
 		if id == "" || !processed {
@@ -83,9 +91,9 @@ func TestDemoChecksFindFaults(t *testing.T) {
 		{"no rest", checkOrder, without("sevt_09"), nil, "did not come to rest"},
 
 		{"answers", checkAnswers, nil, nil, ""},
-		{"no answer", checkAnswers, without("sevt_07"), nil, "1 calls, 0 answers"},
+		{"no answer", checkAnswers, without("sevt_07"), nil, "2 calls, 1 answers"},
 		{"answer to nothing", checkAnswers, replace(`use_id":"sevt_05`, `use_id":"sevt_99`), nil, "nobody asked for"},
-		{"two answers", checkAnswers, nil, func(v *evidence) { v.events = append(v.events, v.events[6]) }, "answered twice"},
+		{"two answers", checkAnswers, nil, func(v *evidence) { v.events = append(v.events, v.events[7]) }, "answered twice"},
 
 		{"stream", checkStream, nil, nil, ""},
 		{"not streamed", checkStream, nil, func(v *evidence) { v.streamed = v.streamed[:5] }, "events on the stream"},
@@ -110,6 +118,23 @@ func TestDemoChecksFindFaults(t *testing.T) {
 		}, "a key is in the environment or command line"},
 		{"variable for a key", checkSecrets, replace("HOME=", "AWS_SECRET_KEY="), nil, "AWS_SECRET_KEY"},
 		{"environment not seen", checkSecrets, replace(`"command":"env"`, `"command":"true"`), nil, "not asked for its environment"},
+
+		{"allowed", checkAllowed, nil, nil, ""},
+		{"not asked for", checkAllowed, replace(`permission":"ask"`, `permission":"allow"`), nil, `permission was "allow"`},
+		{"not allowed", checkAllowed, without("sevt_5b"), nil, "nobody allowed"},
+		{"not called", checkAllowed, nil, func(v *evidence) { v.desk.calls.Store(0) }, "called 0 times"},
+		{"called before", checkAllowed, nil, func(v *evidence) { v.heardUnasked = 1 }, "before anybody"},
+		{"call failed", checkAllowed, replace(`"is_error":false,"content":[{"type":"text","text":"on its way"}]`, `"is_error":true,"content":[]`), nil, "it failed"},
+
+		{"ciphertext", checkCiphertext, nil, nil, ""},
+		{"plaintext", checkCiphertext, nil, func(v *evidence) { v.edge.see("tnl_1", false, []byte("xx LOOKUP_ORDER")) }, "tool went through the edge in the clear"},
+		{"in two pieces", checkCiphertext, nil, func(v *evidence) {
+			v.edge.see("tnl_1", false, []byte("xx lookup"))
+			v.edge.see("tnl_1", false, []byte("_order"))
+		}, "tool went through the edge"},
+		{"nothing to find", checkCiphertext, nil, func(v *evidence) { v.desk.words["result"] = "on its way" }, "the search proves nothing"},
+		{"past the edge", checkCiphertext, nil, func(v *evidence) { v.edge = recording{} }, "took another way"},
+		{"too much", checkCiphertext, nil, func(v *evidence) { v.edge.see("tnl_1", true, make([]byte, recordMax)) }, "more passed by than was kept"},
 
 		{"gone", checkGone, nil, nil, ""},
 		{"never seen", checkGone, nil, func(v *evidence) { v.alive = traces{} }, "nothing can be said"},

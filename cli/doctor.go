@@ -41,12 +41,13 @@ func (p *Program) doctorCommand() *cobra.Command {
 		Use:   "doctor",
 		Short: "Check that this machine has what Bailey needs",
 		Long: `Checks what can be checked from here: the sandboxes of this machine, the data
-directory, the server and your key for it, the model endpoint, the clock. Each
-fault comes with what to do about it; the exit status is then 9.
+directory, the server, your key for it and its tunnels, the model endpoint, the
+clock. Each fault comes with what to do about it; the exit status is then 9.
 
 It reads the same environment and file as "bailey serve", and the same key as
-the other commands. A worker's own settings are checked with
-"bailey worker --check". With --leaks it only looks for what boxes of workers that
+the other commands, and looks at a gateway whose settings are here
+(gateway.yaml) as "bailey gateway check" does. A worker's own settings are checked
+with "bailey worker --check". With --leaks it only looks for what boxes of workers that
 were killed have left on this machine: processes, control groups, mounts and,
 in the workers' data directories, files.`,
 		Example: `  bailey doctor
@@ -87,6 +88,9 @@ in the workers' data directories, files.`,
 			findings = append(findings, checkData(cfg), checkModel(ctx, cfg))
 		}
 		findings = append(findings, c.checkServer(ctx)...)
+		if gw := new(gatewayFlags); gw.path() != "" {
+			findings = append(findings, p.doctorGateway(ctx, gw)...)
+		}
 		return p.printFindings(*out, findings)
 	}
 	return cmd
@@ -319,7 +323,12 @@ func (c *connection) checkServer(ctx context.Context) []finding {
 	if !date.IsZero() {
 		out = append(out, checkClock(time.Since(date)-took/2))
 	}
-	return append(out, c.checkKey(ctx))
+	key := c.checkKey(ctx)
+	out = append(out, key)
+	if key.Status == findingOK {
+		out = append(out, c.checkTunnels(ctx)...)
+	}
+	return out
 }
 
 func checkClock(skew time.Duration) finding {

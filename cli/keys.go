@@ -17,14 +17,16 @@ func (p *Program) keysCommand() *cobra.Command {
 		Use:     "keys",
 		Aliases: []string{"key"},
 		Short:   "Create, list and revoke API keys",
-		Long: `An API key may do everything on the server; opening shells needs --shell. It is
-shown once, when it is created. The keys of workers are under
+		Long: `An API key may do everything in the workspace; managing tunnels needs --scope, and
+opening shells --shell. It is shown once, when it is created. An edge key (--type
+edge_key) is for "bailey edge" alone. The keys of workers are under
 "bailey environments keys".`,
 	}
 	c := p.connectFlags(cmd)
 	cmd.AddCommand(
 		p.keyCreate(c, false, "Create an API key", `  bailey keys create --name ci --expires-in 720h
-  bailey keys create --name laptop --save laptop.key`),
+  bailey keys create --name laptop --save laptop.key
+  bailey keys create --name office-gateway --scope tunnels --save tunnels.key`),
 		p.keyList(c, false, "List API keys, the newest first", `  bailey keys list`),
 		p.keyRevoke(c, false, "End an API key at once", `  bailey keys revoke apikey_…`),
 	)
@@ -60,7 +62,11 @@ func (p *Program) keyCreate(c *connection, inEnv bool, short, example string) *c
 	name := cmd.Flags().String("name", "", "a `name` to know the key by")
 	expires := cmd.Flags().Duration("expires-in", 0, "how long the key is good for, such as 720h; 0 is for ever")
 	shell := false
+	kind := ""
+	var scopes []string
 	if !inEnv {
+		cmd.Flags().StringSliceVar(&scopes, "scope", nil, "what the key is good for: `workspace|tunnels`, or both with a comma; workspace, which is everything but tunnels, if it is left out")
+		cmd.Flags().StringVar(&kind, "type", string(api.KeyAPI), "the `kind` of key: api_key, or edge_key for \"bailey edge\", which carries tunnels and can do nothing else")
 		cmd.Flags().BoolVar(&shell, "shell", false, "let the key open shells into the boxes of sessions; only a key that may can give that on")
 	}
 	save := cmd.Flags().String("save", "", "write the key to a new `file` (mode 0600) and do not show it")
@@ -69,12 +75,16 @@ func (p *Program) keyCreate(c *connection, inEnv bool, short, example string) *c
 		if *name == "" {
 			return usageError(cmd, fmt.Errorf("a key needs --name"))
 		}
+		in := api.KeyCreate{Name: *name, Type: api.KeyKind(kind), ExpiresAt: expiry(*expires), Shell: shell}
+		for _, s := range scopes {
+			in.Scopes = append(in.Scopes, api.KeyScope(s))
+		}
 		// Before the key exists, so that none is made that nobody gets to see.
 		keep, err := newSecretFile(*save)
 		if err != nil {
 			return err
 		}
-		k, err := cl.CreateKey(ctx, env(args), api.KeyCreate{Name: *name, ExpiresAt: expiry(*expires), Shell: shell})
+		k, err := cl.CreateKey(ctx, env(args), in)
 		if err != nil {
 			keep.discard()
 			return err
@@ -153,9 +163,12 @@ func (p *Program) printKey(out string, k *api.Key) error {
 	if k.Secret != "" {
 		note = "keep the key now: it is not shown again"
 	}
-	may := ""
+	var may []string
+	for _, s := range k.Scopes {
+		may = append(may, map[api.KeyScope]string{api.ScopeWorkspace: "use the workspace", api.ScopeTunnels: "manage tunnels"}[s])
+	}
 	if k.Shell {
-		may = "open shells"
+		may = append(may, "open shells")
 	}
 	return p.printObject(out, k,
 		field{"id", string(k.ID)},
@@ -163,7 +176,7 @@ func (p *Program) printKey(out string, k *api.Key) error {
 		field{"environment", string(k.EnvironmentID)},
 		field{"key", k.Secret},
 		field{"", note},
-		field{"may", may},
+		field{"may", strings.Join(may, ", ")},
 		field{"created", when(k.CreatedAt)},
 		field{"expires", whenPtr(k.ExpiresAt)},
 		field{"revoked", whenPtr(k.RevokedAt)},

@@ -103,8 +103,8 @@ Start with "bailey demo".`,
 			root.AddCommand(c)
 		}
 	}
-	add(groupStart, p.demoCommand(), p.serveCommand(), p.workerCommand())
-	add(groupNouns, p.agentsCommand(), p.environmentsCommand(), p.sessionsCommand(), p.keysCommand())
+	add(groupStart, p.demoCommand(), p.serveCommand(), p.workerCommand(), p.gatewayCommand(), p.edgeCommand())
+	add(groupNouns, p.agentsCommand(), p.environmentsCommand(), p.sessionsCommand(), p.vaultsCommand(), p.tunnelsCommand(), p.keysCommand(), p.federationCommand())
 	add(groupMatter, p.doctorCommand(), p.sandboxCommand(), p.configCommand(), p.auditCommand(), p.versionCommand())
 	root.SetHelpCommandGroupID(groupMatter)
 	root.SetCompletionCommandGroupID(groupMatter)

@@ -53,6 +53,7 @@ work at once.`,
 	f.String("title", "", "a title for people")
 	message := f.StringP("message", "m", "", "the first message; @FILE reads it from a file")
 	budget := f.String("budget", "", "stop at this many `dollars` at list price, such as 0.50")
+	vaults := f.StringArray("vault", nil, "the `id` of a vault whose credentials the session may use; may be repeated, and the first with one wins")
 	metadata := f.StringArray("metadata", nil, metadataUsage)
 	follow := f.Bool("follow", false, "show what happens until the turn is done")
 	file, out := fileFlag(cmd), outputFlag(cmd)
@@ -78,6 +79,12 @@ work at once.`,
 				return err
 			}
 			in.Budget = b
+		}
+		if f.Changed("vault") {
+			in.VaultIDs = nil
+			for _, id := range *vaults {
+				in.VaultIDs = append(in.VaultIDs, api.VaultID(id))
+			}
 		}
 		if f.Changed("metadata") {
 			m, err := metadataOf(*metadata)
@@ -202,7 +209,7 @@ func waitsFor(ctx context.Context, cl *client.Client, id api.SessionID) (string,
 		return "", err
 	}
 	ask, custom := 0, 0
-	for _, kind := range []api.EventType{api.EvAgentToolUse, api.EvAgentCustomToolUse} {
+	for _, kind := range []api.EventType{api.EvAgentToolUse, api.EvAgentMCPToolUse, api.EvAgentCustomToolUse} {
 		frames, err := newest(kind, 256)
 		if err != nil {
 			return "", err
@@ -212,9 +219,16 @@ func waitsFor(ctx context.Context, cl *client.Client, id api.SessionID) (string,
 			if err != nil || !slices.Contains(reason.EventIDs, e.ID) {
 				continue
 			}
-			if b, ok := e.Body.(*api.AgentToolUse); !ok {
+			permission := api.PermissionAllow
+			switch b := e.Body.(type) {
+			case *api.AgentToolUse:
+				permission = b.EvaluatedPermission
+			case *api.AgentMCPToolUse:
+				permission = b.EvaluatedPermission
+			default:
 				custom++
-			} else if b.EvaluatedPermission == api.PermissionAsk && !confirmed[e.ID] {
+			}
+			if permission == api.PermissionAsk && !confirmed[e.ID] {
 				ask++
 			}
 		}
@@ -360,6 +374,10 @@ func (p *Program) printSessionAs(out string, s *api.Session, status string) erro
 	if s.Budget != nil {
 		budget = dollars(s.Budget.MaxListCost)
 	}
+	var vaults []string
+	for _, id := range s.VaultIDs {
+		vaults = append(vaults, string(id))
+	}
 	u := s.Usage.Tokens
 	return p.printObject(out, s,
 		field{"id", string(s.ID)},
@@ -368,6 +386,7 @@ func (p *Program) printSessionAs(out string, s *api.Session, status string) erro
 		field{"agent", fmt.Sprintf("%s (%s, version %d)", s.Agent.Name, s.Agent.ID, s.Agent.Version)},
 		field{"model", s.Agent.Model.ID},
 		field{"environment", string(s.EnvironmentID)},
+		field{"vaults", strings.Join(vaults, "\n")},
 		field{"tokens", fmt.Sprintf("%s in, %s out", thousands(u.Input+u.CacheRead+u.CacheCreate5m+u.CacheCreate1h), thousands(u.Output))},
 		field{"cost", costText(s.Usage)},
 		field{"budget", budget},
@@ -573,7 +592,7 @@ func (p *Program) sessionsDeny(c *connection) *cobra.Command {
 func (p *Program) sure(ctx context.Context, cl *client.Client, id api.SessionID, calls []string) (bool, error) {
 	t := newTimeline(p.Stderr, p.styleOf(p.Stderr), true)
 	found := 0
-	o := client.EventOptions{Filter: api.EventFilter{Types: []api.EventType{api.EvAgentToolUse}, Order: api.Descending}}
+	o := client.EventOptions{Filter: api.EventFilter{Types: []api.EventType{api.EvAgentToolUse, api.EvAgentMCPToolUse}, Order: api.Descending}}
 	for f, err := range cl.Events(ctx, id, o) {
 		if err != nil {
 			return false, err

@@ -107,6 +107,12 @@ func (t *timeline) event(e *api.Event) {
 	case *api.AgentToolUse:
 		t.calls[e.ID] = call{name: b.Name, at: at, ask: b.EvaluatedPermission == api.PermissionAsk}
 		t.toolUse(at, b.Name, b.Input)
+	case *api.AgentMCPToolUse:
+		name := b.MCPServerName + "/" + b.Name
+		t.calls[e.ID] = call{name: name, at: at, ask: b.EvaluatedPermission == api.PermissionAsk}
+		t.toolUse(at, name, b.Input)
+	case *api.AgentMCPToolResult:
+		t.result(at, b.MCPToolUseID, b.Content, b.IsError)
 	case *api.AgentCustomToolUse:
 		t.calls[e.ID] = call{name: b.Name, at: at, custom: true}
 		t.toolUse(at, b.Name, b.Input)

@@ -20,7 +20,7 @@ import (
 
 const (
 	apiVersion = "2026-10-21"
-	beta       = "managed-agents-2026-04-01"
+	beta       = "managed-agents-2026-04-01,mcp-tunnels-2026-06-22"
 
 	answerMax     = 256 << 20 // bytes of one answer
 	attemptsMax   = 3

@@ -91,7 +91,7 @@ func TestCalls(t *testing.T) {
 				}
 				for name, v := range map[string]string{
 					"Authorization": "Bearer sk-ant-api03-secret", "Anthropic-Version": "2026-10-21",
-					"Anthropic-Beta": "managed-agents-2026-04-01", "User-Agent": "bailey",
+					"Anthropic-Beta": "managed-agents-2026-04-01,mcp-tunnels-2026-06-22", "User-Agent": "bailey",
 				} {
 					if h := r.Header.Get(name); h != v {
 						t.Errorf("%s is %q", name, h)

@@ -55,37 +55,37 @@ func (c *Control) CloudChanged() <-chan struct{} { return c.hub.cloud.C }
 // memory alone, and good until it is dropped.
 func (c *Control) OwnKey(env api.EnvironmentID) (secret string, drop func()) {
 	secret, _, _ = c.newSecret(api.KeyEnvironment)
-	return secret, c.own.add(secret, env)
+	return secret, c.own.add(secret, Principal{Kind: api.KeyEnvironment, EnvironmentID: env, Own: true})
 }
 
-// ownKeys are the keys of the workers within this process, by hash, so that finding
-// one compares no secret byte by byte.
+// ownKeys are the keys of the workers and of the edge within this process, by hash, so
+// that finding one compares no secret byte by byte.
 type ownKeys struct {
-	mu   sync.Mutex
-	envs map[[sha256.Size]byte]api.EnvironmentID
+	mu     sync.Mutex
+	owners map[[sha256.Size]byte]Principal
 }
 
 func newOwnKeys() *ownKeys {
-	return &ownKeys{envs: map[[sha256.Size]byte]api.EnvironmentID{}}
+	return &ownKeys{owners: map[[sha256.Size]byte]Principal{}}
 }
 
-func (o *ownKeys) add(secret string, env api.EnvironmentID) (drop func()) {
+func (o *ownKeys) add(secret string, p Principal) (drop func()) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	hash := sha256.Sum256([]byte(secret))
-	o.envs[hash] = env
+	o.owners[hash] = p
 	return func() {
 		o.mu.Lock()
 		defer o.mu.Unlock()
-		delete(o.envs, hash)
+		delete(o.owners, hash)
 	}
 }
 
-func (o *ownKeys) find(secret string) (env api.EnvironmentID, ok bool) {
+func (o *ownKeys) find(secret string) (p Principal, ok bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	env, ok = o.envs[sha256.Sum256([]byte(secret))]
-	return env, ok
+	p, ok = o.owners[sha256.Sum256([]byte(secret))]
+	return p, ok
 }
 
 // ErrNoCloud is the error of a Config.Cloud that is switched off.

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"crypto/rand"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -11,9 +12,14 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+	"golang.org/x/time/rate"
+
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/audit"
 	"github.com/bailey-platform/bailey/store"
+	"github.com/bailey-platform/bailey/vault"
+	"github.com/bailey-platform/bailey/workload"
 )
 
 // Config of [New]. Zero durations and counts mean the defaults named.
@@ -30,6 +36,13 @@ type Config struct {
 	// lapse, sessions that are ended. What is asked for by HTTP is recorded there.
 	// Nil: none is kept.
 	Audit *audit.Log
+
+	// Vault seals the secrets that have to be given back. Nil: none can be stored.
+	Vault *vault.Vault
+
+	// HTTP reaches MCP servers and authorization servers, for credentials that are to be
+	// renewed or tried. It says where connections may go. Nil: nowhere.
+	HTTP *http.Client
 
 	// Prices are list prices by model id, added to the built-in ones.
 	Prices Prices
@@ -71,6 +84,21 @@ type Config struct {
 	// ShellWait is how long a worker has to take a shell up. Default 60 s.
 	ShellWait time.Duration
 
+	// EdgeLease is how long an edge may be silent before what is attached to it counts
+	// as lost. Default 15 s.
+	EdgeLease time.Duration
+
+	// Issuers makes the HTTP client that issuers of workloads' identities are asked for
+	// their keys with; it trusts the CAs of the pool, or with nil the system's, and says
+	// where connections may go. Nil: none is asked, and keys have to be inline.
+	Issuers func(*x509.CertPool) *http.Client
+
+	// TunnelDomain is what the domains of tunnels end in. Default tunnel.bailey.internal.
+	TunnelDomain string
+
+	// TunnelsMax bounds the tunnels that are not archived. Default 10.
+	TunnelsMax int
+
 	// Sole says that this process is the only one on its database, so that turns
 	// held at its start are leftovers of a crash and are freed at once.
 	Sole bool
@@ -96,6 +124,9 @@ func (c *Config) setDefaults() {
 	setDefault(&c.ShellIdle, 30*time.Minute)
 	setDefault(&c.ShellFor, 8*time.Hour)
 	setDefault(&c.ShellWait, time.Minute)
+	setDefault(&c.EdgeLease, 15*time.Second)
+	setDefault(&c.TunnelDomain, "tunnel.bailey.internal")
+	setDefault(&c.TunnelsMax, api.TunnelsMax)
 }
 
 func setDefault[T comparable](field *T, value T) {
@@ -115,6 +146,14 @@ type Control struct {
 
 	shells *shells
 
+	renewals singleflight.Group // of credentials' access tokens, by credential
+
+	authorities authorities
+
+	workloads *workload.Verifier
+	refusals  refusals // of workloads
+	faults    faults
+
 	pruned time.Time // owned by the sweep
 }
 
@@ -123,12 +162,18 @@ type Control struct {
 func New(ctx context.Context, dbURL string, opt store.Options, cfg Config) (*Control, error) {
 	cfg.setDefaults()
 	c := &Control{cfg: cfg, hub: newHub(), seen: newPollers(), own: newOwnKeys(), shells: newShells()}
+	c.workloads = workload.New(workload.Options{Client: cfg.Issuers, Clock: cfg.Clock})
+	c.refusals.limit = rate.NewLimiter(refusalsPerSecond, refusalsBurst)
 	opt.Logger, opt.Clock, opt.Notify = cfg.Logger, cfg.Clock, c.hub.publish
 	db, err := store.Open(ctx, dbURL, opt)
 	if err != nil {
 		return nil, err
 	}
 	c.db = db
+	if err := c.startVault(ctx); err != nil {
+		db.Close()
+		return nil, err
+	}
 	if cfg.Sole {
 		if err := db.Write(ctx, (*store.Tx).FreeTurns); err != nil {
 			db.Close()
@@ -137,6 +182,10 @@ func New(ctx context.Context, dbURL string, opt store.Options, cfg Config) (*Con
 	}
 	return c, nil
 }
+
+// SetHTTP gives what Config.HTTP is for, where making that takes a Control. It is called
+// before anything else is.
+func (c *Control) SetHTTP(client *http.Client) { c.cfg.HTTP = client }
 
 // Close closes the database; followers end.
 func (c *Control) Close() error {
@@ -210,14 +259,42 @@ type Principal struct {
 	EnvironmentID api.EnvironmentID // of environment keys and session tokens
 	SessionID     api.SessionID     // of session tokens
 	WorkID        api.WorkID        // of session tokens
+	TunnelID      api.TunnelID      // of tunnel tokens
 	Parent        api.KeyID         // of session tokens: the key they were given out for
 	Shell         bool              // of API keys: may open shells into boxes
-	Own           bool              // a worker within this process; it has no key of the table
+	Tunnels       bool              // may manage tunnels
+
+	// Of an access token: who it was given to.
+	AccountID api.ServiceAccountID
+
+	Own bool // a worker within this process; it has no key of the table
 }
 
 // keys are the credentials that have to stay good for the principal to be one.
 func (p Principal) keys() []api.KeyID {
 	return slices.DeleteFunc([]api.KeyID{p.KeyID, p.Parent}, func(id api.KeyID) bool { return id == "" })
+}
+
+// Actor names the principal in records of what was done.
+func (p Principal) Actor() string {
+	switch {
+	case p.AccountID != "":
+		return string(p.AccountID)
+	case p.KeyID == "":
+		return "this process" // a worker or an edge of its own
+	}
+	return string(p.KeyID)
+}
+
+// manages refuses a credential that is not for tunnels.
+func (p Principal) manages() error {
+	switch {
+	case p.Tunnels:
+		return nil
+	case p.Kind == api.KeyAPI:
+		return api.Forbidden("this key may not manage tunnels; make one that may: bailey keys create --name NAME --scope tunnels")
+	}
+	return api.Forbidden("managing tunnels needs an API key with the scope tunnels; %s is not enough", kindName(p.Kind))
 }
 
 // admin refuses everybody but the holder of an API key.
@@ -255,6 +332,12 @@ func kindName(k api.KeyKind) string {
 		return "an environment key"
 	case api.KeySession:
 		return "a session token"
+	case api.KeyEdge:
+		return "an edge key"
+	case api.KeyTunnelToken:
+		return "a tunnel token"
+	case api.KeyTunnels:
+		return "a key for tunnels alone"
 	}
 	return "an API key"
 }

@@ -96,6 +96,8 @@ type intake struct {
 	queued int64 // events that wait, once counted is set
 
 	added, wakes, counted, interrupt, message, allowed, answered bool
+
+	runs bool // a call that the plane runs was allowed
 }
 
 func (in *intake) accept(body api.EventBody) (*api.Event, error) {
@@ -323,18 +325,30 @@ func (in *intake) confirm(b *api.UserToolConfirmation) (*api.Event, error) {
 	if err != nil {
 		return nil, err
 	}
-	use, ok := call.use.Event.Body.(*api.AgentToolUse)
-	switch {
-	case !ok:
+	var permission api.Permission
+	ours := false
+	switch use := call.use.Event.Body.(type) {
+	case *api.AgentToolUse:
+		permission = use.EvaluatedPermission
+	case *api.AgentMCPToolUse:
+		permission, ours = use.EvaluatedPermission, true
+	default:
 		return nil, noSuchCall("tool_use_id", b.ToolUseID)
-	case use.EvaluatedPermission != api.PermissionAsk:
-		return nil, api.Invalid("tool_use_id: %s needs no confirmation: its evaluated permission is %q", b.ToolUseID, use.EvaluatedPermission)
+	}
+	switch {
+	case permission != api.PermissionAsk:
+		return nil, api.Invalid("tool_use_id: %s needs no confirmation: its evaluated permission is %q", b.ToolUseID, permission)
 	case call.confirm != nil && call.verdict == b.Result:
 		return &call.confirm.Event, nil
 	case call.confirm != nil:
 		return nil, api.Invalid("tool_use_id: %s was already confirmed with %q", b.ToolUseID, call.verdict)
 	case call.result != nil:
 		return nil, api.Invalid("tool_use_id: %s was already settled", b.ToolUseID)
+	}
+	if ours {
+		// The turn that takes it runs the call: that it was taken is on record before.
+		in.runs = in.runs || b.Result == "allow"
+		return in.queue(b)
 	}
 	// Only a denial gives the loop something to do; an allowed call waits for its
 	// result as before.
@@ -390,8 +404,8 @@ func (in *intake) finish() error {
 	tx, s := in.tx, in.s
 	s.UpdatedAt = tx.Now
 	tx.Notify(topicSession(s.ID))
-	if in.interrupt {
-		tx.Notify(topicInterrupt(s.ID))
+	if in.interrupt || in.runs {
+		tx.Notify(topicInterrupt(s.ID)) // a hint to look, to a turn that runs other calls
 	}
 	if in.wakes {
 		wake(tx, s)
@@ -401,7 +415,7 @@ func (in *intake) finish() error {
 		}
 		// Whoever asks for the session's status from now on must not take it for
 		// finished, although the turn has yet to begin.
-		if s.Status == api.StatusIdle && (in.message || len(open.all) == 0 && !in.interrupt) {
+		if s.Status == api.StatusIdle && (in.message || in.runs || len(open.all) == 0 && !in.interrupt) {
 			setStatus(s, api.StatusRunning, tx.Now)
 		}
 	}

@@ -11,20 +11,25 @@ import (
 // never the truth itself.
 const (
 	topicTurns = "turns" // a session may be due
+	topicEdges = "edges" // another edge is there, or one is not any more
 	topicCloud = "cloud" // a cloud environment may have got its first work, or another configuration
+	topicTrust = "trust" // a CA of a tunnel is not trusted any more
 )
 
-func topicSession(id api.SessionID) string   { return "session " + string(id) }   // its log has grown, or it is gone
-func topicInterrupt(id api.SessionID) string { return "interrupt " + string(id) } // its turn is to stop what it does
-func topicWork(env api.EnvironmentID) string { return "work " + string(env) }     // an item may be claimable
-func topicKey(id api.KeyID) string           { return "key " + string(id) }       // it was revoked
-func topicShell(id api.SessionID) string     { return "shell " + string(id) }     // somebody wants one; of this process only
-func (c *Control) Due() <-chan struct{}      { return c.hub.turns.C }
+func topicSession(id api.SessionID) string       { return "session " + string(id) }    // its log has grown, or it is gone
+func topicInterrupt(id api.SessionID) string     { return "interrupt " + string(id) }  // its turn is to stop what it does
+func topicWork(env api.EnvironmentID) string     { return "work " + string(env) }      // an item may be claimable
+func topicKey(id api.KeyID) string               { return "key " + string(id) }        // it was revoked
+func topicEdge(id api.EdgeID) string             { return "edge " + string(id) }       // it has something to cut, or is gone
+func topicShell(id api.SessionID) string         { return "shell " + string(id) }      // somebody wants one; of this process only
+func topicCredential(id api.CredentialID) string { return "credential " + string(id) } // its secrets have changed, or somebody is done renewing them
+func (c *Control) Due() <-chan struct{}          { return c.hub.turns.C }
 
 // A hub hands notifications to whoever waits in this process.
 type hub struct {
 	turns *signal // subscribed for the life of the hub
 	cloud *signal // likewise
+	trust *signal // likewise
 
 	mu     sync.Mutex
 	closed bool
@@ -48,11 +53,13 @@ func newHub() *hub {
 	h := &hub{
 		turns:  newSignal(),
 		cloud:  newSignal(),
+		trust:  newSignal(),
 		topics: map[string]map[*signal]struct{}{},
 		views:  map[api.SessionID]map[*Follower]struct{}{},
 	}
 	h.subscribe(topicTurns, h.turns)
 	h.subscribe(topicCloud, h.cloud)
+	h.subscribe(topicTrust, h.trust)
 	return h
 }
 

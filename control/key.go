@@ -1,23 +1,27 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/store"
+	"github.com/bailey-platform/bailey/tunnel"
 )
 
 // newSecret makes a secret of a kind, and what is kept of it.
 func (c *Control) newSecret(kind api.KeyKind) (secret, hash, hint string) {
 	prefix := map[api.KeyKind]string{
 		api.KeyAPI: api.SecretPrefixAPI, api.KeyEnvironment: api.SecretPrefixEnvironment, api.KeySession: api.SecretPrefixSession,
+		api.KeyEdge: api.SecretPrefixEdge, api.KeyAccess: api.SecretPrefixAccess,
 	}[kind]
 	var b [32]byte
 	if _, err := io.ReadFull(c.cfg.Rand, b[:]); err != nil {
@@ -43,11 +47,14 @@ const (
 // never says which part was wrong.
 func (c *Control) Authenticate(ctx context.Context, secret string) (Principal, error) {
 	invalid := api.Unauthenticated("invalid credential")
+	if token, err := tunnel.ParseToken(secret); err == nil {
+		return c.authenticateConnector(ctx, token)
+	}
 	if secret == "" || len(secret) > secretLenMax || !strings.HasPrefix(secret, "sk-ant-") {
 		return Principal{}, invalid
 	}
-	if env, ok := c.own.find(secret); ok {
-		return Principal{Kind: api.KeyEnvironment, EnvironmentID: env, Own: true}, nil
+	if own, ok := c.own.find(secret); ok {
+		return own, nil
 	}
 	var key *store.Key
 	var now time.Time
@@ -78,8 +85,22 @@ func (c *Control) Authenticate(ctx context.Context, secret string) (Principal, e
 		}
 	}
 	return Principal{
-		Kind: key.Type, KeyID: key.ID, EnvironmentID: key.EnvironmentID, SessionID: key.SessionID, WorkID: key.WorkID, Parent: key.Parent, Shell: key.Shell,
+		Kind: seenAs(key), KeyID: key.ID, EnvironmentID: key.EnvironmentID, SessionID: key.SessionID, WorkID: key.WorkID, Parent: key.Parent, Shell: key.Shell,
+		Tunnels: slices.Contains(key.Scopes, api.ScopeTunnels), AccountID: key.AccountID,
 	}, nil
+}
+
+// seenAs is the kind of principal that a key stands for. What an API key or an access
+// token may do is said by its scopes; one that is not good for the workspace is no API
+// key to anybody who asks for one.
+func seenAs(k *store.Key) api.KeyKind {
+	switch {
+	case k.Type != api.KeyAPI && k.Type != api.KeyAccess:
+		return k.Type
+	case slices.Contains(k.Scopes, api.ScopeWorkspace):
+		return api.KeyAPI
+	}
+	return api.KeyTunnels
 }
 
 // valid refuses a key that has been revoked or has expired. "" is a principal that
@@ -112,7 +133,9 @@ func (c *Control) Bootstrap(ctx context.Context, save func(secret string) error)
 		if err != nil || n > 0 {
 			return err
 		}
-		if key, err = c.insertKey(tx, api.KeyAPI, "", api.KeyCreate{Name: "admin", Shell: true}); err != nil {
+		if key, err = c.insertKey(tx, api.KeyAPI, "", api.KeyCreate{
+			Name: "admin", Shell: true, Scopes: []api.KeyScope{api.ScopeWorkspace, api.ScopeTunnels},
+		}); err != nil {
 			return err
 		}
 		return save(key.Secret)
@@ -130,14 +153,28 @@ func (c *Control) CreateKey(ctx context.Context, p Principal, env api.Environmen
 		return nil, err
 	}
 	switch {
+	case in.Type != "" && env != "", in.Type != "" && in.Type != api.KeyAPI && in.Type != api.KeyEdge:
+		return nil, api.Invalid("type: must be %s or %s, and not be there for the key of an environment", api.KeyAPI, api.KeyEdge)
+	case in.Type == api.KeyEdge && (in.Shell || len(in.Scopes) > 0):
+		return nil, api.Invalid("type: an %s carries tunnels; it has no shell and no scopes", api.KeyEdge)
+	case in.Type == api.KeyEdge && !p.Tunnels:
+		return nil, api.Forbidden("type: an %s can only be made with a key that may manage tunnels", api.KeyEdge)
 	case in.Shell && env != "":
 		return nil, api.Invalid("shell: only API keys open shells; workers serve them")
 	case in.Shell && !p.Shell:
 		return nil, api.Forbidden("shell: a key that may open shells can only be made with one that may")
+	case len(in.Scopes) > 0 && env != "":
+		return nil, api.Invalid("scopes: are of API keys; the key of an environment is good for its work alone")
+	case slices.Contains(in.Scopes, api.ScopeTunnels) && !p.Tunnels:
+		return nil, api.Forbidden("scopes: a key that may manage tunnels can only be made with one that may")
+	case in.Shell && len(in.Scopes) > 0 && !slices.Contains(in.Scopes, api.ScopeWorkspace):
+		return nil, api.Invalid("shell: a key without the scope %s has no sessions to open shells of", api.ScopeWorkspace)
+	case p.AccountID != "":
+		return nil, api.Forbidden("a key cannot be made with an access token, which it would outlive; use an API key")
 	}
 	var key *api.Key
 	err := c.write(ctx, func(tx *store.Tx) error {
-		kind := api.KeyAPI
+		kind := cmp.Or(in.Type, api.KeyAPI)
 		if env != "" {
 			kind = api.KeyEnvironment
 			e, err := tx.Environment(env)
@@ -160,13 +197,19 @@ func (c *Control) CreateKey(ctx context.Context, p Principal, env api.Environmen
 
 func (c *Control) insertKey(tx *store.Tx, kind api.KeyKind, env api.EnvironmentID, in api.KeyCreate) (*api.Key, error) {
 	prefix := api.PrefixAPIKey
-	if kind == api.KeyEnvironment {
+	switch kind {
+	case api.KeyEnvironment:
 		prefix = api.PrefixEnvKey
+	case api.KeyEdge:
+		prefix = api.PrefixEdgeKey
 	}
 	secret, hash, hint := c.newSecret(kind)
 	k := api.Key{
 		ID: newID[api.KeyID](c, prefix), Type: kind, Name: in.Name, EnvironmentID: env, Hint: hint,
-		CreatedAt: tx.Now, ExpiresAt: utc(in.ExpiresAt), Shell: in.Shell,
+		CreatedAt: tx.Now, ExpiresAt: utc(in.ExpiresAt), Shell: in.Shell, Scopes: in.Scopes,
+	}
+	if kind == api.KeyAPI && len(k.Scopes) == 0 {
+		k.Scopes = []api.KeyScope{api.ScopeWorkspace}
 	}
 	if err := tx.InsertKey(&store.Key{Key: k, Hash: hash}); err != nil {
 		return nil, err
@@ -175,16 +218,18 @@ func (c *Control) insertKey(tx *store.Tx, kind api.KeyKind, env api.EnvironmentI
 	return &k, nil
 }
 
-// ListKeys lists environment keys, or with env "" API keys, the newest first.
+// ListKeys lists environment keys, or with env "" API keys and edge keys, the newest
+// first.
 func (c *Control) ListKeys(ctx context.Context, p Principal, env api.EnvironmentID, req api.PageRequest) (api.Page[*api.Key], error) {
 	return listNewest(ctx, c, p, req,
 		func(tx *store.Tx, win store.Window) ([]*store.Key, error) {
-			if env != "" {
-				if _, err := tx.Environment(env); err != nil {
-					return nil, found(err, "environment", string(env))
-				}
+			if env == "" {
+				return tx.ServerKeys(win)
 			}
-			return tx.Keys(keyKind(env), env, win)
+			if _, err := tx.Environment(env); err != nil {
+				return nil, found(err, "environment", string(env))
+			}
+			return tx.Keys(api.KeyEnvironment, env, win)
 		},
 		func(k *store.Key) (int64, string) { return k.CreatedAt.UnixMicro(), string(k.ID) },
 		func(k *store.Key) *api.Key { return &k.Key })
@@ -203,6 +248,9 @@ func (c *Control) RevokeKey(ctx context.Context, p Principal, env api.Environmen
 	var out *api.Key
 	err := c.write(ctx, func(tx *store.Tx) error {
 		k, err := tx.KeyOf(keyKind(env), env, id)
+		if errors.Is(err, store.ErrNotFound) && env == "" {
+			k, err = tx.KeyOf(api.KeyEdge, "", id)
+		}
 		if err != nil {
 			return found(err, "key", string(id))
 		}
@@ -210,11 +258,16 @@ func (c *Control) RevokeKey(ctx context.Context, p Principal, env api.Environmen
 		if k.RevokedAt != nil {
 			return nil
 		}
-		if env == "" {
+		switch k.Type {
+		case api.KeyEdge:
+			if err := c.endEdgesOf(tx, id); err != nil {
+				return err
+			}
+		case api.KeyAPI:
 			if err := tx.Alone(); err != nil {
 				return err
 			}
-			if n, err := tx.CountOtherKeys(api.KeyAPI, id); err != nil {
+			if n, err := tx.CountOtherKeys(id); err != nil {
 				return err
 			} else if n == 0 {
 				return api.Invalid("key %s is the last API key that does not expire; create another one first", id)

@@ -58,7 +58,13 @@ func listNewest[R, T any](ctx context.Context, c *Control, p Principal, req api.
 	if err := p.admin(); err != nil {
 		return page, err
 	}
-	win, err := window(req, api.Descending, api.ListPageDefault, api.ListPageMax)
+	return listRows(ctx, c, req, api.ListPageMax, read, key, public)
+}
+
+// listRows is a page of a list of at most that many, the newest first, for whoever may
+// see it.
+func listRows[R, T any](ctx context.Context, c *Control, req api.PageRequest, most int, read func(*store.Tx, store.Window) ([]R, error), key func(R) (int64, string), public func(R) T) (page api.Page[T], err error) {
+	win, err := window(req, api.Descending, api.ListPageDefault, most)
 	if err != nil {
 		return page, err
 	}

@@ -92,6 +92,12 @@ func (c *Control) CreateSession(ctx context.Context, p Principal, in api.Session
 		if err != nil {
 			return err
 		}
+		if err := checkMCPServers(env, agent); err != nil {
+			return err
+		}
+		if err := sessionVaults(tx, in.VaultIDs); err != nil {
+			return err
+		}
 		if in.Budget != nil {
 			if _, ok := c.price(agent.Model.ID, api.Tokens{}); !ok {
 				return api.InvalidCode("model_not_budgetable", "budget: no list price is known for model %s; set one under `prices` in the server's configuration", agent.Model.ID)
@@ -101,7 +107,7 @@ func (c *Control) CreateSession(ctx context.Context, p Principal, in api.Session
 			Session: api.Session{
 				ID: newID[api.SessionID](c, api.PrefixSession), Type: "session", Status: api.StatusIdle,
 				Title: in.Title, Agent: agent, EnvironmentID: env.ID, Metadata: in.Metadata, Budget: in.Budget,
-				Resources: []json.RawMessage{}, VaultIDs: []string{}, OutcomeEvaluations: []json.RawMessage{},
+				Resources: []json.RawMessage{}, VaultIDs: append([]api.VaultID{}, in.VaultIDs...), OutcomeEvaluations: []json.RawMessage{},
 				CreatedAt: tx.Now, UpdatedAt: tx.Now,
 			},
 			ThreadID: newID[api.ThreadID](c, api.PrefixThread),
@@ -141,8 +147,13 @@ func checkSessionCreate(in *api.SessionCreate) error {
 	if err := in.Metadata.Check(); err != nil {
 		return err
 	}
-	if len(in.VaultIDs) > 0 {
-		return api.Invalid("vault_ids: vaults are not supported by this server yet; omit it or send []")
+	if len(in.VaultIDs) > api.SessionVaultsMax {
+		return api.Invalid("vault_ids: at most %d, got %d", api.SessionVaultsMax, len(in.VaultIDs))
+	}
+	for i, id := range in.VaultIDs {
+		if err := api.CheckID(fmt.Sprintf("vault_ids.%d", i), string(id)); err != nil {
+			return err
+		}
 	}
 	if in.Budget != nil {
 		return in.Budget.Check()
@@ -240,15 +251,7 @@ func sessionAgent(tx *store.Tx, ref api.AgentRef) (api.SessionAgent, error) {
 	if err := snap.Resolve(); err != nil {
 		return snap, nested(err, "agent")
 	}
-	return snap, checkRunnable(snap)
-}
-
-// checkRunnable refuses what an agent may declare and no session can use yet.
-func checkRunnable(a api.SessionAgent) error {
-	if len(a.MCPServers) > 0 {
-		return api.Invalid("agent %s uses MCP servers, which this server does not connect yet; override mcp_servers and tools for this session, or remove them from the agent", a.ID)
-	}
-	return nil
+	return snap, nil
 }
 
 // wake makes the loop look at a session that the transaction has locked.
@@ -292,6 +295,15 @@ func (c *Control) UpdateSession(ctx context.Context, p Principal, id api.Session
 		changed, err := applySessionUpdate(s, in)
 		if err != nil {
 			return err
+		}
+		if changed != nil && changed.Agent != nil {
+			env, err := tx.Environment(s.EnvironmentID)
+			if err != nil {
+				return err
+			}
+			if err := checkMCPServers(env, s.Agent); err != nil {
+				return err
+			}
 		}
 		if changed != nil {
 			if _, err := tx.Append(s, []api.Draft{{ID: c.NewEventID(), Body: changed}}); err != nil {
@@ -397,9 +409,6 @@ func applySessionTools(s *store.Session, in api.SessionAgentUpdate) (changed boo
 	}
 	if err := next.Resolve(); err != nil {
 		return false, nested(err, "agent")
-	}
-	if err := checkRunnable(next); err != nil {
-		return false, err
 	}
 	was, _ := json.Marshal(s.Agent)
 	is, _ := json.Marshal(next)

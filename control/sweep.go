@@ -58,6 +58,7 @@ func (c *Control) Sweep(ctx context.Context) error {
 	if err := c.prune(ctx); err != nil {
 		return err
 	}
+	err = c.sweepEdges(ctx)
 	for _, ref := range lapsed {
 		err = errors.Join(err, c.onLapsed(ctx, ref, c.lapse))
 	}
@@ -80,6 +81,9 @@ func (c *Control) prune(ctx context.Context) error {
 		_, err := tx.PruneWork(tx.Now.Add(-stoppedKept), 10*sweepBatch)
 		return err
 	})
+	if err == nil {
+		err = errors.Join(c.pruneEdges(ctx), c.renewAuthority(ctx))
+	}
 	if err == nil {
 		c.pruned = now
 	}

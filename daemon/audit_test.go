@@ -43,6 +43,7 @@ func recorded(t *testing.T, path string) (actions []string) {
 func TestAuditRecordIsKeptByDefault(t *testing.T) {
 	t.Parallel()
 	cfg := testConfig(t)
+	cfg.TunnelListen = "off" // an edge is on record, too
 	cfg.AuditSinks = "file:" + filepath.Join(cfg.Data, "copy.jsonl") + "?required=true"
 	d, stop := start(t, cfg)
 	cl, err := client.New(client.Config{BaseURL: d.URL(), Key: d.FirstKey()})

@@ -11,7 +11,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/control"
+	"github.com/bailey-platform/bailey/egress"
 	"github.com/bailey-platform/bailey/model"
 	"github.com/bailey-platform/bailey/telemetry"
 )
@@ -40,6 +42,17 @@ type Config struct {
 	// the URL is accepted from the environment only; a PostgreSQL URL can also
 	// name a file with it (?passfile=PATH).
 	DB string `name:"db"`
+
+	// VaultKey names the key that secrets of vaults and tunnels are sealed with: file:PATH;
+	// transit+https://HOST/MOUNT/KEY, of HashiCorp Vault or OpenBao, with its token from
+	// the variable VAULT_TOKEN or a file (?token-file=PATH); or awskms:KEY?region=REGION.
+	// Empty means the file vault.key in the data directory, which is made at the first
+	// start. Several servers on one database need the same key.
+	VaultKey string `name:"vault-key"`
+
+	// VaultOldKeys are keys that secrets may still be sealed with, named alike, with
+	// commas between them. "bailey vaults keys rotate --rewrap-only" moves the secrets.
+	VaultOldKeys string `name:"vault-old-keys"`
 
 	// ModelProvider says whose endpoint serves the model: anthropic (also for
 	// every compatible endpoint at model-url), bedrock, vertex or foundry; or
@@ -99,6 +112,11 @@ type Config struct {
 	// behind a proxy that ends TLS.
 	InsecureHTTP bool `name:"insecure-http"`
 
+	// MCPAllowedAddresses are addresses and ranges, with commas between them, that are not
+	// of the public internet and where MCP servers may be all the same, and issuers of
+	// workloads' identities: 10.1.0.0/16, 127.0.0.1. MCP servers behind a tunnel need none.
+	MCPAllowedAddresses string `name:"mcp-allowed-addresses"`
+
 	// CloudWorker has the sessions of cloud environments run on this host, in boxes.
 	// Without it they are refused, and self_hosted environments are the only ones.
 	CloudWorker bool `name:"cloud-worker"`
@@ -111,6 +129,27 @@ type Config struct {
 	// CloudBoxes is how many boxes of cloud environments may be there at the same time,
 	// idle ones included.
 	CloudBoxes int `name:"cloud-boxes"`
+
+	// TunnelListen is where this server's own edge takes the connections of tunnels, by
+	// TCP and UDP: host:port, or off for servers whose edges are elsewhere (bailey edge).
+	// Empty means the port after that of listen, on the same host. Everything that comes
+	// in there is TLS 1.3, and needs a tunnel's token or a certificate of this server's.
+	TunnelListen string `name:"tunnel-listen"`
+
+	// TunnelAddresses are the addresses at which gateways reach the edge, host:port with
+	// commas between them. Empty means tunnel-listen.
+	TunnelAddresses string `name:"tunnel-addresses"`
+
+	// TunnelDialAddresses are those at which other servers on the same database reach the
+	// edge. Empty means tunnel-listen.
+	TunnelDialAddresses string `name:"tunnel-dial-addresses"`
+
+	// TunnelDomain is what the host names of private MCP servers end in. It is never looked
+	// up in the DNS. Tunnels that there are cannot be reached when it changes.
+	TunnelDomain string `name:"tunnel-domain"`
+
+	// MaxTunnels is how many tunnels there may be that are not archived.
+	MaxTunnels int `name:"max-tunnels"`
 
 	// Metrics says who may read /metrics: key (whoever has an API key, as
 	// Authorization: Bearer), open (everybody who reaches the API), off; or a host:port
@@ -195,6 +234,8 @@ func Defaults() Config {
 		ModelThinking: "auto",
 		CloudWorker:   true,
 		CloudBoxes:    64,
+		TunnelDomain:  "tunnel.bailey.internal",
+		MaxTunnels:    api.TunnelsMax,
 		Metrics:       metricsForKeys,
 		MaxStreams:    10_000,
 		MaxShells:     16,
@@ -216,6 +257,9 @@ func (c *Config) Check() error {
 	if err := c.checkDB(); err != nil {
 		return err
 	}
+	if err := c.checkVault(); err != nil {
+		return err
+	}
 	switch c.ModelProvider {
 	case model.Anthropic, model.Bedrock, model.Vertex, model.Foundry, scriptedProvider:
 	default:
@@ -230,8 +274,14 @@ func (c *Config) Check() error {
 	if c.CloudBoxes < 1 {
 		return badSetting("cloud-boxes", "must be at least 1")
 	}
+	if err := c.checkTunnels(); err != nil {
+		return err
+	}
 	if err := c.checkMetrics(); err != nil {
 		return err
+	}
+	if _, err := egress.ParseOpen(c.MCPAllowedAddresses); err != nil {
+		return badSetting("mcp-allowed-addresses", "%v", err)
 	}
 	if c.MaxStreams < 1 {
 		return badSetting("max-streams", "must be at least 1")
@@ -247,6 +297,9 @@ func (c *Config) Check() error {
 	}
 	if c.MaxTurns < 1 {
 		return badSetting("max-turns", "must be at least 1")
+	}
+	if c.MaxTunnels < 1 {
+		return badSetting("max-tunnels", "must be at least 1")
 	}
 	if c.ShutdownGrace < 0 {
 		return badSetting("shutdown-grace", "must not be negative")

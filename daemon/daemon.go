@@ -20,8 +20,10 @@ import (
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/audit"
 	"github.com/bailey-platform/bailey/control"
+	"github.com/bailey-platform/bailey/egress"
 	"github.com/bailey-platform/bailey/httpapi"
 	"github.com/bailey-platform/bailey/loop"
+	"github.com/bailey-platform/bailey/messages"
 	"github.com/bailey-platform/bailey/model"
 	"github.com/bailey-platform/bailey/model/scripted"
 	"github.com/bailey-platform/bailey/store"
@@ -46,9 +48,13 @@ type Daemon struct {
 	insider  *http.Client // reaches inside
 	registry *prometheus.Registry
 	metrics  *metricsServer // nil unless they have an address of their own
-	firstKey *api.Key       // made by this start; nil if there was one already
+	tunnels  *tunnels
+	outbound *egress.Outbound // to hosts that users name
+	firstKey *api.Key         // made by this start; nil if there was one already
 
-	cloud Cloud // set before Run; nil if sessions of cloud environments are refused
+	// Set before Run.
+	cloud Cloud   // nil if sessions of cloud environments are refused
+	tap   EdgeTap // nil if nobody looks
 }
 
 // A Cloud runs the sessions of cloud environments in this process. What it is made of
@@ -78,6 +84,15 @@ func (d *Daemon) Inside() Inside {
 
 // SetCloud has the sessions of cloud environments run in c. It is called before Run.
 func (d *Daemon) SetCloud(c Cloud) { d.cloud = c }
+
+// An EdgeTap is shown what the server's own edge passes on, as the edge has it: the inner
+// TLS of a tunnel, which it has no key to. It must not keep data, and is called by
+// several goroutines.
+type EdgeTap func(id api.TunnelID, toGateway bool, data []byte)
+
+// SetEdgeTap has tap see what somebody at the edge would, for tests and demonstrations. It
+// is called before Run.
+func (d *Daemon) SetEdgeTap(tap EdgeTap) { d.tap = tap }
 
 // cloudReady is what control asks before it takes such a session.
 func (d *Daemon) cloudReady(ctx context.Context) error {
@@ -120,13 +135,22 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err erro
 	if err := d.openAudit(registry); err != nil {
 		return nil, fmt.Errorf("open the audit record: %w", err)
 	}
+	secrets, err := cfg.newVault()
+	if err != nil {
+		return nil, fmt.Errorf("set up the key of secrets: %w", err)
+	}
 	if d.control, err = control.New(ctx, cfg.Database(), store.Options{}, control.Config{
 		Logger:    log.With("part", "control"),
 		Audit:     d.audit,
+		Vault:     secrets,
 		Prices:    prices,
 		Cloud:     d.cloudReady,
 		ShellsMax: orNone(cfg.MaxShells),
-		Sole:      strings.HasPrefix(cfg.Database(), "sqlite:"), // the lock says so
+
+		TunnelDomain: cfg.TunnelDomain,
+		TunnelsMax:   cfg.MaxTunnels,
+		Issuers:      d.askIssuer,
+		Sole:         strings.HasPrefix(cfg.Database(), "sqlite:"), // the lock says so
 	}); err != nil {
 		return nil, fmt.Errorf("open the database: %w", err)
 	}
@@ -147,17 +171,25 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err erro
 	if err != nil {
 		return nil, fmt.Errorf("set up the model: %w", err)
 	}
+	if d.outbound, err = d.newOutbound(); err != nil {
+		return nil, err
+	}
+	d.control.SetHTTP(d.outbound.Client()) // for what renews credentials
 	d.loop = loop.New(loop.Config{
 		Control:  d.control,
 		Model:    endpoint,
+		MCP:      d.outbound.Client(),
 		Logger:   log.With("part", "loop"),
 		Metrics:  registry,
 		TurnsMax: cfg.MaxTurns,
 		Grace:    cfg.grace(),
 	})
 	faceConfig := httpapi.Config{
-		Control:    d.control,
-		Model:      endpoint,
+		Control: d.control,
+		Model:   endpoint,
+		Messages: messages.New(messages.Config{
+			Model: endpoint, HTTP: d.outbound.Client(), Plain: d.outbound.Opened, Logger: log.With("part", "messages"),
+		}),
 		Logger:     log.With("part", "http"),
 		Audit:      d.audit,
 		AuditReads: cfg.AuditReads,
@@ -202,6 +234,9 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err erro
 	}
 	if d.listener, err = net.Listen("tcp", cfg.Listen); err != nil {
 		return nil, fmt.Errorf("listen on %s: %w; is another server there? (--listen takes another address)", cfg.Listen, err)
+	}
+	if d.tunnels, err = d.newTunnels(); err != nil {
+		return nil, err
 	}
 	return d, nil
 }
@@ -281,17 +316,21 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 	d.log.Info("serving", "url", d.URL(), "database", d.control.Engine(), "data", d.cfg.Data, "version", telemetry.ReadBuild().Version)
 	parts, ctx := errgroup.WithContext(ctx)
 	asked := ctx
-	if d.cloud != nil {
-		// It finishes first: what its calls come to has to be taken by somebody.
-		var done context.CancelFunc
-		ctx, done = context.WithCancel(context.WithoutCancel(ctx))
-		parts.Go(func() error {
-			defer done()
-			// Connections that nobody used yet would hold the server up.
-			defer d.insider.CloseIdleConnections()
-			return d.cloud.Run(asked)
-		})
-	}
+	// Those who use the API from within finish first: what their calls come to has to be
+	// taken by somebody.
+	ctx, done := context.WithCancel(context.WithoutCancel(ctx))
+	parts.Go(func() error {
+		defer done()
+		// Connections that nobody used yet would hold the server up.
+		defer d.insider.CloseIdleConnections()
+		var within errgroup.Group
+		within.Go(func() error { return d.tunnels.runEdge(asked) })
+		if d.cloud != nil {
+			within.Go(func() error { return d.cloud.Run(asked) })
+		}
+		return within.Wait()
+	})
+	parts.Go(func() error { return d.tunnels.run(ctx) })
 	parts.Go(func() error { return d.control.Run(ctx) })
 	parts.Go(func() error { return d.loop.Run(ctx) })
 	parts.Go(func() error { return d.watchClock(ctx) })
@@ -348,6 +387,7 @@ func (d *Daemon) Close() error {
 		}
 	}
 	d.inside.Close()
+	d.tunnels.close()
 	if d.metrics != nil {
 		d.metrics.listener.Close() // closed already after a run
 	}

@@ -128,7 +128,7 @@ func (s Setting) Type() string {
 		return "dir"
 	case strings.HasSuffix(s.Name, "-url"), s.Name == "db":
 		return "url"
-	case s.Name == "listen":
+	case s.Name == "listen", s.Name == "tunnel-listen":
 		return "host:port"
 	}
 	return "string"

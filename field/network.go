@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -91,7 +92,7 @@ func (n *networks) set(next rules) error {
 			j.SetDialer(n.dialer)
 		}
 		// What is forbidden from now on goes first.
-		for _, err := range []error{j.SetPolicy(next.policy), j.SetCredentials(next.credentials)} {
+		for _, err := range []error{j.SetPolicy(next.policy), j.SetCredentials(n.with(j.variables, j.box))} {
 			if errors.Is(err, netjail.ErrNoAuthority) {
 				n.log.Info("a box cannot have TLS opened that was started without; the next one of its session can", "box", j.box)
 			} else if err != nil {
@@ -103,18 +104,46 @@ func (n *networks) set(next rules) error {
 	return errors.Join(errs...)
 }
 
+// with returns the operator's credentials and a session's variables. Names that both
+// have are the operator's. The caller holds mu.
+func (n *networks) with(variables []worker.Variable, box string) []netjail.Credential {
+	all := slices.Clone(n.rules.credentials)
+	for _, v := range variables {
+		if slices.ContainsFunc(n.rules.credentials, func(c netjail.Credential) bool { return c.Name == v.Name }) {
+			n.log.Warn("a variable of a session's vault is left out: there is a credential of that name here", "box", box, "name", v.Name)
+			continue
+		}
+		if len(all) == netjail.CredentialsMax {
+			n.log.Warn("variables of a session's vaults are left out: a box can have no more credentials", "box", box, "name", v.Name)
+			break
+		}
+		c := netjail.Credential{Name: v.Name, Anywhere: v.Hosts == nil, Value: v.Value, Where: netjail.Where{Header: v.Header, Body: v.Body}}
+		for _, host := range v.Hosts {
+			if _, err := egress.ParsePattern(egress.AllowedHost(host)); err != nil {
+				n.log.Warn("a host of a variable is left out", "box", box, "name", v.Name, "error", err)
+				continue
+			}
+			c.Hosts = append(c.Hosts, egress.AllowedHost(host))
+		}
+		if len(c.Hosts) > 0 || c.Anywhere {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
 // Open implements [worker.Networks].
-func (n *networks) Open(box string, record func(audit.Record) error) (worker.Network, error) {
+func (n *networks) Open(box string, variables []worker.Variable, record func(audit.Record) error) (worker.Network, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	opened, err := netjail.New(netjail.Options{
-		Box: box, Policy: n.rules.policy, Credentials: n.rules.credentials, Dialer: n.dialer, Memory: n.memory, Log: n.log,
+		Box: box, Policy: n.rules.policy, Credentials: n.with(variables, box), Dialer: n.dialer, Memory: n.memory, Log: n.log,
 		Record: func(d netjail.Decision) error { return record(entry(d)) },
 	})
 	if err != nil {
 		return nil, err
 	}
-	j := &jail{Jail: opened, of: n, box: box, dir: filepath.Join(n.dir, box)}
+	j := &jail{Jail: opened, of: n, box: box, variables: variables, dir: filepath.Join(n.dir, box)}
 	if err = os.Mkdir(j.dir, 0o700); err == nil {
 		j.files, err = opened.Files(j.dir, n.bundle)
 	}
@@ -128,8 +157,11 @@ func (n *networks) Open(box string, record func(audit.Record) error) (worker.Net
 // jail is a netjail as a worker takes it.
 type jail struct {
 	*netjail.Jail
-	of    *networks
-	box   string
+	of  *networks
+	box string
+
+	variables []worker.Variable // of the session
+
 	dir   string
 	files map[string]string
 }

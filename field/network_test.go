@@ -22,7 +22,7 @@ func TestABoxThatCannotTakeOnNewRulesIsStopped(t *testing.T) {
 	}
 	open := func(box string, record func(audit.Record) error) *jail {
 		t.Helper()
-		j, err := n.Open(box, record)
+		j, err := n.Open(box, nil, record)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -58,7 +58,7 @@ func TestReloadOfStricterRules(t *testing.T) {
 	n := f.sites[0].networks
 	var mu sync.Mutex
 	var policies []string
-	opened, err := n.Open("box1", func(r audit.Record) error {
+	opened, err := n.Open("box1", nil, func(r audit.Record) error {
 		mu.Lock()
 		defer mu.Unlock()
 		if r.Action == audit.EgressPolicy && r.Attrs["policy"] != "" {

@@ -13,7 +13,6 @@ import (
 
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/audit"
-	"github.com/bailey-platform/bailey/control"
 )
 
 // An auditor writes the plane's audit record of what is asked of it: an operation
@@ -46,13 +45,19 @@ func (a *auditor) wants(rt *route, r *http.Request) bool {
 	switch rt.op {
 	case "environments.work.poll", "environments.work.shells.next":
 		return false // asked all the time; what is handed out is: see claimed
+	case "oauth.token":
+		return false // asked by nobody known; what is given out is on record: see control
+	case "edges.reports.create":
+		return false // made all the time, and changes counts alone
 	case "environments.work.heartbeat":
 		// The first takes the lease. The others are the same again, and on record
 		// when they are refused.
 		return r.URL.Query().Get("expected_last_heartbeat") == api.HeartbeatNone
 	case "messages.count_tokens":
 		return a.reads
-	case "keys.list", "environments.keys.list", "sessions.shell", "environments.work.shells.attach":
+	case "environments.work.variables.value":
+		return false // has a record of its own, which names the session
+	case "keys.list", "environments.keys.list", "tunnels.tokens.list", "sessions.shell", "environments.work.shells.attach":
 		return true
 	}
 	return method != http.MethodGet || a.reads
@@ -73,7 +78,7 @@ func (a *auditor) announce(rt *route, r *request) error {
 		if err != nil {
 			return err
 		}
-		records[0].Input = body
+		records[0].Input = withoutSecrets(rt, body)
 		records = append(records, a.content(rt, r, body)...)
 	}
 	if err := a.log.AppendAll(records); err != nil {
@@ -81,6 +86,44 @@ func (a *auditor) announce(rt *route, r *request) error {
 	}
 	r.rec.announced = true
 	return nil
+}
+
+// withoutSecrets is the body of a request as it is recorded. Not even a digest is kept
+// of the secrets of credentials: some are short enough to be guessed by.
+func withoutSecrets(rt *route, body []byte) []byte {
+	if !strings.HasPrefix(rt.op, "vaults.credentials.") {
+		return body
+	}
+	var in any
+	if json.Unmarshal(body, &in) != nil {
+		return nil
+	}
+	hideSecrets(in)
+	out, err := json.Marshal(in)
+	if err != nil {
+		return nil
+	}
+	return out
+}
+
+// hideSecrets replaces the values of the members of v, and of what is in it, that hold
+// secrets.
+func hideSecrets(v any) {
+	switch v := v.(type) {
+	case []any:
+		for _, e := range v {
+			hideSecrets(e)
+		}
+	case map[string]any:
+		for name, e := range v {
+			switch strings.ToLower(name) { // as our decoder matches names
+			case api.FieldToken, api.FieldAccessToken, api.FieldRefreshToken, api.FieldClientSecret, api.FieldSecretValue:
+				v[name] = "[secret]"
+			default:
+				hideSecrets(e)
+			}
+		}
+	}
 }
 
 // unrecorded is what the caller is told when there is no record, and so no effect.
@@ -92,15 +135,19 @@ func (r *request) unrecorded(err error) error {
 	}
 }
 
-// about is what the records of one request have in common.
+// about is what the records of one request have in common. Who asks is as the server
+// resolved the credential; what the client says of itself does not count.
 func (a *auditor) about(r *request) audit.Record {
 	rec := audit.Record{
-		Actor: actor(r.who), Request: string(r.rec.id),
+		Actor: r.who.Actor(), Request: string(r.rec.id),
 		Environment: string(r.who.EnvironmentID), Session: string(r.who.SessionID),
 		Attrs: map[string]string{"operation": r.rec.op, "credential": string(r.who.Kind)},
 	}
 	if r.who.Parent != "" {
 		rec.Attrs["parent_key"] = string(r.who.Parent)
+	}
+	if r.who.AccountID != "" {
+		rec.Attrs["access_token"] = string(r.who.KeyID)
 	}
 	for _, id := range r.rec.ids {
 		switch id.Key {
@@ -115,15 +162,6 @@ func (a *auditor) about(r *request) audit.Record {
 	return rec
 }
 
-// actor is who asks, as the server resolved the credential; what the client says
-// of itself does not count.
-func actor(p control.Principal) string {
-	if p.KeyID == "" {
-		return "this process" // a worker of its own
-	}
-	return string(p.KeyID)
-}
-
 // content is what a body asks for that has records of its own.
 func (a *auditor) content(rt *route, r *request, body []byte) []audit.Record {
 	switch rt.op {
@@ -133,6 +171,10 @@ func (a *auditor) content(rt *route, r *request, body []byte) []audit.Record {
 		return a.policy(r, body, "config")
 	case "agents.create", "agents.update":
 		return a.policy(r, body, "tools", "mcp_servers")
+	case "organizations.federation_issuers.create", "organizations.federation_issuers.update":
+		return a.policy(r, body, "issuer_url", "jwks", "check_jti", "max_jwt_lifetime_seconds")
+	case "organizations.federation_rules.create", "organizations.federation_rules.update":
+		return a.policy(r, body, "issuer_id", "match", "target", "oauth_scope", "token_lifetime_seconds")
 	}
 	return nil
 }
@@ -277,6 +319,28 @@ func madeBy(out any) string {
 	case *api.Session:
 		return string(v.ID)
 	case *api.Key:
+		return string(v.ID)
+	case *api.Tunnel:
+		return string(v.ID)
+	case *api.TunnelCertificate:
+		return string(v.ID)
+	case *api.TunnelToken:
+		return string(v.ID)
+	case *api.FederationIssuer:
+		return string(v.ID)
+	case *api.FederationRule:
+		return string(v.ID)
+	case *api.ServiceAccount:
+		return string(v.ID)
+	case *api.Vault:
+		return string(v.ID)
+	case *api.Credential:
+		return string(v.ID)
+	case *api.EdgeRegistration:
+		return string(v.ID)
+	case *api.EdgeGrant:
+		return string(v.ID)
+	case *api.Authority:
 		return string(v.ID)
 	}
 	return ""

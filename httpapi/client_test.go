@@ -111,6 +111,79 @@ func TestOwnClient(t *testing.T) {
 	}
 }
 
+// The same for tunnels and for the identities of workloads.
+func TestOwnClientOnTunnels(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, Config{})
+	c, err := client.New(client.Config{BaseURL: f.url, Key: f.key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := t.Context()
+	ok := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	name := "office"
+	tn, err := c.CreateTunnel(ctx, api.TunnelCreate{DisplayName: &name})
+	ok(err)
+	tn, err = c.GetTunnel(ctx, tn.ID)
+	ok(err)
+	ok(count(c.Tunnels(ctx, client.ListOptions{IncludeArchived: true}), 1))
+	_, err = c.RevealToken(ctx, tn.ID)
+	ok(err)
+	_, err = c.RotateToken(ctx, tn.ID, api.TokenRotate{Reason: &name, OverlapSeconds: 60})
+	ok(err)
+	second, err := c.CreateSecondToken(ctx, tn.ID, api.TokenCreate{Reason: &name})
+	ok(err)
+	ok(count(c.TunnelTokens(ctx, tn.ID), 3))
+	_, err = c.RevokeTunnelToken(ctx, tn.ID, second.ID)
+	ok(err)
+	cert, err := c.AddCertificate(ctx, tn.ID, testCA(t))
+	ok(err)
+	_, err = c.GetCertificate(ctx, tn.ID, cert.ID)
+	ok(err)
+	ok(count(c.Certificates(ctx, tn.ID, client.ListOptions{PageSize: 1}), 1))
+	_, err = c.ArchiveCertificate(ctx, tn.ID, cert.ID)
+	ok(err)
+	_, err = c.ArchiveTunnel(ctx, tn.ID)
+	ok(err)
+
+	issuer, err := c.CreateIssuer(ctx, api.FederationIssuerCreate{Name: "cluster", IssuerURL: "https://cluster.local"})
+	ok(err)
+	issuer, err = c.GetIssuer(ctx, issuer.ID)
+	ok(err)
+	ok(count(c.Issuers(ctx, client.ListOptions{}), 1))
+	account, err := c.CreateServiceAccount(ctx, api.ServiceAccountCreate{Name: "setup"})
+	ok(err)
+	account, err = c.GetServiceAccount(ctx, account.ID)
+	ok(err)
+	ok(count(c.ServiceAccounts(ctx, client.ListOptions{}), 1))
+	ws, subject := api.WorkspaceDefault, "pod:*"
+	rule, err := c.CreateRule(ctx, api.FederationRuleCreate{
+		Name: "setup", IssuerID: issuer.ID, Match: api.FederationMatch{SubjectPrefix: &subject}, WorkspaceID: &ws,
+		Target: api.FederationTarget{Type: "service_account", ID: account.ID}, OAuthScope: api.OAuthManageTunnels,
+	})
+	ok(err)
+	rule, err = c.UpdateRule(ctx, rule.ID, api.FederationRuleUpdate{Description: api.Some("d")})
+	ok(err)
+	rule, err = c.GetRule(ctx, rule.ID)
+	ok(err)
+	if rule.Description != "d" || rule.IssuerName != "cluster" {
+		t.Errorf("rule %+v", rule)
+	}
+	ok(count(c.Rules(ctx, client.ListOptions{}), 1))
+	ok(count(c.Exchanges(ctx, rule.ID, client.ListOptions{}), 0))
+	_, err = c.ArchiveRule(ctx, rule.ID)
+	ok(err)
+	_, err = c.ArchiveServiceAccount(ctx, account.ID)
+	ok(err)
+	_, err = c.ArchiveIssuer(ctx, issuer.ID)
+	ok(err)
+}
+
 // count walks a list and says when it does not have n entries.
 func count[T any](list iter.Seq2[T, error], n int) error {
 	got := 0

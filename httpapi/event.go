@@ -2,6 +2,8 @@ package httpapi
 
 import (
 	"context"
+	"io"
+	"strconv"
 
 	"github.com/bailey-platform/bailey/api"
 )
@@ -23,6 +25,19 @@ func (s *Server) listEvents(ctx context.Context, r *request) (any, error) {
 		return nil, q.err
 	}
 	return s.control.ListEvents(ctx, r.who, r.session(), r.thread(), f, page)
+}
+
+// eventOutput answers the whole text of a result of which the event shows a part.
+func (s *Server) eventOutput(ctx context.Context, r *request) (any, error) {
+	text, err := s.control.EventOutput(ctx, r.who, r.session(), api.EventID(r.PathValue("event")))
+	if err != nil {
+		return nil, err
+	}
+	h := r.w.Header()
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	h.Set("Content-Length", strconv.Itoa(len(text)))
+	_, _ = io.WriteString(r.w, text) // a client that left does not need it
+	return nil, nil
 }
 
 func (q *query) eventTypes() []api.EventType {

@@ -11,8 +11,8 @@ import (
 // The organization and the workspace that every response names. This server has
 // one of each.
 const (
-	organizationID = "00000000-0000-0000-0000-000000000000"
-	workspaceID    = "wrkspc_default"
+	organizationID = api.OrganizationDefault
+	workspaceID    = string(api.WorkspaceDefault)
 )
 
 // versions are the values of anthropic-version that are understood. What they
@@ -97,7 +97,7 @@ func credential(h http.Header) (presented, error) {
 // checkKind refuses a worker's credential outside Authorization, as the official
 // service does.
 func (p presented) checkKind(kind api.KeyKind) error {
-	if p.apiKey && kind != api.KeyAPI {
+	if p.apiKey && kind != api.KeyAPI && kind != api.KeyTunnels {
 		return api.Unauthenticated("environment keys and session tokens go into Authorization: Bearer alone, without x-api-key")
 	}
 	return nil

@@ -1,11 +1,14 @@
 package httpapi
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
 	"net/http"
 
 	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/messages"
 	"github.com/bailey-platform/bailey/model"
 )
 
@@ -20,16 +23,44 @@ func (s *Server) forward(_ context.Context, r *request) (any, error) {
 	err := s.model.Forward(r.w, r.Request, r.URL.Path)
 	if e, ok := errors.AsType[*model.Error](err); ok {
 		if e.Begun {
-			// Half a reply must not look like a whole one.
-			r.rec.gone = r.Context().Err() != nil
-			if !r.rec.gone {
-				r.rec.cause = e
-			}
-			panic(http.ErrAbortHandler)
+			r.breakOff(e)
 		}
 		return nil, modelError(e)
 	}
 	return nil, err
+}
+
+// createMessage hands a request for a message to the configured endpoint, unless it names
+// MCP servers: those are used from here.
+func (s *Server) createMessage(ctx context.Context, r *request) (any, error) {
+	if s.model == nil || s.messages == nil {
+		return s.forward(ctx, r)
+	}
+	body, err := r.body()
+	if err != nil {
+		return nil, err
+	}
+	if !messages.Wants(body) {
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		return s.forward(ctx, r)
+	}
+	begun, err := s.messages.Serve(r.w, r.Request, body)
+	if err != nil && begun {
+		r.breakOff(err)
+	}
+	if e, ok := errors.AsType[*model.Error](err); ok {
+		return nil, modelError(e)
+	}
+	return nil, err
+}
+
+// breakOff ends a reply of which half is out: it must not look like a whole one.
+func (r *request) breakOff(cause error) {
+	r.rec.gone = r.Context().Err() != nil
+	if !r.rec.gone {
+		r.rec.cause = cause
+	}
+	panic(http.ErrAbortHandler)
 }
 
 // modelError says what went wrong between this server and the model endpoint. A

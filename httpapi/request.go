@@ -78,7 +78,25 @@ func (r *request) work() api.WorkID       { return api.WorkID(r.PathValue("work"
 func (r *request) session() api.SessionID { return api.SessionID(r.PathValue("session")) }
 func (r *request) thread() api.ThreadID   { return api.ThreadID(r.PathValue("thread")) }
 func (r *request) key() api.KeyID         { return api.KeyID(r.PathValue("key")) }
-func (r *request) shell() api.ShellID     { return api.ShellID(r.PathValue("shell")) }
+func (r *request) edge() api.EdgeID       { return api.EdgeID(r.PathValue("edge")) }
+func (r *request) attachment() api.AttachmentID {
+	return api.AttachmentID(r.PathValue("attachment"))
+}
+func (r *request) tunnel() api.TunnelID { return api.TunnelID(r.PathValue("tunnel")) }
+func (r *request) token() api.TokenID   { return api.TokenID(r.PathValue("token")) }
+func (r *request) certificate() api.CertificateID {
+	return api.CertificateID(r.PathValue("certificate"))
+}
+func (r *request) issuer() api.IssuerID { return api.IssuerID(r.PathValue("issuer")) }
+func (r *request) rule() api.RuleID     { return api.RuleID(r.PathValue("rule")) }
+func (r *request) account() api.ServiceAccountID {
+	return api.ServiceAccountID(r.PathValue("account"))
+}
+func (r *request) shell() api.ShellID { return api.ShellID(r.PathValue("shell")) }
+func (r *request) vault() api.VaultID { return api.VaultID(r.PathValue("vault")) }
+func (r *request) credential() api.CredentialID {
+	return api.CredentialID(r.PathValue("credential"))
+}
 
 // body reads the whole body, which may be empty.
 func (r *request) body() ([]byte, error) {

@@ -32,10 +32,23 @@ var (
 	orToken  = credentials{api.KeyAPI, api.KeyEnvironment, api.KeySession}
 
 	ofWorkers = credentials{api.KeyEnvironment, api.KeySession}
+	ofEdges   = credentials{api.KeyEdge}
+
+	// anybody is who shows no credential in a header: what proves something is in the body.
+	anybody = credentials{""}
+
+	orTunnels   = credentials{api.KeyAPI, api.KeyTunnels}
+	orConnector = credentials{api.KeyAPI, api.KeyTunnels, api.KeyTunnelToken}
 )
 
 // betaAgents gates every operation on agents, environments and sessions.
 const betaAgents = "managed-agents-2026-04-01"
+
+// betaTunnels gates every operation on tunnels.
+const betaTunnels = "mcp-tunnels-2026-06-22"
+
+// betaFederation gates the exchange of a workload's identity.
+const betaFederation = "oidc-federation-2026-04-01"
 
 // A status says how far an operation can be relied on. docs/compatibility.md
 // shows it; the code never looks at it.
@@ -91,7 +104,21 @@ var routes = []route{
 	{"sessions.threads.events.list", "GET /v1/sessions/{session}/threads/{thread}/events", orToken, betaAgents, routed, (*Server).listEvents},
 	{"sessions.threads.events.stream", "GET /v1/sessions/{session}/threads/{thread}/stream", orToken, betaAgents, routed, (*Server).streamEvents},
 
-	{"messages.create", "POST /v1/messages", apiKey, "", passed, (*Server).forward},
+	{"vaults.create", "POST /v1/vaults", apiKey, betaAgents, behaves, (*Server).createVault},
+	{"vaults.list", "GET /v1/vaults", apiKey, betaAgents, behaves, (*Server).listVaults},
+	{"vaults.retrieve", "GET /v1/vaults/{vault}", apiKey, betaAgents, behaves, (*Server).getVault},
+	{"vaults.update", "POST /v1/vaults/{vault}", apiKey, betaAgents, behaves, (*Server).updateVault},
+	{"vaults.delete", "DELETE /v1/vaults/{vault}", apiKey, betaAgents, behaves, (*Server).deleteVault},
+	{"vaults.archive", "POST /v1/vaults/{vault}/archive", apiKey, betaAgents, behaves, (*Server).archiveVault},
+	{"vaults.credentials.create", "POST /v1/vaults/{vault}/credentials", apiKey, betaAgents, behaves, (*Server).createCredential},
+	{"vaults.credentials.list", "GET /v1/vaults/{vault}/credentials", apiKey, betaAgents, behaves, (*Server).listCredentials},
+	{"vaults.credentials.retrieve", "GET /v1/vaults/{vault}/credentials/{credential}", apiKey, betaAgents, behaves, (*Server).getCredential},
+	{"vaults.credentials.update", "POST /v1/vaults/{vault}/credentials/{credential}", apiKey, betaAgents, behaves, (*Server).updateCredential},
+	{"vaults.credentials.delete", "DELETE /v1/vaults/{vault}/credentials/{credential}", apiKey, betaAgents, behaves, (*Server).deleteCredential},
+	{"vaults.credentials.archive", "POST /v1/vaults/{vault}/credentials/{credential}/archive", apiKey, betaAgents, behaves, (*Server).archiveCredential},
+	{"vaults.credentials.mcp_oauth_validate", "POST /v1/vaults/{vault}/credentials/{credential}/mcp_oauth_validate", apiKey, betaAgents, behaves, (*Server).validateCredential},
+
+	{"messages.create", "POST /v1/messages", apiKey, "", passed, (*Server).createMessage},
 	{"messages.count_tokens", "POST /v1/messages/count_tokens", apiKey, "", passed, (*Server).forward},
 	{"models.list", "GET /v1/models", apiKey, "", passed, (*Server).forward},
 	{"models.retrieve", "GET /v1/models/{model...}", apiKey, "", passed, (*Server).forward},
@@ -103,8 +130,27 @@ var routes = []route{
 	{"environments.keys.list", "GET /v1/environments/{environment}/keys", apiKey, "", ours, (*Server).listKeys},
 	{"environments.keys.revoke", "POST /v1/environments/{environment}/keys/{key}/revoke", apiKey, "", ours, (*Server).revokeKey},
 	{"sessions.shell", "GET /v1/sessions/{session}/shell", apiKey, "", ours, (*Server).openShell},
+	{"vault_keys.list", "GET /v1/vault_keys", apiKey, "", ours, (*Server).listVaultKeys},
+	{"vault_keys.rotate", "POST /v1/vault_keys/rotate", apiKey, "", ours, (*Server).rotateVaultKey},
+	{"environments.work.variables.list", "GET /v1/environments/{environment}/work/{work}/variables", ofWorkers, "", ours, (*Server).listVariables},
+	{"environments.work.variables.value", "POST /v1/environments/{environment}/work/{work}/variables/{credential}/value", ofWorkers, "", ours, (*Server).handOutVariable},
 	{"environments.work.shells.next", "GET /v1/environments/{environment}/work/{work}/shells/next", ofWorkers, "", ours, (*Server).nextShell},
 	{"environments.work.shells.attach", "GET /v1/environments/{environment}/work/{work}/shells/{shell}/attach", ofWorkers, "", ours, (*Server).attachShell},
+	{"edges.register", "POST /v1/edges", ofEdges, "", ours, (*Server).registerEdge},
+	{"edges.list", "GET /v1/edges", apiKey, "", ours, (*Server).listEdges},
+	{"edges.leave", "POST /v1/edges/{edge}/leave", ofEdges, "", ours, (*Server).leaveEdge},
+	{"edges.certificate", "POST /v1/edges/{edge}/certificate", ofEdges, "", ours, (*Server).certifyEdge},
+	{"edges.attachments.create", "POST /v1/edges/{edge}/attachments", ofEdges, "", ours, (*Server).attachTunnel},
+	{"edges.attachments.detach", "POST /v1/edges/{edge}/attachments/{attachment}/detach", ofEdges, "", ours, (*Server).detachTunnel},
+	{"edges.reports.create", "POST /v1/edges/{edge}/reports", ofEdges, "", ours, (*Server).reportEdge},
+	{"edges.changes", "GET /v1/edges/{edge}/changes", ofEdges, "", ours, (*Server).edgeChanges},
+	{"edge_authorities.list", "GET /v1/edge_authorities", apiKey, "", ours, (*Server).listAuthorities},
+	{"edge_authorities.rotate", "POST /v1/edge_authorities/rotate", apiKey, "", ours, (*Server).rotateAuthority},
+	{"edge_authorities.archive", "POST /v1/edge_authorities/{authority}/archive", apiKey, "", ours, (*Server).archiveAuthority},
+	{"tunnels.connections", "GET /v1/tunnels/{tunnel}/connections", orTunnels, "", ours, (*Server).tunnelConnections},
+	{"tunnels.edges", "GET /v1/tunnels/{tunnel}/edges", orConnector, "", ours, (*Server).tunnelEdges},
+	{"tunnels.usage", "GET /v1/tunnels/{tunnel}/usage", orTunnels, "", ours, (*Server).tunnelUsage},
+	{"sessions.events.output", "GET /v1/sessions/{session}/events/{event}/output", orToken, betaAgents, ours, (*Server).eventOutput},
 	{"sessions.stream", "GET /v1/sessions/{session}/stream", orToken, betaAgents, ours, (*Server).streamEvents}, // the path at launch
 
 	{op: "sessions.resources.list", path: "GET /v1/sessions/{session}/resources"},
@@ -112,20 +158,6 @@ var routes = []route{
 	{op: "sessions.resources.retrieve", path: "GET /v1/sessions/{session}/resources/{resource}"},
 	{op: "sessions.resources.update", path: "POST /v1/sessions/{session}/resources/{resource}"},
 	{op: "sessions.resources.delete", path: "DELETE /v1/sessions/{session}/resources/{resource}"},
-
-	{op: "vaults.create", path: "POST /v1/vaults"},
-	{op: "vaults.list", path: "GET /v1/vaults"},
-	{op: "vaults.retrieve", path: "GET /v1/vaults/{vault}"},
-	{op: "vaults.update", path: "POST /v1/vaults/{vault}"},
-	{op: "vaults.delete", path: "DELETE /v1/vaults/{vault}"},
-	{op: "vaults.archive", path: "POST /v1/vaults/{vault}/archive"},
-	{op: "vaults.credentials.create", path: "POST /v1/vaults/{vault}/credentials"},
-	{op: "vaults.credentials.list", path: "GET /v1/vaults/{vault}/credentials"},
-	{op: "vaults.credentials.retrieve", path: "GET /v1/vaults/{vault}/credentials/{credential}"},
-	{op: "vaults.credentials.update", path: "POST /v1/vaults/{vault}/credentials/{credential}"},
-	{op: "vaults.credentials.delete", path: "DELETE /v1/vaults/{vault}/credentials/{credential}"},
-	{op: "vaults.credentials.archive", path: "POST /v1/vaults/{vault}/credentials/{credential}/archive"},
-	{op: "vaults.credentials.mcp_oauth_validate", path: "POST /v1/vaults/{vault}/credentials/{credential}/mcp_oauth_validate"},
 
 	{op: "memory_stores.create", path: "POST /v1/memory_stores"},
 	{op: "memory_stores.list", path: "GET /v1/memory_stores"},
@@ -183,16 +215,19 @@ var routes = []route{
 	{op: "user_profiles.create_enrollment_url", path: "POST /v1/user_profiles/{profile}/enrollment_url"},
 	{op: "user_profiles.create_action_url", path: "POST /v1/user_profiles/{profile}/action_urls"},
 
-	{op: "tunnels.create", path: "POST /v1/tunnels"},
-	{op: "tunnels.list", path: "GET /v1/tunnels"},
-	{op: "tunnels.retrieve", path: "GET /v1/tunnels/{tunnel}"},
-	{op: "tunnels.archive", path: "POST /v1/tunnels/{tunnel}/archive"},
-	{op: "tunnels.reveal_token", path: "POST /v1/tunnels/{tunnel}/reveal_token"},
-	{op: "tunnels.rotate_token", path: "POST /v1/tunnels/{tunnel}/rotate_token"},
-	{op: "tunnels.certificates.create", path: "POST /v1/tunnels/{tunnel}/certificates"},
-	{op: "tunnels.certificates.list", path: "GET /v1/tunnels/{tunnel}/certificates"},
-	{op: "tunnels.certificates.retrieve", path: "GET /v1/tunnels/{tunnel}/certificates/{certificate}"},
-	{op: "tunnels.certificates.archive", path: "POST /v1/tunnels/{tunnel}/certificates/{certificate}/archive"},
+	{"tunnels.create", "POST /v1/tunnels", orTunnels, betaTunnels, behaves, (*Server).createTunnel},
+	{"tunnels.list", "GET /v1/tunnels", orTunnels, betaTunnels, behaves, (*Server).listTunnels},
+	{"tunnels.retrieve", "GET /v1/tunnels/{tunnel}", orTunnels, betaTunnels, behaves, (*Server).getTunnel},
+	{"tunnels.archive", "POST /v1/tunnels/{tunnel}/archive", orTunnels, betaTunnels, behaves, (*Server).archiveTunnel},
+	{"tunnels.reveal_token", "POST /v1/tunnels/{tunnel}/reveal_token", orTunnels, betaTunnels, behaves, (*Server).revealToken},
+	{"tunnels.rotate_token", "POST /v1/tunnels/{tunnel}/rotate_token", orTunnels, betaTunnels, behaves, (*Server).rotateToken},
+	{"tunnels.certificates.create", "POST /v1/tunnels/{tunnel}/certificates", orTunnels, betaTunnels, behaves, (*Server).addCertificate},
+	{"tunnels.certificates.list", "GET /v1/tunnels/{tunnel}/certificates", orTunnels, betaTunnels, behaves, (*Server).listCertificates},
+	{"tunnels.certificates.retrieve", "GET /v1/tunnels/{tunnel}/certificates/{certificate}", orTunnels, betaTunnels, behaves, (*Server).getCertificate},
+	{"tunnels.certificates.archive", "POST /v1/tunnels/{tunnel}/certificates/{certificate}/archive", orTunnels, betaTunnels, behaves, (*Server).archiveCertificate},
+	{"tunnels.tokens.create", "POST /v1/tunnels/{tunnel}/tokens", orTunnels, "", ours, (*Server).createToken},
+	{"tunnels.tokens.list", "GET /v1/tunnels/{tunnel}/tokens", orTunnels, "", ours, (*Server).listTokens},
+	{"tunnels.tokens.revoke", "POST /v1/tunnels/{tunnel}/tokens/{token}/revoke", orTunnels, "", ours, (*Server).revokeToken},
 
 	{op: "organizations.webhooks.create", path: "POST /v1/organizations/webhooks"},
 	{op: "organizations.webhooks.list", path: "GET /v1/organizations/webhooks"},
@@ -200,6 +235,24 @@ var routes = []route{
 	{op: "organizations.webhooks.update", path: "POST /v1/organizations/webhooks/{webhook}"},
 	{op: "organizations.webhooks.delete", path: "DELETE /v1/organizations/webhooks/{webhook}"},
 	{op: "organizations.webhooks.regenerate_signing_secret", path: "POST /v1/organizations/webhooks/{webhook}/regenerate_signing_secret"},
+
+	{"organizations.federation_issuers.create", "POST /v1/organizations/federation_issuers", apiKey, "", behaves, (*Server).createIssuer},
+	{"organizations.federation_issuers.list", "GET /v1/organizations/federation_issuers", apiKey, "", behaves, (*Server).listIssuers},
+	{"organizations.federation_issuers.retrieve", "GET /v1/organizations/federation_issuers/{issuer}", apiKey, "", behaves, (*Server).getIssuer},
+	{"organizations.federation_issuers.update", "POST /v1/organizations/federation_issuers/{issuer}", apiKey, "", behaves, (*Server).updateIssuer},
+	{"organizations.federation_issuers.archive", "POST /v1/organizations/federation_issuers/{issuer}/archive", apiKey, "", behaves, (*Server).archiveIssuer},
+	{"organizations.federation_rules.create", "POST /v1/organizations/federation_rules", apiKey, "", routed, (*Server).createRule},
+	{"organizations.federation_rules.list", "GET /v1/organizations/federation_rules", apiKey, "", behaves, (*Server).listRules},
+	{"organizations.federation_rules.retrieve", "GET /v1/organizations/federation_rules/{rule}", apiKey, "", behaves, (*Server).getRule},
+	{"organizations.federation_rules.update", "POST /v1/organizations/federation_rules/{rule}", apiKey, "", routed, (*Server).updateRule},
+	{"organizations.federation_rules.archive", "POST /v1/organizations/federation_rules/{rule}/archive", apiKey, "", behaves, (*Server).archiveRule},
+	{"organizations.service_accounts.create", "POST /v1/organizations/service_accounts", apiKey, "", behaves, (*Server).createServiceAccount},
+	{"organizations.service_accounts.list", "GET /v1/organizations/service_accounts", apiKey, "", behaves, (*Server).listServiceAccounts},
+	{"organizations.service_accounts.retrieve", "GET /v1/organizations/service_accounts/{account}", apiKey, "", behaves, (*Server).getServiceAccount},
+	{"organizations.service_accounts.update", "POST /v1/organizations/service_accounts/{account}", apiKey, "", behaves, (*Server).updateServiceAccount},
+	{"organizations.service_accounts.archive", "POST /v1/organizations/service_accounts/{account}/archive", apiKey, "", behaves, (*Server).archiveServiceAccount},
+	{"organizations.federation_exchanges.list", "GET /v1/organizations/federation_exchanges", apiKey, "", ours, (*Server).listExchanges},
+	{"oauth.token", "POST /v1/oauth/token", anybody, betaFederation, behaves, (*Server).exchangeToken},
 
 	{op: "messages.batches.create", path: "POST /v1/messages/batches"},
 	{op: "messages.batches.list", path: "GET /v1/messages/batches"},

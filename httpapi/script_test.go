@@ -19,6 +19,7 @@ import (
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/control"
 	"github.com/bailey-platform/bailey/store"
+	"github.com/bailey-platform/bailey/vault"
 )
 
 // TestScripts plays testdata/script. Each file is a story of requests against a
@@ -70,7 +71,12 @@ type fixture struct {
 
 func newFixture(tb testing.TB, cfg Config) *fixture {
 	tb.Helper()
-	ctl, err := control.New(tb.Context(), "sqlite:"+filepath.Join(tb.TempDir(), "test.db"), store.Options{}, control.Config{})
+	dir := tb.TempDir()
+	keys, err := vault.New(vault.Options{Key: "file:" + filepath.Join(dir, "vault.key")})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	ctl, err := control.New(tb.Context(), "sqlite:"+filepath.Join(dir, "test.db"), store.Options{}, control.Config{Vault: keys, Issuers: plainIssuers})
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -105,7 +111,7 @@ func (f *fixture) request(tb testing.TB, method, target, body string) *http.Requ
 	}
 	req.Header.Set("X-Api-Key", f.key)
 	req.Header.Set("Anthropic-Version", "2023-06-01")
-	req.Header.Set("Anthropic-Beta", betaAgents)
+	req.Header.Set("Anthropic-Beta", betaAgents+","+betaTunnels)
 	return req
 }
 

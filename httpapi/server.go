@@ -19,6 +19,7 @@ import (
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/audit"
 	"github.com/bailey-platform/bailey/control"
+	"github.com/bailey-platform/bailey/messages"
 	"github.com/bailey-platform/bailey/model"
 )
 
@@ -43,6 +44,10 @@ type Config struct {
 	Control *control.Control
 	Model   *model.Client // nil: messages and models answer 404
 	Logger  *slog.Logger  // nil: no records
+
+	// Messages answers requests for a message that name MCP servers. Nil: they are handed
+	// to the endpoint like all others.
+	Messages *messages.Connector
 
 	// Audit gets a record of every operation that changes something before it is
 	// done; without a record it is refused with 503. Nil: none is kept. AuditReads
@@ -80,6 +85,7 @@ type Server struct {
 	// Static after New.
 	control      *control.Control
 	model        *model.Client
+	messages     *messages.Connector
 	log          *slog.Logger
 	metrics      *metrics
 	mux          *http.ServeMux
@@ -119,6 +125,7 @@ func New(c Config) *Server {
 	s := &Server{
 		control:      c.Control,
 		model:        c.Model,
+		messages:     c.Messages,
 		log:          c.Logger,
 		metrics:      newMetrics(c.Registerer),
 		mux:          http.NewServeMux(),
@@ -241,20 +248,23 @@ func (s *Server) serve(hw http.ResponseWriter, hr *http.Request, rt *route, err 
 // call does everything between the route and its handler.
 func (s *Server) call(w *response, hr *http.Request, rt *route, rec *record) (any, error) {
 	ctx := hr.Context()
-	var err error
-	if rec.who, err = s.authenticate(hr); err != nil {
-		return nil, err
-	}
-	w.Header().Set("Anthropic-Organization-Id", organizationID)
-	w.Header().Set("Anthropic-Workspace-Id", workspaceID)
+	open := slices.Contains(rt.keys, "")
+	if !open {
+		var err error
+		if rec.who, err = s.authenticate(hr); err != nil {
+			return nil, err
+		}
+		w.Header().Set("Anthropic-Organization-Id", organizationID)
+		w.Header().Set("Anthropic-Workspace-Id", workspaceID)
 
-	if err := checkVersion(hr.Header); err != nil {
-		return nil, err
+		if err := checkVersion(hr.Header); err != nil {
+			return nil, err
+		}
 	}
 	if rt.beta != "" && !hasBeta(hr.Header, rt.beta) {
 		return nil, api.NotFound("no operation has this path without the header anthropic-beta: %s", rt.beta)
 	}
-	if err := checkWorkspace(hr.Header); err != nil {
+	if err := checkWorkspace(hr.Header); err != nil && !open {
 		return nil, err
 	}
 	if !slices.Contains(rt.keys, rec.who.Kind) {

@@ -268,12 +268,12 @@ func TestForward(t *testing.T) {
 	}
 }
 
-// No operation answers a stranger.
+// No operation answers a stranger, but the one that makes them known.
 func TestEveryRouteNeedsACredential(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, Config{})
 	for _, rt := range routes {
-		if rt.handle == nil {
+		if rt.handle == nil || rt.op == "oauth.token" {
 			continue
 		}
 		method, path := rt.split()

@@ -28,6 +28,7 @@ func (t *turn) abandon(ctx context.Context) error {
 func abandoned(v control.View, used api.Tokens) []api.Draft {
 	var span api.EventID
 	var queue, calls []api.EventID
+	mcp := map[api.EventID]bool{}
 	for _, e := range v.Entries {
 		id := e.Event.ID
 		if e.Queued {
@@ -43,12 +44,17 @@ func abandoned(v control.View, used api.Tokens) []api.Draft {
 		case *api.AgentToolUse, *api.AgentCustomToolUse:
 			calls = append(calls, id)
 			continue
+		case *api.AgentMCPToolUse:
+			calls, mcp[id] = append(calls, id), true
+			continue
 		case *api.UserToolResult:
 			answered = b.ToolUseID
 		case *api.UserCustomToolResult:
 			answered = b.CustomToolUseID
 		case *api.AgentToolResult:
 			answered = b.ToolUseID
+		case *api.AgentMCPToolResult:
+			answered = b.MCPToolUseID
 		}
 		calls = slices.DeleteFunc(calls, func(c api.EventID) bool { return c == answered })
 	}
@@ -61,7 +67,13 @@ func abandoned(v control.View, used api.Tokens) []api.Draft {
 		drafts = append(drafts, api.Draft{Body: &api.SpanModelRequestEnd{ModelRequestStartID: span, IsError: true, ModelUsage: used.Span()}})
 	}
 	drafts = append(drafts, errorDraft(api.ErrorUnknown, "The turn could not be carried on; the server's log says why. Send a new message to try again.", api.RetryExhausted))
-	drafts = append(drafts, failCalls(calls, textInterrupted)...)
+	for _, id := range calls {
+		text := textInterrupted
+		if mcp[id] {
+			text = textCutShort
+		}
+		drafts = append(drafts, failedCall(id, mcp[id], text))
+	}
 	drafts = append(drafts, take(queue)...)
 	reason := api.StopReason{Type: api.StopRetriesExhausted}
 	return append(drafts,

@@ -13,8 +13,14 @@ type call struct {
 	ref        string // the model's own id of it
 	name       string
 	permission api.Permission
-	judged     bool   // the permission came from a policy, not from the tool being unknown
-	spoilt     string // what is wrong with its input, if that is why it is denied
+	judged     bool            // the permission came from a policy, not from the tool being unknown
+	server     string          // of a tool of an MCP server, which the loop runs itself; else ""
+	input      json.RawMessage // of a call that the loop runs
+	spoilt     string          // what is wrong with its input, if that is why it is denied
+
+	// Of a call that the loop runs: begun says that the log allows it to be run, so that
+	// it may have been; ours that this turn runs it.
+	begun, ours bool
 
 	rejected bool // a client refused it, and perhaps said why
 	reason   string
@@ -34,13 +40,22 @@ func (s *State) called(c call, private []byte) error {
 		return err
 	}
 	c.ref, c.spoilt = note.ToolUseID, note.Spoilt
+	if c.server != "" && c.permission == api.PermissionAllow {
+		c.begun, c.ours = true, s.writing
+	}
 	s.calls = append(s.calls, c)
 	return nil
 }
 
 func (s *State) confirm(b *api.UserToolConfirmation) {
 	c := s.unanswered(b.ToolUseID)
-	if c == nil || b.Result != "deny" {
+	switch {
+	case c == nil:
+		return
+	case b.Result != "deny" && c.server != "":
+		c.begun, c.ours = true, s.writing
+		return
+	case b.Result != "deny":
 		return // allowing releases the call to whoever runs it; its result is still to come
 	}
 	c.rejected = true
@@ -94,6 +109,36 @@ func (s *State) unanswered(id api.EventID) *call {
 	return &s.calls[i]
 }
 
+// running returns the calls that this turn runs.
+func (s *State) running() []*call {
+	var calls []*call
+	for i := range s.calls {
+		if c := &s.calls[i]; c.ours && c.result == nil {
+			calls = append(calls, c)
+		}
+	}
+	return calls
+}
+
+// orphans returns the ids of the calls that a turn before this one began to run. Whoever
+// begins one writes its result in the same turn: its process died, or lost the turn.
+func (s *State) orphans() []api.EventID {
+	var ids []api.EventID
+	for _, c := range s.calls {
+		if c.begun && !c.ours && c.result == nil {
+			ids = append(ids, c.id)
+		}
+	}
+	return ids
+}
+
+// adopt marks those of the calls that this turn has begun to run in an earlier write.
+func (s *State) adopt(ours map[api.EventID]bool) {
+	for i := range s.calls {
+		s.calls[i].ours = s.calls[i].begun && ours[s.calls[i].id]
+	}
+}
+
 // pending returns the ids of the unanswered calls.
 func (s *State) pending() []api.EventID {
 	var ids []api.EventID
@@ -114,4 +159,6 @@ const (
 	textSpoilt      = "This call of %s was not run, because of its input: %s. Call the tool again with a JSON object that fits its schema."
 	textRejected    = "The user rejected this call of %s; it was not run."
 	textReason      = " The user said: "
+	textMayHaveRun  = "The server was stopped while this call ran. Whether it had an effect is unknown, and it was not run again. Check the state before you repeat it."
+	textCutShort    = "Tool execution was interrupted before completion. Whether it had an effect is unknown: check the state before you repeat it."
 )

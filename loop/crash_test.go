@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -53,6 +54,62 @@ func TestCrashes(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestMCPCrashes does the same with calls that the loop runs itself. A call whose result
+// a fault has cost is answered as one that may have run; none is run twice.
+func TestMCPCrashes(t *testing.T) {
+	t.Parallel()
+	var want []string
+	writes := 0
+	synctest.Test(t, func(t *testing.T) {
+		f := &faults{}
+		want = playMCPCrash(t, f)
+		writes = f.begun
+	})
+	if writes < 9 {
+		t.Fatalf("the session makes only %d writes", writes)
+	}
+	for at := 1; at <= writes; at++ {
+		for _, f := range []*faults{{at: at, dies: true}, {at: at, dies: true, afterwards: true}, {at: at}, {at: at, afterwards: true}} {
+			t.Run(f.String(), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					got := playMCPCrash(t, f)
+					for i, line := range got {
+						if i < len(want) && line != want[i] && strings.HasPrefix(want[i], "result: ") && strings.Contains(line, "Whether") {
+							got[i] = want[i]
+						}
+					}
+					if diff := cmp.Diff(want, got); diff != "" {
+						t.Errorf("clients saw something else (-without fault +with):\n%s", diff)
+					}
+				})
+			})
+		}
+	}
+}
+
+func playMCPCrash(t *testing.T, f *faults) []string {
+	f.fired = make(chan struct{})
+	p := newPlane(t, scripted.Script{Turns: []scripted.Turn{
+		{Text: "Looking.", Calls: []scripted.Call{word("look", "a"), word("work", "b"), use("weather", nil)}},
+		{Calls: []scripted.Call{word("push", "c"), word("nothing", "d")}},
+		{Text: "Done."},
+		{Calls: []scripted.Call{word("look", "e")}},
+		{Text: "Done again."},
+	}})
+	p.patience = time.Hour
+	server := p.farServer()
+	server.work = func() time.Duration { return 20 * time.Second } // longer than a lease
+	c := &client{p: p, id: p.farSession(), messages: []string{"how is the weather?", "look again"}}
+	seen := playWith(t, p, c, f)
+	log := memLog{}
+	for _, e := range p.events(c.id) {
+		log.entries = append(log.entries, api.Entry{Event: *e})
+	}
+	server.check(t, &log)
+	return seen
 }
 
 // livesEvery is the distance of spoilt writes in a process that lives on.
@@ -139,6 +196,11 @@ func playCrash(t *testing.T, f *faults) []string {
 	}})
 	p.patience = time.Hour
 	c := &client{p: p, id: p.session(nil), messages: []string{"how is the weather?", "write it down", "what was it about?"}}
+	return playWith(t, p, c, f)
+}
+
+// playWith plays a client's session under faults.
+func playWith(t *testing.T, p *plane, c *client, f *faults) []string {
 	restart := func() (stop func()) {
 		p.close()
 		p.open()
@@ -228,6 +290,9 @@ func (c *client) react(ctx context.Context) bool {
 		case !slices.Contains(waiting, call.id) || call.verdict != "":
 		case call.custom:
 			events = append(events, customResult(call.id, "sunny"))
+		case call.mcp && call.ask:
+			events = append(events, event(api.EvUserToolConfirmation, map[string]any{"tool_use_id": call.id, "result": "allow"}))
+		case call.mcp:
 		case call.ask:
 			events = append(events, event(api.EvUserToolConfirmation, map[string]any{"tool_use_id": call.id, "result": "deny", "deny_message": "No."}))
 		default:
@@ -266,6 +331,10 @@ func (c *client) seen() []string {
 			out = append(out, "agent: "+b.Content.Text())
 		case *api.AgentToolUse:
 			out = append(out, "call: "+b.Name)
+		case *api.AgentMCPToolUse:
+			out = append(out, "call: "+b.Name)
+		case *api.AgentMCPToolResult:
+			out = append(out, "result: "+b.Content.Text())
 		case *api.AgentCustomToolUse:
 			out = append(out, "call: "+b.Name)
 		case *api.UserToolResult:

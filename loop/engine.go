@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"log/slog"
+	"net/http"
 	"sync/atomic"
 	"time"
 
@@ -22,11 +23,15 @@ type Config struct {
 	Logger  *slog.Logger
 	Metrics prometheus.Registerer // nil: none
 
+	// MCP reaches MCP servers. Nil: sessions are told that theirs cannot be reached.
+	MCP *http.Client
+
 	// Owner names this process in the turns it holds. Default: random.
 	Owner string
 
 	// TurnsMax is how many sessions may be at work at a time in this process;
-	// sessions that wait for tools or people do not count. Default 256.
+	// sessions that wait for workers or people do not count, those with calls of MCP
+	// tools under way do. Default 256.
 	TurnsMax int
 
 	// TurnTTL is how long a turn lasts without renewal: that of the control.
@@ -50,6 +55,7 @@ type Engine struct {
 	cfg     Config
 	log     *slog.Logger
 	metrics *metrics
+	pool    *pool
 	stop    atomic.Bool // no model request is begun any more
 }
 
@@ -73,7 +79,9 @@ func New(cfg Config) *Engine {
 	if cfg.Grace == 0 {
 		cfg.Grace = 30 * time.Second
 	}
-	return &Engine{cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Metrics)}
+	e := &Engine{cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Metrics)}
+	e.pool = newPool(e)
+	return e
 }
 
 // retryDelay is the pause after the database or a turn failed, so that neither is
@@ -129,5 +137,6 @@ func (e *Engine) Run(ctx context.Context) error {
 	for len(running) > 0 {
 		delete(running, <-ended)
 	}
+	e.pool.close()
 	return nil
 }

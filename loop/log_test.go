@@ -41,6 +41,7 @@ func (l *memLog) append(drafts ...api.Draft) {
 type memCall struct {
 	id      api.EventID
 	custom  bool
+	mcp     bool
 	ask     bool
 	denied  bool
 	verdict string
@@ -60,6 +61,10 @@ func (l *memLog) calls() []memCall {
 		switch b := e.Event.Body.(type) {
 		case *api.AgentToolUse:
 			calls = append(calls, memCall{id: e.Event.ID, ask: b.EvaluatedPermission == api.PermissionAsk, denied: b.EvaluatedPermission == api.PermissionDeny})
+		case *api.AgentMCPToolUse:
+			calls = append(calls, memCall{id: e.Event.ID, mcp: true, ask: b.EvaluatedPermission == api.PermissionAsk, denied: b.EvaluatedPermission == api.PermissionDeny})
+		case *api.AgentMCPToolResult:
+			find(b.MCPToolUseID).result++
 		case *api.AgentCustomToolUse:
 			calls = append(calls, memCall{id: e.Event.ID, custom: true})
 		case *api.UserToolResult:
@@ -122,7 +127,7 @@ func (l *memLog) check(t *testing.T) {
 				t.Errorf("%s ends %s, but %q is open", e.Event.ID, b.ModelRequestStartID, span)
 			}
 			span = ""
-		case *api.AgentMessage, *api.AgentThinking, *api.AgentToolUse, *api.AgentCustomToolUse, *api.AgentContextCompacted:
+		case *api.AgentMessage, *api.AgentThinking, *api.AgentToolUse, *api.AgentCustomToolUse, *api.AgentMCPToolUse, *api.AgentContextCompacted:
 			if span == "" {
 				t.Errorf("%s %s is outside of a request", e.Event.ID, e.Event.Type())
 			}

@@ -69,12 +69,12 @@ func TestSystemPrompt(t *testing.T) {
 	agent := testSession().Agent
 	system := "You test."
 	agent.System = &system
-	got := systemPrompt(&agent, offers(&agent))
+	got := systemPrompt(&agent, offers(&agent, nil))
 	if diff := cmp.Diff(system+"\n\n"+environmentPrompt, got); diff != "" {
 		t.Error(diff)
 	}
 	agent.Tools = agent.Tools[1:]
-	if got := systemPrompt(&agent, offers(&agent)); got != system {
+	if got := systemPrompt(&agent, offers(&agent, nil)); got != system {
 		t.Errorf("without built-in tools the prompt is %q", got)
 	}
 	if len(environmentPrompt) > 500 {
@@ -85,7 +85,7 @@ func TestSystemPrompt(t *testing.T) {
 func TestOffers(t *testing.T) {
 	t.Parallel()
 	var got []string
-	for _, o := range offers(&testSession().Agent) {
+	for _, o := range offers(&testSession().Agent, nil) {
 		got = append(got, fmt.Sprintf("%s %v %s", o.Name, o.custom, o.policy))
 	}
 	want := []string{"bash false auto", "read false always_allow", "write false always_ask", "edit false always_allow", "glob false always_allow", "weather true "}

@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/bailey-platform/bailey/control"
+	"github.com/bailey-platform/bailey/mcp"
 	"github.com/bailey-platform/bailey/model"
 )
 
@@ -15,6 +16,8 @@ type metrics struct {
 	requests *prometheus.CounterVec
 	seconds  prometheus.Histogram
 	tokens   *prometheus.CounterVec
+	calls    *prometheus.CounterVec
+	took     prometheus.Histogram
 }
 
 // newMetrics registers the metrics of an engine, if there is where to.
@@ -34,8 +37,15 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "bailey_model_tokens_total", Help: "Tokens used by sessions, by kind: input, output, cache_read, cache_write.",
 		}, []string{"kind"}),
 	}
+	m.calls = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "bailey_mcp_calls_total", Help: "Calls of MCP tools by sessions, by outcome: ok, error (the tool says so), or the kind of failure.",
+	}, []string{"outcome"})
+	m.took = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "bailey_mcp_call_seconds", Help: "How long calls of MCP tools took.",
+		Buckets: []float64{.01, .05, .1, .5, 1, 5, 10, 30, 60, 300, 900, 1800, 3600},
+	})
 	if r != nil {
-		r.MustRegister(m.turns, m.requests, m.seconds, m.tokens)
+		r.MustRegister(m.turns, m.requests, m.seconds, m.tokens, m.calls, m.took)
 	}
 	return m
 }
@@ -62,4 +72,20 @@ func (m *metrics) asked(res *model.Response, err, cause error, took time.Duratio
 		outcome = "stopped"
 	}
 	m.requests.WithLabelValues(outcome).Inc()
+}
+
+// called counts a call of an MCP tool and what came of it.
+func (m *metrics) called(res mcp.Result, err error, took time.Duration) {
+	outcome := "ok"
+	var failed *mcp.Error
+	switch {
+	case errors.As(err, &failed):
+		outcome = string(failed.Kind)
+	case err != nil:
+		outcome = "failed"
+	case res.IsError:
+		outcome = "error"
+	}
+	m.calls.WithLabelValues(outcome).Inc()
+	m.took.Observe(took.Seconds())
 }

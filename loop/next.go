@@ -30,6 +30,8 @@ const (
 	Append    Action = "append"     // write, and ask for the next step
 	CallModel Action = "call_model" // write, ask the model, write what it says
 	Compact   Action = "compact"    // the same, for a summary of the conversation
+	Equip     Action = "equip"      // write, ask the MCP servers for their tools
+	RunCalls  Action = "run_calls"  // write, run calls of MCP tools, write their results
 )
 
 // The bounds of what may go wrong in a row before a turn is given up.
@@ -55,10 +57,13 @@ func (s *State) Next() Step {
 		// here means that its process died, or lost the turn.
 		return write(s.endFailed(&failure{Kind: failureAborted}, false))
 
+	case len(s.orphans()) > 0:
+		return write(s.failCalls(s.orphans(), textMayHaveRun, textMayHaveRun)...)
+
 	case len(interrupts) > 0:
 		step := write(take(interrupts)...)
 		if s.open() {
-			step.add(failCalls(pending, textInterrupted)...)
+			step.add(s.failCalls(pending, textInterrupted, textCutShort)...)
 			step.add(s.goIdle(api.StopEndTurn)...)
 		}
 		return step
@@ -77,10 +82,19 @@ func (s *State) Next() Step {
 	}
 
 	if confirmations := s.queuedOf(isConfirmation); len(confirmations) > 0 {
-		return write(take(confirmations)...)
+		step := write(take(confirmations)...)
+		if s.releases() {
+			// That it was taken is what says that the call was begun.
+			step.Do = RunCalls
+			step.add(s.startRunning()...)
+		}
+		return step
 	}
 	if drafts := s.refuseCalls(); len(drafts) > 0 {
 		return write(drafts...)
+	}
+	if len(s.running()) > 0 {
+		return Step{Do: RunCalls}
 	}
 	if len(pending) > 0 {
 		if s.status == api.StatusIdle && slices.Equal(s.waiting, pending) {
@@ -120,20 +134,44 @@ func (s *State) request() Step {
 	default:
 		step.add(take(s.queuedOf(isInput))...)
 	}
-	if s.status != api.StatusRunning {
-		step.add(
-			api.Draft{Body: &api.SessionStatusRunning{}},
-			api.Draft{Body: &api.ThreadStatusRunning{SessionThreadID: s.threadID, AgentName: s.session.Agent.Name}})
+	step.add(s.startRunning()...)
+	if len(s.session.Agent.MCPServers) > 0 && s.mcp == nil {
+		step.Do = Equip // first
+		return step
 	}
 	step.add(api.Draft{Body: &api.SpanModelRequestStart{}})
 	return step
+}
+
+// startRunning is the beginning of work, unless the session is at work.
+func (s *State) startRunning() []api.Draft {
+	if s.status == api.StatusRunning {
+		return nil
+	}
+	return []api.Draft{
+		{Body: &api.SessionStatusRunning{}},
+		{Body: &api.ThreadStatusRunning{SessionThreadID: s.threadID, AgentName: s.session.Agent.Name}},
+	}
+}
+
+// releases reports whether one of the waiting confirmations allows a call that the loop
+// runs itself.
+func (s *State) releases() bool {
+	for _, q := range s.queue {
+		if b, ok := q.body.(*api.UserToolConfirmation); ok && b.Result != "deny" {
+			if c := s.unanswered(b.ToolUseID); c != nil && c.server != "" && !c.begun {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // giveUp ends the turn with an error. What is queued is flushed: it was written
 // in the hope of an answer that will not come.
 func (s *State) giveUp(kind, message string) Step {
 	step := write(errorDraft(kind, message, api.RetryExhausted))
-	step.add(failCalls(s.pending(), textInterrupted)...)
+	step.add(s.failCalls(s.pending(), textInterrupted, textCutShort)...)
 	step.add(take(s.queuedOf(func(api.EventBody) bool { return true }))...)
 	step.add(s.goIdle(api.StopRetriesExhausted)...)
 	return step
@@ -185,33 +223,48 @@ func (s *State) refuseCalls() []api.Draft {
 		}
 		switch {
 		case c.spoilt != "":
-			drafts = append(drafts, failedCall(c.id, fmt.Sprintf(textSpoilt, c.name, c.spoilt)))
+			drafts = append(drafts, c.failed(fmt.Sprintf(textSpoilt, c.name, c.spoilt)))
 		case c.permission == api.PermissionDeny && !c.judged:
-			drafts = append(drafts, failedCall(c.id, fmt.Sprintf(textUnknown, c.name)))
+			drafts = append(drafts, c.failed(fmt.Sprintf(textUnknown, c.name)))
 		case c.permission == api.PermissionDeny:
-			drafts = append(drafts, failedCall(c.id, fmt.Sprintf(textDenied, c.name)))
+			drafts = append(drafts, c.failed(fmt.Sprintf(textDenied, c.name)))
 		case c.rejected:
 			text := fmt.Sprintf(textRejected, c.name)
 			if c.reason != "" {
 				text += textReason + c.reason
 			}
-			drafts = append(drafts, failedCall(c.id, text))
+			drafts = append(drafts, c.failed(text))
 		}
 	}
 	return drafts
 }
 
-func failCalls(ids []api.EventID, text string) []api.Draft {
+// failCalls answers calls in a few words: begun is said of those that may have run here.
+func (s *State) failCalls(ids []api.EventID, text, begun string) []api.Draft {
 	var drafts []api.Draft
 	for _, id := range ids {
-		drafts = append(drafts, failedCall(id, text))
+		switch c := s.unanswered(id); {
+		case c == nil:
+		case c.begun:
+			drafts = append(drafts, c.failed(begun))
+		default:
+			drafts = append(drafts, c.failed(text))
+		}
 	}
 	return drafts
 }
 
-func failedCall(id api.EventID, text string) api.Draft {
-	yes := true
-	return api.Draft{Body: &api.AgentToolResult{ToolUseID: id, Content: api.Content{api.TextBlock(text)}, IsError: &yes}}
+// failed is the result of a call that came to nothing.
+func (c *call) failed(text string) api.Draft {
+	return failedCall(c.id, c.server != "", text)
+}
+
+func failedCall(id api.EventID, mcp bool, text string) api.Draft {
+	yes, content := true, api.Content{api.TextBlock(text)}
+	if mcp {
+		return api.Draft{Body: &api.AgentMCPToolResult{MCPToolUseID: id, Content: content, IsError: &yes}}
+	}
+	return api.Draft{Body: &api.AgentToolResult{ToolUseID: id, Content: content, IsError: &yes}}
 }
 
 func errorDraft(kind, message, retry string) api.Draft {

@@ -15,6 +15,7 @@ import (
 	"github.com/rogpeppe/go-internal/txtar"
 
 	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/mcp"
 )
 
 var update = flag.Bool("update", false, "rewrite the want sections of testdata")
@@ -73,6 +74,7 @@ func playFile(t *testing.T, ar *txtar.Archive) *State {
 	session := testSession()
 	s := &State{}
 	over := false
+	ours := map[api.EventID]bool{}
 	for line := range strings.Lines(string(ar.Comment)) {
 		words := strings.Fields(line)
 		if len(words) < 2 || words[0] != "set" {
@@ -83,6 +85,12 @@ func playFile(t *testing.T, ar *txtar.Archive) *State {
 			over = true
 		case "status":
 			session.Status = api.SessionStatus(words[2])
+		case "mcp":
+			withMCP(&session.Agent)
+		case "equipped":
+			s.mcp = farTools
+		case "ours":
+			ours[api.EventID(words[2])] = true
 		case "compact_tokens":
 			s.compactAt, _ = strconv.ParseInt(words[2], 10, 64)
 		default:
@@ -106,6 +114,7 @@ func playFile(t *testing.T, ar *txtar.Archive) *State {
 		session.Status = s.status
 	}
 	s.Look(session, "sthr_1", over)
+	s.adopt(ours)
 	return s
 }
 
@@ -191,6 +200,21 @@ func counter() func() api.EventID {
 		return api.EventID("n" + strconv.Itoa(n))
 	}
 }
+
+// withMCP gives an agent the server far: its tool look is allowed, and push asked for.
+func withMCP(agent *api.SessionAgent) {
+	agent.MCPServers = []api.MCPServer{{Type: "url", Name: "far", URL: "http://far.test/mcp"}}
+	agent.Tools = append(agent.Tools, api.AgentTool{Type: api.ToolsetMCP, MCPServerName: "far", Configs: []api.ToolConfig{
+		{Name: "look", PermissionPolicy: &api.PermissionPolicy{Type: api.AlwaysAllow}},
+	}})
+	if err := agent.Resolve(); err != nil {
+		panic(err)
+	}
+}
+
+var farTools = &toolbox{tools: map[string][]mcp.Tool{"far": {
+	{Name: "look", InputSchema: json.RawMessage(`{"type":"object"}`)}, {Name: "push", InputSchema: json.RawMessage(`{"type":"object"}`)},
+}}}
 
 func testSession() *api.Session {
 	agent := api.SessionAgent{AgentSpec: api.AgentSpec{

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/mcp"
 	"github.com/bailey-platform/bailey/model"
 	"github.com/bailey-platform/bailey/tool"
 )
@@ -12,13 +13,19 @@ import (
 type offer struct {
 	model.Tool
 	custom bool
-	policy string // who decides about a call; built-in tools only
+	policy string // who decides about a call; not of custom tools
+
+	// Of a tool of an MCP server: the server's name, and the tool's own there.
+	server, bare string
 }
 
+// offersMax bounds the tools of one request.
+const offersMax = 1024
+
 // offers returns the tools of an agent that this server can have run: the
-// enabled built-in tools that run in a box, and the custom ones. The web tools
-// and MCP servers are not among them yet.
-func offers(agent *api.SessionAgent) []offer {
+// enabled built-in tools that run in a box, the custom ones, and the enabled ones of
+// the MCP servers in box. The web tools are not among them yet.
+func offers(agent *api.SessionAgent, box *toolbox) []offer {
 	var out []offer
 	for _, t := range agent.Tools {
 		switch t.Type {
@@ -28,6 +35,17 @@ func offers(agent *api.SessionAgent) []offer {
 			for _, d := range tool.Definitions() {
 				if enabled, policy := t.Setting(d.Name); enabled {
 					out = append(out, offer{Tool: model.Tool{Name: d.Name, Description: d.Description, InputSchema: d.InputSchema}, policy: policy})
+				}
+			}
+		case api.ToolsetMCP:
+			for _, d := range box.of(t.MCPServerName) {
+				name := mcp.ModelName(t.MCPServerName, d.Name)
+				enabled, policy := t.Setting(d.Name)
+				if enabled && len(out) < offersMax && findOffer(out, name) == nil {
+					out = append(out, offer{
+						Tool:   model.Tool{Name: name, Description: d.Description, InputSchema: d.InputSchema},
+						policy: policy, server: t.MCPServerName, bare: d.Name,
+					})
 				}
 			}
 		}
@@ -50,7 +68,7 @@ func systemPrompt(agent *api.SessionAgent, offers []offer) string {
 	if agent.System != nil {
 		prompt = *agent.System
 	}
-	if !slices.ContainsFunc(offers, func(o offer) bool { return !o.custom }) {
+	if !slices.ContainsFunc(offers, func(o offer) bool { return !o.custom && o.server == "" }) {
 		return prompt
 	}
 	if prompt != "" {
@@ -66,7 +84,7 @@ The built-in tools run in a sandbox of this session. Relative paths start at its
 // modelRequest returns the next request for a response.
 func (s *State) modelRequest() model.Request {
 	agent := &s.session.Agent
-	offers := offers(agent)
+	offers := offers(agent, s.mcp)
 	req := baseRequest(agent)
 	req.System = systemPrompt(agent, offers)
 	req.Messages = s.messages()

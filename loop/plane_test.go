@@ -34,6 +34,7 @@ type plane struct {
 	control *control.Control
 	server  *scripted.Server
 	model   *model.Client
+	mcp     *http.Client // reaches the far server; nil if there is none
 
 	patience time.Duration // of until
 
@@ -129,7 +130,7 @@ func (p *plane) close() {
 
 // engine returns an engine over the plane; change adjusts its configuration.
 func (p *plane) engine(change ...func(*Config)) *Engine {
-	cfg := Config{Control: p.control, Model: p.model, Logger: slog.New(slog.NewTextHandler(p.t.Output(), nil))}
+	cfg := Config{Control: p.control, Model: p.model, MCP: p.mcp, Logger: slog.New(slog.NewTextHandler(p.t.Output(), nil))}
 	for _, f := range change {
 		f(&cfg)
 	}

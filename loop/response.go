@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/mcp"
 	"github.com/bailey-platform/bailey/model"
 )
 
@@ -21,7 +22,7 @@ const callsMax = 256
 
 // respond returns the events of a response to the open request.
 func (s *State) respond(res *model.Response, shown previewed) []api.Draft {
-	offers := offers(&s.session.Agent)
+	offers := offers(&s.session.Agent, s.mcp)
 	var thought bool
 	var text api.Content
 	var calls []api.Draft
@@ -49,7 +50,7 @@ func (s *State) respond(res *model.Response, shown previewed) []api.Draft {
 				leftOut++
 				continue
 			}
-			calls = append(calls, callDraft(offers, b.Name, b.Input, callNote{b.ID, res.Spoilt[i]}))
+			calls = append(calls, s.callDraft(offers, b.Name, b.Input, callNote{b.ID, res.Spoilt[i]}))
 		}
 		content = append(content, raw)
 	}
@@ -83,26 +84,48 @@ func (s *State) endOK(res *model.Response, note spanNote) api.Draft {
 	}
 }
 
-func callDraft(offers []offer, name string, input json.RawMessage, note callNote) api.Draft {
+func (s *State) callDraft(offers []offer, name string, input json.RawMessage, note callNote) api.Draft {
 	private := writeNote(note)
 	o := findOffer(offers, name)
 	switch {
 	case o == nil || note.Spoilt != "":
-		// The model invented it, or the tool was switched off meanwhile; or nobody could
-		// run it with this input.
+		// The model invented it, or the tool was switched off meanwhile, or its server is
+		// away; or nobody could run it with this input.
+		if server, bare, ok := s.ofServer(o, name); ok {
+			return api.Draft{Body: &api.AgentMCPToolUse{Name: bare, MCPServerName: server, Input: input, EvaluatedPermission: api.PermissionDeny}, Private: private}
+		}
 		return api.Draft{Body: &api.AgentToolUse{Name: name, Input: input, EvaluatedPermission: api.PermissionDeny}, Private: private}
 	case o.custom:
 		return api.Draft{Body: &api.AgentCustomToolUse{Name: name, Input: input}, Private: private}
 	}
-	permission, evaluation := evaluate(o.policy, name, input)
+	permission, evaluation := evaluate(o.policy, name, input) // no rule knows a name of an MCP tool
 	if ambiguous(input) {
 		// Judged and shown as one thing, it could run as another.
 		permission, evaluation = api.PermissionDeny, &api.Evaluation{Type: api.Auto, Verdict: &verdictDeny}
+	}
+	if o.server != "" {
+		return api.Draft{
+			Body:    &api.AgentMCPToolUse{Name: o.bare, MCPServerName: o.server, Input: input, EvaluatedPermission: permission, Evaluation: evaluation},
+			Private: private,
+		}
 	}
 	return api.Draft{
 		Body:    &api.AgentToolUse{Name: name, Input: input, EvaluatedPermission: permission, Evaluation: evaluation},
 		Private: private,
 	}
+}
+
+// ofServer returns the MCP server that a name is of, and the tool's name there.
+func (s *State) ofServer(o *offer, name string) (server, bare string, ok bool) {
+	if o != nil {
+		return o.server, o.bare, o.server != ""
+	}
+	for _, m := range s.session.Agent.MCPServers {
+		if bare, ok := strings.CutPrefix(name, mcp.ModelName(m.Name, "")); ok && bare != "" {
+			return m.Name, bare, true
+		}
+	}
+	return "", "", false
 }
 
 func refusalDetails(d *model.StopDetails) *api.StopDetails {

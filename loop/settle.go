@@ -12,8 +12,8 @@ import (
 type plan struct {
 	drafts []api.Draft
 
-	// then is CallModel or Compact when the write starts a request, and Rest when
-	// it gives the turn back.
+	// then is CallModel or Compact when the write starts a request, RunCalls and Equip when
+	// there is something to be done with MCP servers, and Rest when it gives the turn back.
 	then   Action
 	wakeAt time.Time // with Rest: look again then; zero is when something arrives
 }
@@ -33,21 +33,24 @@ func (s *State) settle(first []api.Draft, now time.Time, stopping bool, newID fu
 	}
 	for range settleMax {
 		step := s.Next()
-		asks := step.Do == CallModel || step.Do == Compact
+		acts := step.Do != Append
 		switch {
 		case step.Do == Rest:
 			return p, nil
-		case asks && stopping:
+		case acts && stopping && len(s.running()) > 0:
+			p.then = RunCalls // what was begun is finished, and nothing else begun
+			return p, nil
+		case acts && stopping:
 			p.wakeAt = now
 			return p, nil
-		case asks && step.NotBefore.After(now):
+		case acts && step.NotBefore.After(now):
 			p.wakeAt = step.NotBefore
 			return p, nil
 		}
 		if err := s.write(&p, step.Drafts, newID); err != nil {
 			return p, err
 		}
-		if asks {
+		if acts {
 			p.then = step.Do
 			return p, nil
 		}
@@ -57,6 +60,8 @@ func (s *State) settle(first []api.Draft, now time.Time, stopping bool, newID fu
 
 // write adds drafts to a plan, and folds them as the log will give them back.
 func (s *State) write(p *plan, drafts []api.Draft, newID func() api.EventID) error {
+	s.writing = true
+	defer func() { s.writing = false }()
 	for _, d := range drafts {
 		if d.ID == "" {
 			d.ID = newID()

@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -52,6 +53,7 @@ type sim struct {
 	dark  time.Time // the database is away until then
 	acked map[api.EventID]api.SessionID
 	count map[string]int // what happened
+	far   *far
 }
 
 const chaosTime = 2 * time.Minute
@@ -65,8 +67,20 @@ func simulate(t *testing.T, seed uint64) {
 	s.serve(scripted.New(scripted.Options{FirstByte: 2 * time.Second, EventDelay: 100 * time.Millisecond}), func() error {
 		return s.fault("model", 10)
 	})
+	s.far = s.farServer()
+	s.far.work = func() time.Duration { return s.between(0, 20*time.Second) }
+	inner := s.mcp.Transport
+	s.mcp.Transport = roundTripper(func(r *http.Request) (*http.Response, error) {
+		s.far.away.Store(s.chance("server away", 15))
+		res, err := inner.RoundTrip(r)
+		if err == nil && s.chance("answer of a server lost", 15) {
+			res.Body.Close()
+			return nil, errFault
+		}
+		return res, err
+	})
 	for range 3 {
-		s.sessions = append(s.sessions, s.session(nil))
+		s.sessions = append(s.sessions, s.farSession())
 	}
 	s.close()
 	s.calm = true // while the database is opened
@@ -177,7 +191,10 @@ func (s *sim) engines(ctx context.Context) {
 
 // client talks to one session.
 func (s *sim) client(ctx context.Context, id api.SessionID) {
-	say := []string{"run ls -la", "read notes.txt", "run make test", "run rm -rf /", "hello", "run cat a.txt"}
+	say := []string{
+		"run ls -la #", "read notes.txt #", "run make test #", "run rm -rf / #", "hello", "run cat a.txt #",
+		`call mcp__far__look {"word":"%s"}`, `call mcp__far__work {"word":"%s"}`, `call mcp__far__push {"word":"%s"}`, `call mcp__far__work {"word":"%s"}`,
+	}
 	for n := 0; sleep(ctx, s.between(time.Second, 15*time.Second)); n++ {
 		var events []json.RawMessage
 		log := s.log(ctx, id)
@@ -191,7 +208,7 @@ func (s *sim) client(ctx context.Context, id api.SessionID) {
 		case s.chance("interrupt", 8):
 			events = append(events, interrupt())
 		case len(events) == 0 && len(log.waiting()) == 0 && !s.isCalm():
-			events = append(events, userMessage(fmt.Sprintf("%s # %d", say[s.pick(len(say))], n)))
+			events = append(events, userMessage(strings.Replace(say[s.pick(len(say))], "%s", fmt.Sprint(id, " ", n), 1)))
 		}
 		if len(events) == 0 {
 			continue
@@ -266,7 +283,7 @@ func (s *sim) serveWork(ctx context.Context, work *api.Work) {
 	for idle := 0; idle < 30 && sleep(ctx, s.between(time.Second, 4*time.Second)); idle++ {
 		log := s.log(ctx, work.Data.ID)
 		for _, c := range log.calls() {
-			if c.custom || c.denied || c.result > 0 || c.ask && c.verdict != "allow" {
+			if c.custom || c.mcp || c.denied || c.result > 0 || c.ask && c.verdict != "allow" {
 				continue
 			}
 			idle = 0
@@ -375,6 +392,7 @@ func (s *sim) check(id api.SessionID) {
 			s.t.Errorf("call %s has %d results", c.id, c.result)
 		}
 	}
+	s.far.check(s.t, log)
 	if s.t.Failed() {
 		s.t.Logf("%s:\n%s", id, log)
 	}

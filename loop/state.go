@@ -17,6 +17,8 @@ type State struct {
 	seq int64 // of the newest entry folded
 
 	// What the log does not say; see Look.
+	mcp        *toolbox // the tools of MCP servers; nil until they were asked for
+	writing    bool     // what is folded is being written by this turn
 	session    *api.Session
 	threadID   api.ThreadID
 	overBudget bool
@@ -109,9 +111,13 @@ func (s *State) fold(e api.Entry) error {
 		s.answer(b.CustomToolUseID, b.Content, b.IsError)
 	case *api.AgentToolResult:
 		s.answer(b.ToolUseID, b.Content, b.IsError)
+	case *api.AgentMCPToolResult:
+		s.answer(b.MCPToolUseID, b.Content, b.IsError)
 
 	case *api.AgentToolUse:
 		return s.called(call{id: id, name: b.Name, permission: b.EvaluatedPermission, judged: b.Evaluation != nil}, e.Private)
+	case *api.AgentMCPToolUse:
+		return s.called(call{id: id, name: b.Name, server: b.MCPServerName, input: b.Input, permission: b.EvaluatedPermission, judged: b.Evaluation != nil}, e.Private)
 	case *api.AgentCustomToolUse:
 		return s.called(call{id: id, name: b.Name, permission: api.PermissionAllow}, e.Private)
 	case *api.AgentContextCompacted:

@@ -7,7 +7,9 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"runtime/debug"
+	"slices"
 	"sort"
+	"sync"
 	"time"
 
 	"github.com/bailey-platform/bailey/api"
@@ -24,6 +26,14 @@ type turn struct {
 	log  *slog.Logger
 	held *control.Turn // nil before the claim
 
+	// Of MCP servers.
+	asked   bool                   // a person has said something, who is to be told if one is still away
+	box     *toolbox               // their tools; nil until they were asked
+	begun   map[api.EventID]bool   // calls that the newest write, or one before, began
+	flights map[api.EventID]func() // those under way, each with what cuts it short
+	landed  chan landing           // what came of them
+	flying  sync.WaitGroup
+
 	base State  // as the log says
 	now  *State // base, and what the newest write added to it
 	then Action // what comes after that write
@@ -33,19 +43,26 @@ type turn struct {
 	unpaid api.Tokens // used by a request whose outcome is not written yet
 }
 
-// An outcome is what came of the model request whose start is span.
+// An outcome is what came of the model request whose start is span, or of calls.
 type outcome struct {
 	span   api.EventID
 	used   api.Tokens
 	drafts []api.Draft
+
+	landed   []landing
+	problems []api.Draft // that clients are told of
 }
 
 // run takes a due session as far as it goes. Every failure is dealt with here:
 // those of the database by trying later, since the session stays due; our own by
 // ending the turn visibly.
 func (e *Engine) run(ctx context.Context, id api.SessionID) {
-	t := &turn{e: e, id: id, log: e.log.With("session_id", id), base: e.empty()}
+	t := &turn{
+		e: e, id: id, log: e.log.With("session_id", id), base: e.empty(),
+		begun: map[api.EventID]bool{}, flights: map[api.EventID]func(){}, landed: make(chan landing),
+	}
 	err := t.guarded(ctx)
+	t.ground()
 	if t.held != nil {
 		defer t.held.Close()
 	}
@@ -84,9 +101,10 @@ func (t *turn) play(ctx context.Context) error {
 	t.e.metrics.turns.Inc()
 	defer t.e.metrics.turns.Dec()
 	for t.then != Rest {
-		// A crash from here to the next write leaves the request open in the log; the
-		// next claim reports it as aborted and makes it again.
-		o, err := t.ask(ctx)
+		// A crash from here to the next write leaves the request, or the calls, open in
+		// the log. The next claim reports a request as aborted and makes it again; a call
+		// it reports as one that may have run.
+		o, err := t.act(ctx)
 		if err != nil {
 			return err
 		}
@@ -95,6 +113,17 @@ func (t *turn) play(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// act does what the newest write has announced.
+func (t *turn) act(ctx context.Context) (outcome, error) {
+	switch t.then {
+	case RunCalls:
+		return t.runCalls(ctx)
+	case Equip:
+		return t.equip(ctx)
+	}
+	return t.ask(ctx)
 }
 
 // commit writes an outcome. A response is dear, so a failing database gets as
@@ -107,6 +136,7 @@ func (t *turn) commit(ctx context.Context, o outcome) error {
 	err := t.insist(ctx, func(ctx context.Context) error { return t.held.Commit(ctx, t.decide(o)) })
 	if err == nil {
 		t.unpaid = api.Tokens{}
+		t.cutShort()
 	}
 	return err
 }
@@ -168,16 +198,37 @@ func (t *turn) decide(o outcome) func(control.View) (control.Batch, error) {
 		if o.span != "" && o.span == t.base.span {
 			first, b.Tokens, b.Model = o.drafts, o.used, v.Session.Agent.Model.ID
 		}
+		for _, l := range o.landed {
+			if t.base.unanswered(l.id) != nil { // nobody interrupted it, and the write before did not happen
+				first = append(first, l.draft)
+			}
+		}
+		for _, d := range o.problems {
+			if !logged(v, d.ID) { // by the write before, whose reply was lost
+				first = append(first, d)
+			}
+		}
 		s := t.base.clone()
+		s.adopt(t.begun)
 		s.Look(v.Session, v.ThreadID, overBudget(v, b))
+		s.mcp = t.tools(v.Session, s)
 		p, err := s.settle(first, v.Now, t.e.stop.Load(), t.e.cfg.Control.NewEventID)
 		if err != nil {
 			return b, err
 		}
 		t.now, t.then = s, p.then
+		for _, c := range s.running() {
+			t.begun[c.id] = true
+		}
 		b.Append, b.Release, b.WakeAt = p.drafts, p.then == Rest, p.wakeAt
 		return b, nil
 	}
+}
+
+// logged reports whether one of the newest events of a log has an id.
+func logged(v control.View, id api.EventID) bool {
+	newest := v.Entries[max(0, len(v.Entries)-4*callsMax):]
+	return slices.ContainsFunc(newest, func(e api.Entry) bool { return e.Event.ID == id })
 }
 
 // hear forgets an interrupt that was announced before the log is read: it is in

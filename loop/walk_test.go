@@ -59,6 +59,10 @@ type walk struct {
 	over    bool
 	wake    time.Time // zero: not due
 
+	box   *toolbox             // of the turn
+	begun map[api.EventID]bool // calls that the turn runs
+	ran   map[api.EventID]int  // how often a call was run
+
 	base State  // folded from the log as it grew, like that of a held turn
 	held *State // a request is under way; nil otherwise
 	then Action
@@ -70,6 +74,8 @@ type walk struct {
 func newWalk(t *testing.T, seed uint64) *walk {
 	w := &walk{t: t, rnd: rand.New(rand.NewPCG(seed, 7)), log: &memLog{}, session: testSession(), now: time.Unix(1_800_000_000, 0)}
 	w.session.Status = api.StatusIdle
+	w.ran = map[api.EventID]int{}
+	withMCP(&w.session.Agent)
 	w.base.compactAt = 400
 	return w
 }
@@ -123,12 +129,14 @@ func (w *walk) answer(c memCall) {
 	switch {
 	case c.result != 0 || c.denied || c.verdict == "deny":
 		return
+	case c.mcp && (!c.ask || c.verdict != ""):
+		return // the loop's
 	case c.ask && c.verdict == "":
 		verdict := "allow"
 		if w.rnd.IntN(3) == 0 {
 			verdict = "deny"
 		}
-		w.log.append(api.Draft{Body: &api.UserToolConfirmation{ToolUseID: c.id, Result: verdict}, Queued: w.rnd.IntN(2) == 0})
+		w.log.append(api.Draft{Body: &api.UserToolConfirmation{ToolUseID: c.id, Result: verdict}, Queued: c.mcp || w.rnd.IntN(2) == 0})
 	case c.custom:
 		w.log.append(api.Draft{Body: &api.UserCustomToolResult{CustomToolUseID: c.id, Content: api.Content{api.TextBlock("sunny")}}})
 	default:
@@ -143,10 +151,18 @@ func (w *walk) engine() {
 		held, then := w.held, w.then
 		w.held = nil
 		span := held.span
-		if then == Compact {
+		switch then {
+		case Compact:
 			checkConversation(w.t, held.summaryRequest().Messages)
-		} else {
+		case CallModel:
 			checkConversation(w.t, held.messages())
+		case Equip:
+			w.box = farTools
+			w.write(func(*State) []api.Draft { return nil })
+			return
+		case RunCalls:
+			w.write(func(s *State) []api.Draft { return w.runCalls(held, s) })
+			return
 		}
 		first := func(s *State) []api.Draft {
 			if s.span != span {
@@ -161,6 +177,7 @@ func (w *walk) engine() {
 		return
 	}
 	w.base = State{compactAt: w.base.compactAt} // a new claim reads the log anew
+	w.box, w.begun = nil, map[api.EventID]bool{}
 	w.write(func(*State) []api.Draft { return nil })
 }
 
@@ -172,8 +189,10 @@ func (w *walk) write(first func(*State) []api.Draft) {
 	}
 	session := *w.session
 	w.base.Look(&session, "sthr_1", w.over)
-	s := w.base.clone()
 	drafts := first(&w.base)
+	w.base.mcp = w.box
+	w.base.adopt(w.begun)
+	s := w.base.clone()
 	before := w.base.Next()
 	p, err := s.settle(drafts, w.now, false, w.log.newID)
 	if err != nil {
@@ -181,6 +200,9 @@ func (w *walk) write(first func(*State) []api.Draft) {
 	}
 	if diff := cmp.Diff(showStep(before), showStep(w.base.Next())); diff != "" {
 		w.t.Errorf("settling a clone changed the original:\n%s", diff)
+	}
+	for _, c := range s.running() {
+		w.begun[c.id] = true
 	}
 	if !w.late && w.rnd.IntN(10) == 0 {
 		w.wake = w.now // the write is lost, and its process with it
@@ -208,6 +230,8 @@ func (w *walk) write(first func(*State) []api.Draft) {
 	}
 	session = *w.session
 	again.Look(&session, "sthr_1", w.over)
+	again.mcp = w.box
+	again.adopt(w.begun)
 	if diff := cmp.Diff(showStep(s.Next()), showStep(again.Next())); diff != "" {
 		w.t.Errorf("the log says another next step than the turn (-turn +log):\n%s", diff)
 	}
@@ -222,6 +246,21 @@ func (w *walk) write(first func(*State) []api.Draft) {
 			w.held, w.then = s, p.then
 		}
 	}
+}
+
+// runCalls runs some of the calls that the newest write has begun.
+func (w *walk) runCalls(held, now *State) []api.Draft {
+	var drafts []api.Draft
+	for _, c := range held.running() {
+		if w.ran[c.id] == 0 {
+			w.ran[c.id]++ // it is under way from here on
+		}
+		if now.unanswered(c.id) == nil || !w.late && w.rnd.IntN(3) == 0 {
+			continue // interrupted meanwhile, or not yet done
+		}
+		drafts = append(drafts, api.Draft{Body: &api.AgentMCPToolResult{MCPToolUseID: c.id, Content: api.Content{api.TextBlock("far away")}}})
+	}
+	return drafts
 }
 
 // outcome is what comes of a model request.
@@ -260,6 +299,7 @@ func (w *walk) response() *model.Response {
 			api.TextBlock("I think so."), api.TextBlock(""), api.TextBlock("\n"),
 			json.RawMessage(`{"type":"thinking","thinking":"hm","signature":"x"}`),
 			call("bash"), call("write"), call("read"), call("grep"), call("weather"), call("teleport"),
+			call("mcp__far__look"), call("mcp__far__push"), call("mcp__far__nothing"),
 		}
 		res.Content = append(res.Content, blocks[w.rnd.IntN(len(blocks))])
 	}

@@ -28,8 +28,10 @@ type Credential struct {
 	// Name is the variable in the box's environment; letters, digits and _.
 	Name string
 
-	// Hosts are patterns (see [egress.ParsePattern]); at least one.
-	Hosts []string
+	// Hosts are patterns (see [egress.ParsePattern]); at least one, unless Anywhere has
+	// it go wherever the policy allows, in which case TLS is opened to every host.
+	Hosts    []string
+	Anywhere bool
 
 	// Where says in which parts of a request it is put in; at least one.
 	Where Where
@@ -102,7 +104,7 @@ func (j *Jail) bind(list []Credential) ([]*credential, error) {
 			return nil, fmt.Errorf("credential %.80q: its name has letters, digits and _ and begins with no digit, as that of a variable", c.Name)
 		case names[c.Name]:
 			return nil, fmt.Errorf("credential %q: there are two of this name", c.Name)
-		case len(c.Hosts) == 0:
+		case len(c.Hosts) == 0 && !c.Anywhere:
 			return nil, fmt.Errorf("credential %q: it needs hosts that it may be sent to", c.Name)
 		case c.Where == Where{}:
 			return nil, fmt.Errorf("credential %q: it needs a place where it may be put in: header, body or query", c.Name)

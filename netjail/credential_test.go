@@ -628,6 +628,47 @@ func TestCredentialInUnrestrictedMode(t *testing.T) {
 	}
 }
 
+// A credential for anywhere goes wherever the policy lets the box go, and nowhere else.
+func TestCredentialForAnywhere(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	s := new(site)
+	for _, host := range []string{"api.example", "other.example", "closed.example"} {
+		w.host(host, s)
+	}
+	b := w.box(netjail.Options{
+		Policy: limited(
+			egress.Rule{Name: "api", Hosts: []string{"api.example", "other.example"}},
+			egress.Rule{Name: "in the clear", Hosts: []string{"other.example"}, Protocol: egress.HTTP},
+		),
+		Credentials: []netjail.Credential{{Name: "TOKEN", Anywhere: true, Where: netjail.Where{Header: true}, Value: value(secret)}},
+	})
+	ph := b.env("TOKEN")
+	c := b.client()
+	b.fetch(c, "GET", "https://api.example/", "", "Authorization", "Bearer "+ph)
+	b.fetch(c, "GET", "https://other.example/", "", "Authorization", "Bearer "+ph)
+	got := s.all()
+	if len(got) != 2 || got[0].Header.Get("Authorization") != "Bearer "+secret || got[1].Header.Get("Authorization") != "Bearer "+secret {
+		t.Fatalf("%d requests arrived: %+v", len(got), got)
+	}
+	for _, url := range []string{"https://closed.example/", "http://other.example/"} {
+		req, err := http.NewRequestWithContext(t.Context(), "GET", url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer "+ph)
+		if resp, err := c.Do(req); err == nil {
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				t.Errorf("%s answered", url)
+			}
+		}
+	}
+	for _, r := range s.all()[2:] {
+		t.Errorf("%s %s arrived with %q", r.Method, r.URI, r.Header.Get("Authorization"))
+	}
+}
+
 // TestManyBodiesDoNotFillTheWorker: a box that sends bodies for credentials to be put
 // into, and does not end them, has the worker hold few of them.
 func TestManyBodiesDoNotFillTheWorker(t *testing.T) {

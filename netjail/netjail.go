@@ -509,7 +509,7 @@ func (j *Jail) Stats() Stats {
 func (s *state) bound(h egress.Host) []*credential {
 	var found []*credential
 	for _, c := range s.credentials {
-		if slices.ContainsFunc(c.hosts, func(p egress.Pattern) bool { return p.Match(h) }) {
+		if c.Anywhere || slices.ContainsFunc(c.hosts, func(p egress.Pattern) bool { return p.Match(h) }) {
 			found = append(found, c)
 		}
 	}

@@ -80,7 +80,7 @@ func BenchmarkClaim(b *testing.B) {
 		n++
 		session := fmt.Sprint("sesn_", n)
 		b.StartTimer()
-		r, how, err := w.boxes.provide(b.Context(), session, discard)
+		r, how, err := w.boxes.provide(b.Context(), session, nil, discard)
 		b.StopTimer()
 		if err != nil || how != "claimed" {
 			b.Fatal(how, err)

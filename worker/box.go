@@ -21,6 +21,8 @@ type box struct {
 	of      *boxes
 	session string
 
+	lender atomic.Pointer[lender] // of the session's variables, as it is served now; nil for nobody
+
 	// mu is held while a box is started, thawed or frozen, so that two calls never
 	// start two.
 	mu      sync.Mutex
@@ -65,7 +67,13 @@ func (b *box) ensure(ctx context.Context) (*running, error) {
 		b.notice = b.lose()
 	}
 	began := time.Now()
-	now, how, err := b.of.provide(ctx, b.session, b.log)
+	variables, err := b.lender.Load().variables(ctx, b.variable)
+	if err != nil {
+		b.of.metrics.boxes.WithLabelValues("failed").Inc()
+		b.log.Error("box not started", "error", err)
+		return nil, err
+	}
+	now, how, err := b.of.provide(ctx, b.session, variables, b.log)
 	if err != nil {
 		b.of.metrics.boxes.WithLabelValues("failed").Inc()
 		b.log.Error("box not started", "error", err)

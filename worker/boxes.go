@@ -95,9 +95,11 @@ func (bs *boxes) keep() Keep {
 }
 
 // open returns the box of a session that is about to be served: the one that was
-// kept for it, or one that is yet to be started.
-func (bs *boxes) open(session string, log *slog.Logger) *box {
+// kept for it, or one that is yet to be started. l lends it the session's variables; nil
+// is nobody.
+func (bs *boxes) open(session string, l *lender, log *slog.Logger) *box {
 	b, was := bs.take(session, log)
+	b.lend(l)
 	if was {
 		b.adopt(log) // which may wait for what goes on with the box
 	}
@@ -281,9 +283,10 @@ func stopAll(all []*box) {
 
 // provide starts a box for a session, or takes one from the pool, and says which.
 // Only a session without a work folder can have one of the pool, as that comes with a
-// folder.
-func (bs *boxes) provide(ctx context.Context, session string, log *slog.Logger) (r *running, how string, err error) {
-	if !bs.data.hasWork(session) {
+// folder, and only one without variables, as those are in a box's environment from its
+// start.
+func (bs *boxes) provide(ctx context.Context, session string, variables []Variable, log *slog.Logger) (r *running, how string, err error) {
+	if len(variables) == 0 && !bs.data.hasWork(session) {
 		if r := bs.pool.claim(ctx, session, log); r != nil {
 			return r, "claimed", nil
 		}
@@ -292,7 +295,7 @@ func (bs *boxes) provide(ctx context.Context, session string, log *slog.Logger) 
 	if err != nil {
 		return nil, "", err
 	}
-	if r, err = bs.starter.start(ctx, boxID(session), session, folder, log); err != nil {
+	if r, err = bs.starter.start(ctx, boxID(session), session, folder, variables, log); err != nil {
 		return nil, "", err
 	}
 	return r, "started", nil

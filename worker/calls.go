@@ -20,6 +20,8 @@ type call struct {
 	n     int  // the place in which it was asked for
 	held  bool // waits for a confirmation
 
+	outputs map[string]string // files to be made before it, by the event they are of
+
 	// doubtful says that it may have run although the journal does not know.
 	doubtful bool
 
@@ -313,6 +315,7 @@ func (s *session) runTool(c *call) run {
 		s.log.Error("call refused: journal not written", "tool_use_id", c.event.ID, "error", err)
 		return refused("The worker's journal of calls cannot be written, so nothing was run. The operator of this environment has to see to it.")
 	}
+	s.makeOutputs(c.toolCtx, now, c)
 	result, err := s.box.call(c.toolCtx, now, c.event.ID, tool.Call{
 		Tool: c.event.Name, Input: c.event.Input, TimeoutMS: s.toolTimeout.Milliseconds(),
 	})

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/bailey-platform/bailey/api"
@@ -25,6 +26,7 @@ type event struct {
 
 	ToolUseID  string   // of a result or a confirmation
 	Verdict    string   // user.tool_confirmation: "allow" or "deny"
+	OutputFile string   // agent.mcp_tool_result: where its whole output is to be found, or ""
 	StopReason string   // session.status_idle
 	WaitsFor   []string // session.status_idle: ids of the calls it waits for
 }
@@ -33,6 +35,8 @@ const (
 	eventMax   = 32 << 20 // bytes of one event
 	eventIDMax = 256
 	nameMax    = 128
+
+	outputFileMax = 512
 )
 
 // decodeEvent reads one event. An event it cannot make sense of is an error, and
@@ -80,6 +84,14 @@ func decodeEvent(raw []byte) (event, error) {
 		}
 		err = json.Unmarshal(raw, &body)
 		ev.ToolUseID, ev.Verdict = body.ToolUseID, body.Result
+	case api.EvAgentMCPToolResult:
+		var body struct {
+			OutputFile string `json:"bailey_output_file"`
+		}
+		err = json.Unmarshal(raw, &body)
+		if ev.OutputFile = body.OutputFile; err == nil && !filepath.IsLocal(ev.OutputFile) {
+			ev.OutputFile = "" // none, or one outside of the working directory
+		}
 	case api.EvSessionStatusIdle:
 		var body struct {
 			StopReason struct {
@@ -93,7 +105,7 @@ func decodeEvent(raw []byte) (event, error) {
 	if err != nil {
 		return event{}, fmt.Errorf("decode event of type %.128q: %w", head.Type, err)
 	}
-	if len(ev.ID) > eventIDMax || len(ev.ToolUseID) > eventIDMax || len(ev.Thread) > eventIDMax || len(ev.Name) > nameMax || len(ev.Type) > nameMax {
+	if len(ev.ID) > eventIDMax || len(ev.ToolUseID) > eventIDMax || len(ev.Thread) > eventIDMax || len(ev.Name) > nameMax || len(ev.OutputFile) > outputFileMax || len(ev.Type) > nameMax {
 		return event{}, errors.New("decode event: an id or name is too long")
 	}
 	return ev, nil

@@ -103,7 +103,11 @@ type fakeSession struct {
 	order   []string
 	script  [][]toolUse
 	streams int
-	cut     chan struct{} // closed to end the open streams
+
+	variables []map[string]any  // nil: the plane does not know the question
+	values    map[string]string // by credential
+
+	cut chan struct{} // closed to end the open streams
 }
 
 // toolUse is a call as a scripted model makes it.
@@ -603,6 +607,21 @@ func (p *fakePlane) work(w http.ResponseWriter, r *http.Request, id, op string) 
 	case "stop":
 		it.state = "stopped"
 		w.WriteHeader(http.StatusNoContent)
+	case "variables":
+		s := p.sessions[it.session]
+		switch path := strings.Split(r.URL.Path, "/variables"); {
+		case s == nil || s.variables == nil:
+			fail(w, http.StatusNotFound, "no route "+op)
+		case path[1] == "":
+			reply(w, map[string]any{"data": s.variables})
+		default:
+			value, ok := s.values[strings.TrimSuffix(strings.TrimPrefix(path[1], "/"), "/value")]
+			if !ok {
+				fail(w, http.StatusNotFound, "no such variable")
+				return
+			}
+			reply(w, map[string]any{"type": "variable_value", "value": value})
+		}
 	default:
 		fail(w, http.StatusNotFound, "no route "+op)
 	}

@@ -19,11 +19,13 @@ import (
 // knows whose box it is.
 type Networks interface {
 	// Open returns the network of the box with this id, which is about to be started.
+	// variables are those of the session that it is for; one whose name the operator has
+	// a credential of his own for is left out.
 	//
 	// record is called with each decision before it takes effect, from any
 	// goroutine. If it returns an error, what was asked for is refused. It adds the
 	// actor and the environment to the record; the rest is the caller's.
-	Open(box string, record func(audit.Record) error) (Network, error)
+	Open(box string, variables []Variable, record func(audit.Record) error) (Network, error)
 }
 
 // A Network is what one box reaches of the world. Its methods may be called by

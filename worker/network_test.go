@@ -26,13 +26,13 @@ type fakeNetworks struct {
 	all     []*fakeNetwork
 }
 
-func (n *fakeNetworks) Open(box string, record func(audit.Record) error) (Network, error) {
+func (n *fakeNetworks) Open(box string, variables []Variable, record func(audit.Record) error) (Network, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.openErr != nil {
 		return nil, n.openErr
 	}
-	made := &fakeNetwork{t: n.t, box: box, record: record, done: make(chan struct{})}
+	made := &fakeNetwork{t: n.t, box: box, variables: variables, record: record, done: make(chan struct{})}
 	n.all = append(n.all, made)
 	return made, nil
 }
@@ -44,10 +44,12 @@ func (n *fakeNetworks) last() *fakeNetwork {
 }
 
 type fakeNetwork struct {
-	t      *testing.T
-	box    string
-	record func(audit.Record) error
-	done   chan struct{}
+	t   *testing.T
+	box string
+
+	variables []Variable
+	record    func(audit.Record) error
+	done      chan struct{}
 
 	mu            sync.Mutex
 	attached      bool
@@ -70,7 +72,13 @@ func (n *fakeNetwork) Attach(sandbox.Exits) error {
 func (n *fakeNetwork) Files() map[string]string {
 	return map[string]string{"/etc/resolv.conf": "/dev/null"}
 }
-func (n *fakeNetwork) Env() []string          { return []string{"API_TOKEN=placeholder"} }
+func (n *fakeNetwork) Env() []string {
+	env := []string{"API_TOKEN=placeholder"}
+	for _, v := range n.variables {
+		env = append(env, v.Name+"=placeholder of "+v.Name)
+	}
+	return env
+}
 func (n *fakeNetwork) Redact(s string) string { return strings.ReplaceAll(s, "hunter2", "placeholder") }
 func (n *fakeNetwork) Done() <-chan struct{}  { return n.done }
 

@@ -358,6 +358,27 @@ func (p *plane) stream(ctx context.Context, cred credential, session string) (*s
 	return newStream(res.Body, cancel), nil
 }
 
+// output returns the whole text of a result of which its event shows a part. Only planes of
+// ours have such events.
+func (p *plane) output(ctx context.Context, cred credential, session, event string) (string, error) {
+	var text []byte
+	err := p.do("read output", cred, listTimeout, func(opts ...option.RequestOption) error {
+		var raw *http.Response
+		opts = append(p.beta(opts), option.WithResponseBodyInto(&raw))
+		err := p.client.Get(ctx, sessionPath(session)+"/events/"+url.PathEscape(event)+"/output", nil, nil, opts...)
+		if err != nil {
+			return err
+		}
+		defer raw.Body.Close()
+		text, err = io.ReadAll(io.LimitReader(raw.Body, outputMax))
+		return err
+	})
+	return string(text), err
+}
+
+// outputMax bounds such a text, in bytes.
+const outputMax = 8 << 20
+
 // send posts one event, byte for byte.
 func (p *plane) send(ctx context.Context, cred credential, session string, event json.RawMessage) error {
 	body := make([]byte, 0, len(event)+len(`{"events":[]}`))

@@ -107,7 +107,7 @@ func (p *pool) make(ctx context.Context) (*running, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, err := p.of.starter.start(ctx, boxID("pool "+rand.Text()), "", folder, p.of.log)
+	r, err := p.of.starter.start(ctx, boxID("pool "+rand.Text()), "", folder, nil, p.of.log)
 	if err != nil {
 		_ = p.of.data.discard(folder)
 		return nil, err

@@ -87,9 +87,9 @@ func newStarter(c Config, record func(audit.Record) error) *starter {
 }
 
 // start starts a box on a work folder and meets its agent. session is whose it is, or
-// empty for one of the pool.
-func (st *starter) start(ctx context.Context, id, session, folder string, log *slog.Logger) (*running, error) {
-	r, err := st.meet(ctx, id, session, folder, log)
+// empty for one of the pool, and variables are that session's.
+func (st *starter) start(ctx context.Context, id, session, folder string, variables []Variable, log *slog.Logger) (*running, error) {
+	r, err := st.meet(ctx, id, session, folder, variables, log)
 	if err != nil || st.setup == "" {
 		return r, err
 	}
@@ -155,7 +155,7 @@ func mergeEnv(base, over []string) []string {
 }
 
 // meet starts a box and its agent.
-func (st *starter) meet(ctx context.Context, id, session, folder string, log *slog.Logger) (*running, error) {
+func (st *starter) meet(ctx context.Context, id, session, folder string, variables []Variable, log *slog.Logger) (*running, error) {
 	ctx, cancel := context.WithTimeout(ctx, boxStartTimeout)
 	defer cancel()
 	action := audit.BoxStart
@@ -173,7 +173,7 @@ func (st *starter) meet(ctx context.Context, id, session, folder string, log *sl
 	spec := st.spec
 	spec.ID, spec.WorkDir, spec.Stderr = id, folder, r.stderr
 	if st.networks != nil {
-		if r.network, err = st.networks.Open(id, newGuard(st.record).record); err != nil {
+		if r.network, err = st.networks.Open(id, variables, newGuard(st.record).record); err != nil {
 			return nil, fmt.Errorf("open the box's network: %w", err)
 		}
 		spec.Network, spec.Files = r.network, r.network.Files()

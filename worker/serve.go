@@ -183,7 +183,7 @@ func (w *Worker) session(ctx, soft context.Context, it item, at *place, l *lease
 
 	s := &session{
 		id: id, plane: w.plane, cred: cred, lease: l, place: at, record: w.record,
-		box: w.boxes.open(id, log), log: log, metrics: w.metrics,
+		box: w.boxes.open(id, w.newLender(cred, it.ID), log), log: log, metrics: w.metrics,
 		toolTimeout: w.cfg.ToolTimeout, maxIdle: w.cfg.MaxIdle, drainTimeout: w.cfg.DrainTimeout,
 		requeued: requeues(w.cfg.BaseURL),
 		open:     make(map[string]*call), answered: make(map[string]bool), verdicts: make(map[string]string),

@@ -47,15 +47,16 @@ type session struct {
 	running   *call            // the one that runs now, or nil
 	answered  map[string]bool  // calls nothing is to be done for any more
 	verdicts  map[string]string
-	cutoff    time.Time       // calls processed up to here were interrupted
-	dead      map[string]bool // threads that ended
-	foreign   map[string]bool // names of tools that are not ours, logged once
-	fresh     bool            // nothing has happened in the session yet
-	turnOver  bool            // as far as the events seen tell
-	waitsFor  []string        // the calls that the newest idle names, while nothing but answers came after it
-	left      map[string]bool // calls of ours that were not taken on
-	idleSince time.Time       // since when there is nothing to do; zero while there is
-	restSince time.Time       // the same, or only others have something to do
+	cutoff    time.Time         // calls processed up to here were interrupted
+	dead      map[string]bool   // threads that ended
+	foreign   map[string]bool   // names of tools that are not ours, logged once
+	outputs   map[string]string // files that a call may read, by the event whose output they are to hold
+	fresh     bool              // nothing has happened in the session yet
+	turnOver  bool              // as far as the events seen tell
+	waitsFor  []string          // the calls that the newest idle names, while nothing but answers came after it
+	left      map[string]bool   // calls of ours that were not taken on
+	idleSince time.Time         // since when there is nothing to do; zero while there is
+	restSince time.Time         // the same, or only others have something to do
 }
 
 // openMax bounds the calls kept at a time. Those beyond it stay open at the
@@ -257,6 +258,7 @@ func (s *session) reconcile(history []event) outcome {
 		if end := ev.ends(); end != "" {
 			return end
 		}
+		s.noteOutput(ev)
 		if !ev.neutral() {
 			s.turn(ev)
 		}
@@ -301,6 +303,7 @@ func (s *session) route(ev event) outcome {
 		s.turn(ev)
 		s.idleSince, s.restSince = time.Time{}, time.Time{}
 	}
+	s.noteOutput(ev)
 	if ev.Type == api.EvAgentToolUse {
 		s.take(ev)
 		return ""
@@ -326,6 +329,7 @@ func (s *session) dispatch(ctx context.Context, finished chan<- *call) {
 	c := s.order[0]
 	s.order = s.order[1:]
 	s.running = c
+	c.outputs = s.outputsFor(c.event)
 	c.begin(ctx)
 	go func() {
 		c.end = s.perform(c)

@@ -3,6 +3,13 @@ package scripted
 // DemoPrompt is the first user message that [Demo] answers.
 const DemoPrompt = "Write a shell script that adds up the numbers from 1 to N. Show me that it works for 10 and for 100."
 
+// DemoOrderPrompt, later in the same conversation, has [Demo] ask an MCP server by the
+// name of orders about DemoOrder.
+const (
+	DemoOrderPrompt = "Where is order " + DemoOrder + "?"
+	DemoOrder       = "PO-58213-QUINCE"
+)
+
 // demoProgram is off by one.
 const demoProgram = `#!/bin/bash
 # Adds up the numbers from 1 to N, and checks the sum against Gauss's formula.
@@ -20,7 +27,7 @@ echo "1 to $n: the sum is $sum, should be $want"
 // it, sees that it is wrong, reads it, fixes it, runs it again and answers. It
 // needs the tools bash, read, write and edit, and a box with nothing but bash.
 // Each turn checks what the tools said before, so that a wrong tool result ends
-// the demo. The conversation may go on with the offline answers.
+// the demo. The conversation may go on with [DemoOrderPrompt] and the offline answers.
 func Demo() Script {
 	return Script{
 		Name:    "demo",
@@ -62,6 +69,12 @@ func Demo() Script {
 				},
 				Text: "Done: `sum.sh` adds up the numbers from 1 to N. It gives 55 for 10 and 5050 for 100, " +
 					"as Gauss's formula does. My first version stopped one number short; running it showed that.",
+			},
+			{
+				On:     DemoOrderPrompt,
+				Expect: []Expect{{Tool: "mcp__orders__lookup_order"}},
+				Text:   "The order desk knows.",
+				Calls:  []Call{{Name: "mcp__orders__lookup_order", Input: map[string]any{"order": DemoOrder}}},
 			},
 		},
 	}

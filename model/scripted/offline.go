@@ -14,8 +14,17 @@ func offline(r *request) *Turn {
 	if file, ok := cutWord(text, "read"); ok && r.offers("read") {
 		return &Turn{Text: "Reading it.", Calls: []Call{{Name: "read", Input: map[string]any{"file_path": file}}}}
 	}
+	if call, ok := cutWord(text, "call"); ok {
+		name, input, _ := strings.Cut(call, " ")
+		if r.offers(name) {
+			if input = strings.TrimSpace(input); input == "" {
+				input = "{}"
+			}
+			return &Turn{Text: "Calling it.", Calls: []Call{{Name: name, Raw: input}}}
+		}
+	}
 	return &Turn{Text: "This is a scripted stand-in for a model, so it cannot think about that. " +
-		"It understands “run COMMAND” and “read FILE”; for anything else, configure a real model."}
+		"It understands “run COMMAND”, “read FILE” and “call TOOL {INPUT}”; for anything else, configure a real model."}
 }
 
 // cutWord splits off a first word, in any case, and what may follow it.

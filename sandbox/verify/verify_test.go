@@ -97,8 +97,9 @@ func TestFailsWithoutIsolation(t *testing.T) {
 		"network/host-loopback", "network/addresses", "network/ipv6", "network/metadata", "network/private-name", "network/ports",
 		"network/udp", "network/dns", "network/sni", "network/host", "network/wildcard", "network/certificate", "network/coalescing",
 		"secret/files",
-		// Not the CPU: on a busy machine nobody gets more than their share.
-		"resource/memory", "resource/processes", "resource/disk", "resource/files",
+		// Not the CPU and not how many files: on a busy machine nobody gets enough of
+		// either to show that nothing holds them back.
+		"resource/memory", "resource/processes", "resource/disk",
 	}
 	if os.Geteuid() == 0 {
 		must = append(must, "filesystem/mount", "filesystem/owner", "process/privileges", "process/ptrace", "kernel/sockets", "kernel/settings")

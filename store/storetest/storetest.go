@@ -36,6 +36,10 @@ func Run(t *testing.T, newDB func(t testing.TB) (url string)) {
 		{"Sessions", sessionTests},
 		{"Events", eventTests},
 		{"Work", workTests},
+		{"Tunnels", tunnelTests},
+		{"Federation", federationTests},
+		{"Vaults", vaultTests},
+		{"Edges", edgeTests},
 	} {
 		t.Run(section.name, func(t *testing.T) {
 			t.Parallel()

@@ -1,0 +1,98 @@
+package settings
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// FileMax bounds a file of settings in bytes.
+const FileMax = 1 << 20
+
+// Invalid is the error of a configuration that cannot be meant: what is wrong with it,
+// a line for each thing.
+type Invalid struct {
+	Path     string   // of the file; empty if the problem is not one of its lines
+	Problems []string // those of a file with "line N: " before them
+}
+
+func (e *Invalid) Error() string {
+	before := ""
+	if e.Path != "" {
+		before = e.Path + ": "
+	}
+	return before + strings.Join(e.Problems, "\n"+before)
+}
+
+// ReadFile reads a file of at most [FileMax] bytes.
+func ReadFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, FileMax+1))
+	if err == nil && len(data) > FileMax {
+		err = fmt.Errorf("larger than %d bytes", FileMax)
+	}
+	return data, err
+}
+
+// Parse reads a file's text into a struct: one document, a mapping, and every name in it
+// one that the struct has. It returns the document for a second look at parts of it, nil
+// if there is nothing in it but comments, and what is wrong, for [Invalid]. example is
+// where a person finds all settings, such as docs/worker.yaml.
+func Parse(text []byte, into any, example string) (root *yaml.Node, problems []string) {
+	var doc yaml.Node
+	dec := yaml.NewDecoder(bytes.NewReader(text))
+	switch err := dec.Decode(&doc); {
+	case errors.Is(err, io.EOF):
+		return nil, nil
+	case err != nil:
+		return nil, Problems(err, example)
+	}
+	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return nil, []string{"there is more than one document"}
+	}
+	if root = doc.Content[0]; root.Kind == yaml.ScalarNode && root.Tag == "!!null" {
+		return nil, nil
+	} else if root.Kind != yaml.MappingNode {
+		return nil, []string{fmt.Sprintf("line %d: must be a list of `name: value` lines", root.Line)}
+	}
+	dec = yaml.NewDecoder(bytes.NewReader(text))
+	dec.KnownFields(true)
+	if err := dec.Decode(into); err != nil {
+		return nil, Problems(err, example)
+	}
+	return root, nil
+}
+
+var (
+	unknownField = regexp.MustCompile(`^(line \d+: )field (\S+) not found in type .+$`)
+	secretField  = regexp.MustCompile(`^(key|token|secret|password|value|environment-key)$`)
+)
+
+// Problems words what the decoder says for people.
+func Problems(err error, example string) []string {
+	var wrong *yaml.TypeError
+	if !errors.As(err, &wrong) {
+		return []string{strings.TrimPrefix(err.Error(), "yaml: ")}
+	}
+	var all []string
+	for _, text := range wrong.Errors {
+		if m := unknownField.FindStringSubmatch(text); m != nil {
+			text = fmt.Sprintf("%sthere is no setting %q here; %s has them all", m[1], m[2], example)
+			if secretField.MatchString(m[2]) {
+				text = fmt.Sprintf("%s%q: a secret is not written into this file: name the file, variable or command that it comes from, as %s does", m[1], m[2], example)
+			}
+		}
+		all = append(all, text)
+	}
+	return all
+}

@@ -1,0 +1,3 @@
+DROP TABLE credentials;
+DROP TABLE vaults;
+DROP TABLE secrets;

@@ -1,0 +1,13 @@
+DROP TABLE federation_events;
+DROP TABLE federation_seen;
+DROP TABLE federation_rules;
+DROP TABLE federation_issuers;
+DROP TABLE service_accounts;
+DROP INDEX keys_expired;
+DROP INDEX keys_by_rule;
+ALTER TABLE keys DROP COLUMN account_id;
+ALTER TABLE keys DROP COLUMN rule_id;
+ALTER TABLE keys DROP COLUMN scopes;
+DROP TABLE tunnel_certificates;
+DROP TABLE tunnel_tokens;
+DROP TABLE tunnels;

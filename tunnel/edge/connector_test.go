@@ -1,0 +1,323 @@
+package edge_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/base64"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/tunnel"
+	"github.com/bailey-platform/bailey/tunnel/connect"
+	"github.com/bailey-platform/bailey/tunnel/edge"
+)
+
+// A fakeProxy is an HTTP proxy that connects whoever knows its password.
+type fakeProxy struct {
+	addr  string
+	asked atomic.Int64
+}
+
+const proxyAuth = "user:pass word"
+
+func newFakeProxy(t *testing.T) *fakeProxy {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &fakeProxy{addr: l.Addr().String()}
+	var all sync.WaitGroup
+	t.Cleanup(func() {
+		l.Close()
+		all.Wait()
+	})
+	all.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			all.Go(func() { p.serve(conn) })
+		}
+	})
+	return p
+}
+
+func (p *fakeProxy) serve(conn net.Conn) {
+	defer conn.Close()
+	r := bufio.NewReader(conn)
+	req, err := http.ReadRequest(r)
+	if err != nil || req.Method != http.MethodConnect {
+		return
+	}
+	p.asked.Add(1)
+	if req.Header.Get("Proxy-Authorization") != "Basic "+base64.StdEncoding.EncodeToString([]byte(proxyAuth)) {
+		io.WriteString(conn, "HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+		return
+	}
+	far, err := net.Dial("tcp", req.Host)
+	if err != nil {
+		io.WriteString(conn, "HTTP/1.1 502 Bad Gateway\r\n\r\n")
+		return
+	}
+	defer far.Close()
+	io.WriteString(conn, "HTTP/1.1 200 Connection established\r\n\r\n")
+	go func() {
+		io.Copy(far, r)
+		far.Close()
+	}()
+	io.Copy(conn, far)
+}
+
+func TestAConnectorGoesThroughTheProxyOfItsEnvironment(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.edge(edge.Limits{}, withQUIC(t)) // which no proxy of HTTP leads to
+	proxy := newFakeProxy(t)
+	c := l.connector("one", func(c *connect.Config) {
+		c.Protocol = ""
+		c.Proxy = func(u *url.URL) (*url.URL, error) {
+			if u.Scheme != "https" || u.Host != l.edges[0].addr.Addr {
+				t.Errorf("asked for the proxy to %v", u)
+			}
+			return &url.URL{Scheme: "http", Host: proxy.addr, User: url.UserPassword("user", "pass word")}, nil
+		}
+	})
+	l.dial()
+	l.mustCall()
+	if link := c.Status().Links[0]; link.Protocol != api.ProtocolTCP || link.Proxy != proxy.addr {
+		t.Errorf("the link is %+v", link)
+	}
+	if n := proxy.asked.Load(); n < 2 {
+		t.Errorf("the proxy was asked %d times: data connections went another way", n)
+	}
+}
+
+func TestAProxysRefusalIsSaid(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	e := l.edge(edge.Limits{})
+	proxy := newFakeProxy(t)
+	c, err := connect.New(connect.Config{
+		Edges: []tunnel.EdgeAddr{e.addr},
+		Token: func() (tunnel.Token, error) { return token, nil },
+		Proxy: func(*url.URL) (*url.URL, error) { return &url.URL{Scheme: "http", Host: proxy.addr}, nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(l.ctx)
+	done := make(chan error, 1)
+	go func() { done <- c.Run(ctx) }()
+	eventually(t, "it failed", func() bool { return c.Status().LastError != nil })
+	want := "proxy " + proxy.addr + ": it refuses to connect to " + e.addr.Addr + ": 407 Proxy Authentication Required"
+	if got := c.Status().LastError.Error(); got != want {
+		t.Errorf("the error is %q, want %q", got, want)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// A firewall is a UDP socket that nothing gets into while it is shut.
+type firewall struct {
+	net.PacketConn
+	open atomic.Bool
+}
+
+func (f *firewall) ReadFrom(p []byte) (int, net.Addr, error) {
+	for {
+		n, from, err := f.PacketConn.ReadFrom(p)
+		if err != nil || f.open.Load() {
+			return n, from, err
+		}
+	}
+}
+
+func TestAConnectorComesBackToQUICOnceUDPPasses(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	wall := new(firewall)
+	l.edge(edge.Limits{}, withQUIC(t), func(c *edge.Config) {
+		wall.PacketConn = c.Packets
+		c.Packets = wall
+	})
+	hold := make(chan struct{})
+	begun := make(chan struct{}, 1)
+	quick := l.handler
+	l.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Slow") != "" {
+			begun <- struct{}{}
+			<-hold
+		}
+		quick.ServeHTTP(w, r)
+	})
+	c := l.connector("one", func(c *connect.Config) { c.Protocol, c.UDPAgain = "", 50*time.Millisecond })
+	l.dial()
+	if p := c.Status().Links[0].Protocol; p != api.ProtocolTCP {
+		t.Fatalf("attached by %s through a firewall", p)
+	}
+	slow := make(chan error, 1)
+	go func() {
+		_, _, err := l.call(l.ctx, "world", "Slow", "1")
+		slow <- err
+	}()
+	<-begun
+	wall.open.Store(true)
+	eventually(t, "it is attached by QUIC, and only by that", func() bool {
+		links := c.Status().Links
+		return len(links) == 1 && links[0].Protocol == api.ProtocolQUIC
+	})
+	for range 3 {
+		l.mustCall()
+	}
+	close(hold)
+	if err := <-slow; err != nil {
+		t.Errorf("the call under way failed: %v", err)
+	}
+}
+
+func TestAConnectorLearnsOfOtherEdges(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	first, second := l.edge(edge.Limits{}), l.edge(edge.Limits{})
+	pem := l.outer.pem()
+	address := func(e *labEdge) api.EdgeAddress {
+		return api.EdgeAddress{EdgeID: e.addr.ID, Addresses: []string{e.addr.Addr}, ServerName: "edge.test", CAs: pem}
+	}
+	l.plane.set(func(p *fakePlane) { p.edges = []api.EdgeAddress{address(first), address(second)} })
+	c := l.connector("one", func(c *connect.Config) {
+		bootstrap := first.addr
+		bootstrap.ID = ""
+		c.Edges = []tunnel.EdgeAddr{bootstrap}
+	})
+	c.await(t, 2)
+	// The first goes away, and a third comes.
+	third := l.edge(edge.Limits{})
+	second.TellEdges([]api.EdgeAddress{address(second), address(third)})
+	first.Close()
+	eventually(t, "it goes there", func() bool {
+		return attachedTo(c, second) && attachedTo(c, third) && !attachedTo(c, first)
+	})
+	l.dial()
+	l.mustCall()
+}
+
+func attachedTo(c *labConnector, e *labEdge) bool {
+	return slices.ContainsFunc(c.Status().Links, func(k connect.Link) bool { return k.EdgeID == e.addr.ID })
+}
+
+func TestTwoNamesOfAnEdgeAreOneEdge(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	e := l.edge(edge.Limits{})
+	_, port, _ := net.SplitHostPort(e.addr.Addr)
+	c := l.connector("one", func(c *connect.Config) {
+		other := e.addr
+		other.ID, other.Addr = "", "localhost:"+port
+		c.Edges[0].ID = ""
+		c.Edges = append(c.Edges, other)
+		c.Links = 1
+	})
+	two := l.connector("two", func(c *connect.Config) {
+		other := e.addr
+		other.ID, other.Addr = "", "localhost:"+port
+		c.Edges[0].ID = ""
+		c.Edges = []tunnel.EdgeAddr{c.Edges[0], other}
+		c.Links = 2
+	})
+	l.dial()
+	l.mustCall()
+	eventually(t, "only one of the two links stays", func() bool { return len(two.Status().Links) == 1 })
+	if n := len(c.Status().Links); n != 1 {
+		t.Errorf("%d links", n)
+	}
+	asked := func() (n int) {
+		l.plane.set(func(p *fakePlane) { n = p.asked })
+		return n
+	}
+	before := asked()
+	for range 50 {
+		l.mustCall()
+	}
+	if after := asked(); after > before+1 {
+		t.Errorf("the connector attaches again and again: %d times", after-before)
+	}
+}
+
+func TestARotatedTokenIsReadAnew(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	e := l.edge(edge.Limits{RefusalDelay: time.Millisecond})
+	var current atomic.Pointer[tunnel.Token]
+	first, second := token, tunnel.NewToken("test", tunnelID)
+	current.Store(&first)
+	c := l.connector("one", func(c *connect.Config) {
+		c.Token = func() (tunnel.Token, error) { return *current.Load(), nil }
+	})
+	l.plane.set(func(p *fakePlane) {
+		clear(p.good)
+		p.good[second.Text()] = tunnelID
+	})
+	current.Store(&second)
+	e.Cut("tnl_other", "none of its business")
+	if n := len(c.Status().Links); n != 1 {
+		t.Fatalf("%d links after another tunnel was cut", n)
+	}
+	e.Cut(tunnelID, "to make it attach again")
+	eventually(t, "it is attached with the new token", func() bool {
+		yes := false
+		l.plane.set(func(p *fakePlane) {
+			for _, a := range p.attached {
+				yes = yes || a.Token == second.Text()
+			}
+		})
+		return yes && len(c.Status().Links) == 1
+	})
+}
+
+// TestManyStreamsAtOnce has more come than connections are parked.
+func TestManyStreamsAtOnce(t *testing.T) {
+	t.Parallel()
+	for _, p := range []api.TunnelProtocol{api.ProtocolTCP, api.ProtocolQUIC} {
+		t.Run(string(p), func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t)
+			all := make(chan struct{})
+			var arrived atomic.Int64
+			const calls = 40 // of which one is parked for
+			release := sync.OnceFunc(func() { close(all) })
+			quick := l.handler
+			l.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if arrived.Add(1) == calls {
+					release()
+				}
+				<-all // each waits for all others: each has a connection
+				quick.ServeHTTP(w, r)
+			})
+			l.edge(edge.Limits{}, withQUIC(t))
+			l.connector("one", protocol(p))
+			l.dial()
+			var done sync.WaitGroup
+			for range calls {
+				done.Go(func() {
+					if text, _, err := l.call(l.ctx, "world"); err != nil || text != "hello world" {
+						t.Errorf("%q, %v", text, err)
+						release()
+					}
+				})
+			}
+			done.Wait()
+		})
+	}
+}

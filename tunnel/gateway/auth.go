@@ -1,0 +1,252 @@
+package gateway
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-oidc/v3/oidc"
+	"github.com/go-jose/go-jose/v4"
+
+	"github.com/bailey-platform/bailey/settings"
+	"github.com/bailey-platform/bailey/tunnel"
+)
+
+// An authRule says who may call a route, by the bearer token of the call.
+type authRule struct {
+	tokens  [][sha256.Size]byte // hashes: comparing them tells nothing of how much of a guess was right
+	jwt     *jwtRule
+	forward bool   // Authorization is passed on
+	where   string // the address of the metadata of the protected resource
+}
+
+// bearerMax bounds a token, in bytes.
+const bearerMax = 16 << 10
+
+func newAuthRule(a Auth) (*authRule, error) {
+	if len(a.TokenFiles) == 0 && a.JWT.Issuer == "" {
+		return nil, nil
+	}
+	rule := &authRule{forward: a.JWT.Issuer != "", where: a.ResourceMetadata}
+	if a.Forward != nil {
+		rule.forward = *a.Forward
+	}
+	for _, file := range a.TokenFiles {
+		token, err := readSecret(file)
+		if err != nil {
+			return nil, err
+		}
+		rule.tokens = append(rule.tokens, sha256.Sum256([]byte(token)))
+	}
+	if a.JWT.Issuer != "" {
+		var err error
+		if rule.jwt, err = newJWTRule(a.JWT); err != nil {
+			return nil, fmt.Errorf("jwt: %w", err)
+		}
+	}
+	return rule, nil
+}
+
+// check decides on a call by its token, and says in ex who calls.
+func (a *authRule) check(ex *exchange) *refusal {
+	value, ok := ex.req.one(authorization)
+	scheme, token, _ := strings.Cut(string(value), " ")
+	token = strings.TrimSpace(token)
+	switch {
+	case !ok:
+		return a.challenge(http.StatusBadRequest, "invalid_request", errors.New("there is more than one Authorization"))
+	case value == nil:
+		return a.challenge(http.StatusUnauthorized, "", errors.New("a bearer token is needed"))
+	case !strings.EqualFold(scheme, "Bearer") || token == "" || len(token) > bearerMax:
+		return a.challenge(http.StatusUnauthorized, "invalid_token", errors.New("the Authorization field holds no bearer token"))
+	}
+	sum := sha256.Sum256([]byte(token))
+	ex.bearer = "sha256:" + hex.EncodeToString(sum[:8])
+	good := 0
+	for i := range a.tokens {
+		good |= subtle.ConstantTimeCompare(sum[:], a.tokens[i][:])
+	}
+	if good == 1 {
+		ex.caller = "bearer " + ex.bearer
+		return nil
+	}
+	if a.jwt == nil {
+		return a.challenge(http.StatusUnauthorized, "invalid_token", errors.New("the bearer token is not accepted"))
+	}
+	subject, err := a.jwt.verify(ex.g.ctx(), token)
+	switch {
+	case err == nil:
+		ex.caller = subject
+		return nil
+	case errors.Is(err, errScope):
+		return a.challenge(http.StatusForbidden, "insufficient_scope", err)
+	case errors.Is(err, errNoKeys):
+		refused := failed(tunnel.StageRequestRefused, err, "the caller's token cannot be checked now: the issuer's keys cannot be had")
+		refused.status, refused.retryAfter = http.StatusServiceUnavailable, 5*time.Second
+		return refused
+	}
+	refused := a.challenge(http.StatusUnauthorized, "invalid_token", errors.New("the bearer token is not accepted"))
+	refused.err = err // the log says why; whoever guesses is not told
+	return refused
+}
+
+// challenge refuses a call as an OAuth protected resource does (RFC 6750 §3, RFC 9728
+// §5.1).
+func (a *authRule) challenge(status int, code string, err error) *refusal {
+	var params []string
+	if code != "" {
+		params = append(params, "error="+strconv.Quote(code))
+	}
+	if code == "insufficient_scope" && a.jwt != nil {
+		params = append(params, "scope="+strconv.Quote(strings.Join(a.jwt.scopes, " ")))
+	}
+	if a.where != "" {
+		params = append(params, "resource_metadata="+strconv.Quote(a.where))
+	}
+	value := strings.TrimSpace("Bearer " + strings.Join(params, ", "))
+	return &refusal{status: status, text: err.Error(), fields: []field{{[]byte("WWW-Authenticate"), []byte(value)}}, err: err}
+}
+
+var (
+	errScope  = errors.New("the token lacks a scope that is needed here")
+	errNoKeys = errors.New("no keys to check the token with")
+)
+
+// A jwtRule checks the tokens of one issuer.
+type jwtRule struct {
+	issuer, audience, jwks string
+	scopes                 []string
+	claims                 map[string]string
+	client                 *http.Client
+
+	mu       sync.Mutex
+	verifier *oidc.IDTokenVerifier // once the issuer's keys are known where to be
+	tried    time.Time
+	tryErr   error
+}
+
+// Algorithms of signatures that are accepted: none with a shared secret, and not "none".
+var jwtAlgorithms = []string{oidc.RS256, oidc.RS384, oidc.RS512, oidc.PS256, oidc.PS384, oidc.PS512, oidc.ES256, oidc.ES384, oidc.ES512, oidc.EdDSA}
+
+const (
+	jwksTime  = 10 * time.Second // for an answer of the issuer's
+	jwksRetry = 15 * time.Second // between attempts to find where its keys are
+)
+
+func newJWTRule(j JWT) (*jwtRule, error) {
+	r := &jwtRule{issuer: j.Issuer, audience: j.Audience, jwks: j.JWKS, scopes: j.Scopes, claims: j.Claims}
+	r.client = &http.Client{Timeout: jwksTime, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	if j.JWKSFile != "" {
+		text, err := settings.ReadFile(j.JWKSFile)
+		if err != nil {
+			return nil, err
+		}
+		var set jose.JSONWebKeySet
+		if err := json.Unmarshal(text, &set); err != nil || len(set.Keys) == 0 {
+			return nil, fmt.Errorf("%s holds no set of keys (JWKS)", j.JWKSFile)
+		}
+		keys := new(oidc.StaticKeySet)
+		for _, k := range set.Keys {
+			if !k.Valid() || !k.IsPublic() {
+				return nil, fmt.Errorf("%s: key %q is no public key", j.JWKSFile, k.KeyID)
+			}
+			keys.PublicKeys = append(keys.PublicKeys, k.Key)
+		}
+		r.verifier = oidc.NewVerifier(r.issuer, keys, r.config())
+	}
+	return r, nil
+}
+
+func (r *jwtRule) config() *oidc.Config {
+	return &oidc.Config{ClientID: r.audience, SupportedSigningAlgs: jwtAlgorithms}
+}
+
+// verify returns who a token says its bearer is, if the token is good.
+func (r *jwtRule) verify(ctx context.Context, token string) (subject string, err error) {
+	verifier, err := r.keys()
+	if err != nil {
+		return "", fmt.Errorf("%w: %w", errNoKeys, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, jwksTime)
+	defer cancel()
+	t, err := verifier.Verify(ctx, token)
+	if err != nil {
+		if strings.Contains(err.Error(), "fetching keys") {
+			return "", fmt.Errorf("%w: %w", errNoKeys, err)
+		}
+		return "", err
+	}
+	var claims map[string]any
+	if err := t.Claims(&claims); err != nil {
+		return "", err
+	}
+	for name, want := range r.claims {
+		if got, ok := claims[name].(string); !ok || got != want {
+			return "", fmt.Errorf("claim %s is not what is asked for", name)
+		}
+	}
+	has := scopesOf(claims)
+	for _, scope := range r.scopes {
+		if !slices.Contains(has, scope) {
+			return "", errScope
+		}
+	}
+	if t.Subject == "" {
+		return "", errors.New("the token has no subject")
+	}
+	return t.Subject, nil
+}
+
+// scopesOf are the scopes of a token: a text with spaces (RFC 8693 §4.2), or a list, as
+// some issuers have it.
+func scopesOf(claims map[string]any) (scopes []string) {
+	for _, name := range []string{"scope", "scp"} {
+		switch v := claims[name].(type) {
+		case string:
+			scopes = append(scopes, strings.Fields(v)...)
+		case []any:
+			for _, s := range v {
+				if s, ok := s.(string); ok {
+					scopes = append(scopes, s)
+				}
+			}
+		}
+	}
+	return scopes
+}
+
+// keys finds the issuer's keys, the first time they are needed: a gateway starts while its
+// issuer is away.
+func (r *jwtRule) keys() (*oidc.IDTokenVerifier, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.verifier != nil {
+		return r.verifier, nil
+	}
+	// The context is kept for all later requests for keys.
+	ctx := oidc.ClientContext(context.Background(), r.client)
+	if r.jwks != "" {
+		r.verifier = oidc.NewVerifier(r.issuer, oidc.NewRemoteKeySet(ctx, r.jwks), r.config())
+		return r.verifier, nil
+	}
+	if time.Since(r.tried) < jwksRetry {
+		return nil, r.tryErr
+	}
+	provider, err := oidc.NewProvider(ctx, r.issuer)
+	r.tried, r.tryErr = time.Now(), err
+	if err != nil {
+		return nil, err
+	}
+	r.verifier = provider.VerifierContext(ctx, r.config())
+	return r.verifier, nil
+}

@@ -1,0 +1,51 @@
+package tunnel
+
+import "strings"
+
+// The bounds of a host name, in bytes.
+const (
+	hostMax  = 253
+	labelMax = 63
+)
+
+// SplitHost tells the host of a private MCP server apart: the route of the server, and
+// the domain of the tunnel that leads to it, which is one label before suffix, such as
+// a1b2c3d4.tunnel.bailey.internal. The route is "" where host is the domain itself, and
+// may have several labels. ok is false for every host that is not below suffix or is
+// none at all.
+//
+// Host names have one spelling here: lower case, without a dot at the end. A port is no
+// part of them.
+func SplitHost(host, suffix string) (route, domain string, ok bool) {
+	if strings.ContainsFunc(host, func(r rune) bool { return r > 0x7e }) {
+		return "", "", false // some letters of other scripts have an ASCII one as their lower case
+	}
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	front, ok := strings.CutSuffix(host, "."+strings.ToLower(suffix))
+	if !ok || len(host) > hostMax {
+		return "", "", false
+	}
+	for label := range strings.SplitSeq(front, ".") {
+		if !isLabel(label) {
+			return "", "", false
+		}
+	}
+	if i := strings.LastIndexByte(front, '.'); i >= 0 {
+		route, front = front[:i], front[i+1:]
+	}
+	return route, front + host[len(host)-len(suffix)-1:], true
+}
+
+// isLabel reports whether s is a label of a host name: letters, digits and hyphens
+// inside.
+func isLabel(s string) bool {
+	if s == "" || len(s) > labelMax || s[0] == '-' || s[len(s)-1] == '-' {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; !(c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-') {
+			return false
+		}
+	}
+	return true
+}

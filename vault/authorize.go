@@ -1,0 +1,139 @@
+package vault
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/modelcontextprotocol/go-sdk/auth"
+	"github.com/modelcontextprotocol/go-sdk/oauthex"
+	"golang.org/x/oauth2"
+)
+
+// An Authorization asks a person for leave to use an MCP server, by OAuth's
+// authorization code flow as the MCP specification has it: the server is asked which
+// authorization server it trusts (RFC 9728), that one what it can (RFC 8414, OpenID
+// discovery), a client is registered there if none is given (RFC 7591), and the person is
+// sent there, with PKCE (S256) and the server as the resource (RFC 8707).
+type Authorization struct {
+	ServerURL   string // of the MCP server
+	RedirectURL string // where the person's browser comes back to
+
+	// Client is one that was registered beforehand. With no ID one is registered.
+	ClientID, ClientSecret string
+
+	// Scopes, if there are any, are asked for in place of those that the server names.
+	Scopes []string
+
+	// Visit has the person open a URL, and returns the query that the browser came back
+	// to RedirectURL with.
+	Visit func(ctx context.Context, url string) (back url.Values, err error)
+
+	// HTTP makes every request.
+	HTTP *http.Client
+}
+
+// A Grant is what a person has allowed: a token, and what renews it.
+type Grant struct {
+	Token
+	TokenEndpoint string
+	AuthMethod    string
+	ClientID      string
+	ClientSecret  string
+	Scope         string // that was granted, if that was said
+	Resource      string
+}
+
+// Do runs the flow. It returns when the person has been to the authorization server and
+// back, or ctx ends.
+func (a Authorization) Do(ctx context.Context) (*Grant, error) {
+	var g Grant
+	config := &auth.AuthorizationCodeHandlerConfig{
+		RedirectURL:           a.RedirectURL,
+		RequestRefreshToken:   true,
+		AcceptUnadvertisedIss: true,
+		Client:                a.HTTP,
+		AuthorizationCodeFetcher: func(ctx context.Context, args *auth.AuthorizationArgs) (*auth.AuthorizationResult, error) {
+			asked, err := url.Parse(args.URL)
+			if err != nil {
+				return nil, errors.New("the authorization server has a URL that cannot be used")
+			}
+			g.Resource = asked.Query().Get("resource")
+			back, err := a.Visit(ctx, args.URL)
+			if err != nil {
+				return nil, err
+			}
+			if code := back.Get("error"); code != "" {
+				return nil, fmt.Errorf("the authorization server refused: %.100s %.300s", code, back.Get("error_description"))
+			}
+			return &auth.AuthorizationResult{Code: back.Get("code"), State: back.Get("state"), Iss: back.Get("iss")}, nil
+		},
+		NewTokenSource: func(_ context.Context, c *oauth2.Config, t *oauth2.Token) (oauth2.TokenSource, error) {
+			g.Token = Token{t.AccessToken, t.RefreshToken, t.Expiry}
+			g.TokenEndpoint, g.ClientID, g.ClientSecret = c.Endpoint.TokenURL, c.ClientID, c.ClientSecret
+			g.AuthMethod = authMethod(c)
+			if g.Scope, _ = t.Extra("scope").(string); g.Scope == "" {
+				g.Scope = strings.Join(c.Scopes, " ")
+			}
+			return oauth2.StaticTokenSource(t), nil
+		},
+	}
+	if len(a.Scopes) > 0 {
+		config.ScopeFilter = func([]string) []string { return a.Scopes }
+	}
+	if a.ClientID != "" {
+		config.PreregisteredClient = &oauthex.ClientCredentials{ClientID: a.ClientID}
+		if a.ClientSecret != "" {
+			config.PreregisteredClient.ClientSecretAuth = &oauthex.ClientSecretAuth{ClientSecret: a.ClientSecret}
+		}
+	} else {
+		config.DynamicClientRegistrationConfig = &auth.DynamicClientRegistrationConfig{Metadata: &oauthex.ClientRegistrationMetadata{
+			RedirectURIs: []string{a.RedirectURL}, ClientName: "Bailey",
+			GrantTypes: []string{"authorization_code", "refresh_token"}, ResponseTypes: []string{"code"},
+			TokenEndpointAuthMethod: AuthNone,
+		}}
+	}
+	handler, err := auth.NewAuthorizationCodeHandler(config)
+	if err != nil {
+		return nil, err
+	}
+	req, resp, err := a.ask(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("ask the MCP server: %w", err)
+	}
+	if err := handler.Authorize(ctx, req, resp); err != nil {
+		return nil, err
+	}
+	return &g, nil
+}
+
+// ask sends the MCP server a request without a token. Its refusal says who gives them
+// out; a server that does not refuse is looked up by its well-known URLs all the same.
+func (a Authorization) ask(ctx context.Context) (*http.Request, *http.Response, error) {
+	const initialize = `{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"bailey","version":"1"}}}`
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, a.ServerURL, strings.NewReader(initialize))
+	if err != nil {
+		return nil, nil, errors.New("its URL cannot be used")
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Accept", "application/json, text/event-stream")
+	resp, err := unredirected(a.HTTP).Do(req)
+	if err != nil {
+		return nil, nil, unwrapURL(err)
+	}
+	return req, resp, nil
+}
+
+// authMethod is how the flow's client proves who it is.
+func authMethod(c *oauth2.Config) string {
+	switch {
+	case c.ClientSecret == "":
+		return AuthNone
+	case c.Endpoint.AuthStyle == oauth2.AuthStyleInParams:
+		return AuthPost
+	}
+	return AuthBasic
+}
