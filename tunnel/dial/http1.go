@@ -72,12 +72,8 @@ type exchange struct {
 	sent chan error  // of a body that is sent aside; nil of others
 }
 
-// over ends an exchange. It reports whether the request was sent to its end and nobody
-// called it off.
-func (x *exchange) over() bool {
-	if !x.stop() {
-		return false
-	}
+// sentAll reports whether the request was sent to its end.
+func (x *exchange) sentAll() bool {
 	if x.sent == nil {
 		return true
 	}
@@ -110,6 +106,9 @@ func (h *http1) roundTrip(req *http.Request) (*http.Response, *exchange, error) 
 		go func() { x.sent <- h.write(req) }()
 	}
 	res, err := h.read(req)
+	if err == nil {
+		err = ctx.Err() // the server may have answered because it saw the end coming
+	}
 	if err != nil {
 		x.stop()
 		return nil, nil, err

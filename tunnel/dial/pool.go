@@ -342,6 +342,7 @@ type body struct {
 	to   *target
 	last bool // the connection is good for no other request
 	once sync.Once
+	off  bool // set by end: the request's context had ended before
 }
 
 // Read passes on what comes as it comes.
@@ -352,7 +353,11 @@ func (b *body) Read(p []byte) (int, error) {
 		return n, nil
 	case io.EOF:
 		b.end(true)
-		return n, err
+		if !b.off {
+			return n, err
+		}
+		// The server may have ended its answer because it saw the end coming: what it
+		// left out nobody knows.
 	}
 	if b.x != nil && b.x.req.Context().Err() != nil {
 		err = b.x.req.Context().Err()
@@ -378,11 +383,13 @@ func (b *body) Close() error {
 // end is called when the answer was read to its end, or nobody wants the rest.
 func (b *body) end(whole bool) {
 	b.once.Do(func() {
-		switch {
-		case b.x == nil:
-		case b.x.over() && whole && !b.last && b.c.http1.rest() && !b.c.stream.Draining():
+		if b.x == nil {
+			return
+		}
+		b.off = !b.x.stop()
+		if !b.off && b.x.sentAll() && whole && !b.last && b.c.http1.rest() && !b.c.stream.Draining() {
 			b.c.rest()
-		default:
+		} else {
 			b.c.discard()
 		}
 	})

@@ -32,10 +32,11 @@ func (e *Edge) Run(ctx context.Context) error {
 	var parts sync.WaitGroup
 	parts.Go(func() { r.run(life) })
 	parts.Go(func() { e.followCuts(life) })
+	var doors sync.WaitGroup
 	failed := make(chan error, 2)
-	parts.Go(func() { failed <- e.accept(ctx) })
+	doors.Go(func() { failed <- e.accept(ctx) })
 	if e.cfg.Packets != nil {
-		parts.Go(func() { failed <- e.acceptQUIC() })
+		doors.Go(func() { failed <- e.acceptQUIC() })
 	}
 
 	var err error
@@ -48,6 +49,7 @@ func (e *Edge) Run(ctx context.Context) error {
 	for _, a := range e.attachments() {
 		a.end("the edge has stopped")
 	}
+	doors.Wait() // nobody comes in any more
 	e.conns.Wait()
 	stop()
 	parts.Wait()

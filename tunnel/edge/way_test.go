@@ -378,8 +378,17 @@ func TestCutEndsEverythingOfATunnelAndRotationNothing(t *testing.T) {
 
 func TestADrainFailsNoCallAndEndsNoneUnderWay(t *testing.T) {
 	t.Parallel()
+	for _, p := range []api.TunnelProtocol{api.ProtocolTCP, api.ProtocolQUIC} {
+		t.Run(string(p), func(t *testing.T) {
+			t.Parallel()
+			testDrain(t, p)
+		})
+	}
+}
+
+func testDrain(t *testing.T, p api.TunnelProtocol) {
 	l := newLab(t)
-	first, second := l.edge(edge.Limits{}), l.edge(edge.Limits{})
+	first, second := l.edge(edge.Limits{}, withQUIC(t)), l.edge(edge.Limits{}, withQUIC(t))
 	release := make(chan struct{})
 	begun := make(chan struct{}, 1)
 	quick := l.handler
@@ -390,7 +399,7 @@ func TestADrainFailsNoCallAndEndsNoneUnderWay(t *testing.T) {
 		}
 		quick.ServeHTTP(w, r)
 	})
-	c := l.connector("one")
+	c := l.connector("one", protocol(p))
 	c.await(t, 2)
 	l.dial()
 	slow := make(chan error, 1)

@@ -1,0 +1,95 @@
+package edge
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/bailey-platform/bailey/tunnel"
+)
+
+// TestASilentStreamLivesForHours has both ends of a stream say nothing but that they are
+// there, and then one of them not even that.
+func TestASilentStreamLivesForHours(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		src, from := net.Pipe()
+		dst, to := net.Pipe()
+		defer from.Close()
+		defer dst.Close()
+		var count atomic.Int64
+		ended := make(chan error, 1)
+		go func() { ended <- pump(dst, src, &count, time.Minute, nil) }()
+
+		var pings atomic.Int64
+		got := make(chan string, 1)
+		go func() {
+			for {
+				kind, payload, err := tunnel.ReadFrame(to, tunnel.PayloadMax)
+				switch {
+				case err != nil:
+					return
+				case kind == tunnel.FramePing:
+					pings.Add(1)
+				case kind == tunnel.FrameData:
+					got <- string(payload)
+				}
+			}
+		}()
+		began := time.Now()
+		for time.Since(began) < 3*time.Hour {
+			if _, err := from.Write(tunnel.AppendFrame(nil, tunnel.FramePing, nil)); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(tunnel.KeepAlive)
+		}
+		if n := pings.Load(); n < 500 {
+			t.Errorf("%d pings reached the other end in three hours", n)
+		}
+		if _, err := from.Write(tunnel.AppendFrame(nil, tunnel.FrameData, []byte("still there"))); err != nil {
+			t.Fatal(err)
+		}
+		s := <-got
+		synctest.Wait()
+		if s != "still there" || count.Load() != int64(len(s)) {
+			t.Errorf("%q arrived, and %d bytes were counted", s, count.Load())
+		}
+		fell := time.Now()
+		err := <-ended
+		if e := tunnel.AsError(err); e == nil || e.Stage != tunnel.StageConnectorLost || time.Since(fell) > tunnel.SilenceMax+2*tunnel.KeepAlive {
+			t.Errorf("after %v of silence: %v", time.Since(fell), err)
+		}
+		to.Close()
+	})
+}
+
+func TestAPumpEndsAsItsSourceDoes(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		bytes []byte
+		check func(error) bool
+	}{
+		"closed":    {tunnel.AppendFrame(nil, tunnel.FrameEnd, nil), func(err error) bool { return errors.Is(err, errEnded) }},
+		"broken":    {nil, func(err error) bool { return errors.Is(err, io.ErrUnexpectedEOF) }},
+		"in a head": {[]byte{1, 0}, func(err error) bool { return errors.Is(err, io.ErrUnexpectedEOF) }},
+		"in data":   {[]byte{1, 0, 5, 'x'}, func(err error) bool { return errors.Is(err, io.ErrUnexpectedEOF) }},
+		"foreign":   {[]byte{0x77, 0, 0}, func(err error) bool { e := tunnel.AsError(err); return e != nil && e.Stage == tunnel.StageProtocol }},
+	} {
+		src, from := net.Pipe()
+		dst, to := net.Pipe()
+		go io.Copy(io.Discard, to)
+		go func() {
+			from.Write(c.bytes)
+			from.Close()
+		}()
+		var count atomic.Int64
+		if err := pump(dst, src, &count, time.Minute, nil); !c.check(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+		to.Close()
+	}
+}
