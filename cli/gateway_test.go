@@ -25,6 +25,7 @@ func TestGateway(t *testing.T) {
 	t.Cleanup(private.Close)
 	dir := filepath.Join(t.TempDir(), "gw")
 	tun := object[api.Tunnel](t, env, "tunnels", "create", "--name", "office")
+	await(t, "the server's edge has registered", func() bool { return len(object[[]api.Edge](t, env, "edge", "list")) > 0 })
 	ok(t, env, "gateway", "init", "--dir", dir, "--tunnel", string(tun.ID), "--route", "docs="+private.URL)
 
 	for name, mode := range map[string]os.FileMode{"gateway.yaml": 0o644, "tunnel-token": 0o600, "ca.crt": 0o644, "ca.key": 0o600, "tls.crt": 0o644, "tls.key": 0o600} {
