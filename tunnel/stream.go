@@ -16,7 +16,8 @@ import (
 //
 // While nothing is written it sends a ping each [KeepAlive], so that whatever is on the
 // way (a proxy, an address translator) takes the connection for used: a stream may be
-// silent for hours. A Read that hears nothing for [SilenceMax], not even a ping, fails.
+// silent for hours. A Read that hears nothing for [SilenceMax], not even a ping, fails; as
+// it looks once each [KeepAlive], that may take up to two of these longer.
 //
 // Its errors are *[Error]s where the edge said what happened.
 type Stream struct {
