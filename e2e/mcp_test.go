@@ -3,18 +3,14 @@ package e2e
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -29,41 +25,12 @@ import (
 // Real MCP servers, and the protocol's own conformance suite, in the versions that
 // mcp/package-lock.json pins.
 
-// mcpProject installs what is in mcp, once, into a directory that is removed with the
-// binary.
-var mcpProject = sync.OnceValues(func() (dir string, err error) {
-	dir = filepath.Join(scratch, "mcp")
-	if err := os.CopyFS(dir, os.DirFS("mcp")); err != nil && !errors.Is(err, fs.ErrExist) {
-		return "", err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
-	cmd.Dir = dir
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", errors.New("npm ci: " + err.Error() + "\n" + string(out))
-	}
-	return dir, nil
-})
-
-func needMCPProject(t *testing.T) string {
-	t.Helper()
-	for _, tool := range []string{"node", "npm"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			missing(t, "the MCP servers need %s: %v", tool, err)
-		}
-	}
-	dir, err := mcpProject()
-	if err != nil {
-		missing(t, "the MCP servers cannot be installed: %v", err)
-	}
-	return dir
-}
+var mcpProject = newNPMProject("mcp", "an MCP server of npm")
 
 // everything starts server-everything with a transport and returns its URL.
 func everything(t *testing.T, transport string) string {
 	t.Helper()
-	dir := needMCPProject(t)
+	dir := mcpProject.need(t)
 	// It cannot be told to take any port, and those that the kernel gives out may be taken
 	// by a connection before it has one.
 	port := 0
@@ -196,7 +163,7 @@ func TestEverythingServerInMessages(t *testing.T) {
 // declaring the capability; OAuth is the vaults' business.
 func TestMCPConformance(t *testing.T) {
 	t.Parallel()
-	dir := needMCPProject(t)
+	dir := mcpProject.need(t)
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)

@@ -5,19 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/http"
 	"net/http/cookiejar"
 	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 	"golang.org/x/sync/errgroup"
@@ -28,33 +24,12 @@ import (
 
 // A real OAuth authorization server, in the version that oauth/package-lock.json pins.
 
-var oauthProject = sync.OnceValues(func() (dir string, err error) {
-	dir = filepath.Join(scratch, "oauth")
-	if err := os.CopyFS(dir, os.DirFS("oauth")); err != nil && !errors.Is(err, fs.ErrExist) {
-		return "", err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
-	cmd.Dir = dir
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", errors.New("npm ci: " + err.Error() + "\n" + string(out))
-	}
-	return dir, nil
-})
+var oauthProject = newNPMProject("oauth", "the authorization server")
 
 // authServer starts the authorization server and returns its issuer.
 func authServer(t *testing.T) (issuer string) {
 	t.Helper()
-	for _, tool := range []string{"node", "npm"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			missing(t, "the authorization server needs %s: %v", tool, err)
-		}
-	}
-	dir, err := oauthProject()
-	if err != nil {
-		missing(t, "the authorization server cannot be installed: %v", err)
-	}
+	dir := oauthProject.need(t)
 	cmd := exec.Command("node", "authserver.mjs")
 	cmd.Dir = dir
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir}

@@ -1,14 +1,9 @@
 package e2e
 
 import (
-	"context"
-	"errors"
-	"io/fs"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
-	"sync"
 	"testing"
 	"time"
 
@@ -19,35 +14,12 @@ import (
 // The official TypeScript SDK, unmodified, in the version that ts/package-lock.json
 // pins.
 
-// tsProject installs the programs in ts and what they need, once, into a directory
-// that is removed with the binary.
-var tsProject = sync.OnceValues(func() (dir string, err error) {
-	dir = filepath.Join(scratch, "ts")
-	if err := os.CopyFS(dir, os.DirFS("ts")); err != nil && !errors.Is(err, fs.ErrExist) {
-		return "", err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
-	cmd.Dir = dir
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", errors.New("npm ci: " + err.Error() + "\n" + string(out))
-	}
-	return dir, nil
-})
+var tsProject = newNPMProject("ts", "the TypeScript SDK")
 
 // node starts a program of the project.
 func node(t *testing.T, program string, env ...string) *process {
 	t.Helper()
-	for _, tool := range []string{"node", "npm"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			missing(t, "the TypeScript SDK needs %s: %v", tool, err)
-		}
-	}
-	dir, err := tsProject()
-	if err != nil {
-		missing(t, "the TypeScript SDK cannot be installed: %v", err)
-	}
+	dir := tsProject.need(t)
 	cmd := exec.Command("node", program)
 	cmd.Dir = dir
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir}, env...)

@@ -40,7 +40,7 @@ var realServers = scripted.Script{Name: "real servers", Marker: "real servers", 
 func TestTunnelServersOfNPM(t *testing.T) {
 	t.Parallel()
 	l := newTunnelLab(t)
-	dir := needMCPProject(t)
+	dir := mcpProject.need(t)
 	docs := t.TempDir()
 	if err := os.WriteFile(filepath.Join(docs, "note.txt"), []byte("hush-note"), 0o644); err != nil {
 		t.Fatal(err)
