@@ -1,24 +1,20 @@
 package e2e
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/anthropics/anthropic-sdk-go/v2"
 	"github.com/anthropics/anthropic-sdk-go/v2/option"
 
 	"github.com/bailey-platform/bailey/api"
-	"github.com/bailey-platform/bailey/mcp"
 	"github.com/bailey-platform/bailey/model/scripted"
 )
 
@@ -31,16 +27,7 @@ var mcpProject = newNPMProject("mcp", "an MCP server of npm")
 func everything(t *testing.T, transport string) string {
 	t.Helper()
 	dir := mcpProject.need(t)
-	// It cannot be told to take any port, and those that the kernel gives out may be taken
-	// by a connection before it has one.
-	port := 0
-	for port == 0 {
-		try := 20_000 + rand.IntN(10_000)
-		if l, err := net.Listen("tcp", fmt.Sprintf(":%d", try)); err == nil {
-			l.Close()
-			port = try
-		}
-	}
+	port := anyPort()
 	cmd := exec.Command("node", "node_modules/@modelcontextprotocol/server-everything/dist/index.js", transport)
 	cmd.Dir = dir
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, fmt.Sprint("PORT=", port)}
@@ -80,6 +67,18 @@ func everythingScript() scripted.Script {
 			Text: "All of it works.",
 		},
 	}}
+}
+
+// anyPort is one for a server that cannot be told to take any: of those that the kernel
+// does not give out, as such a one may be taken by a connection before the server has it.
+func anyPort() int {
+	for {
+		try := 20_000 + rand.IntN(10_000)
+		if l, err := net.Listen("tcp", fmt.Sprintf(":%d", try)); err == nil {
+			l.Close()
+			return try
+		}
+	}
 }
 
 func TestEverythingServerInSessions(t *testing.T) {
@@ -156,60 +155,4 @@ func TestEverythingServerInMessages(t *testing.T) {
 	if _, err := client.Beta.Messages.New(within(t), params); err == nil || !strings.Contains(err.Error(), "must start with https://") {
 		t.Errorf("another private address: %v", err)
 	}
-}
-
-// The scenarios of the conformance suite for clients, as far as they are about what is
-// used of the protocol: tools. Questions of servers to their client are declined by not
-// declaring the capability; OAuth is the vaults' business.
-func TestMCPConformance(t *testing.T) {
-	t.Parallel()
-	dir := mcpProject.need(t)
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, scenario := range []string{"initialize", "tools_call", "sse-retry"} {
-		t.Run(scenario, func(t *testing.T) {
-			t.Parallel()
-			ctx, cancel := context.WithTimeout(t.Context(), timeout)
-			defer cancel()
-			cmd := exec.CommandContext(ctx, "node", "--import", "./loader.mjs", "node_modules/@modelcontextprotocol/conformance/dist/index.js",
-				"client", "--command", self, "--scenario", scenario)
-			cmd.Dir = dir
-			cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}
-			if out, err := cmd.CombinedOutput(); err != nil {
-				t.Errorf("%v\n%s", err, out)
-			}
-		})
-	}
-}
-
-// conformanceScenario is the variable by which the suite tells its client what to do.
-const conformanceScenario = "MCP_CONFORMANCE_SCENARIO"
-
-// conformanceClient is the client under test: this program, started by the suite.
-func conformanceClient(scenario, url string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	s, err := mcp.Connect(ctx, mcp.Server{Name: "suite", URL: url, HTTP: http.DefaultClient})
-	if err != nil {
-		return err
-	}
-	defer s.Close()
-	tools, err := s.Tools(ctx)
-	if err != nil {
-		return err
-	}
-	for _, tool := range tools {
-		input := `{}`
-		if tool.Name == "add_numbers" {
-			input = `{"a":5,"b":3}`
-		}
-		res, err := s.Call(ctx, tool.Name, json.RawMessage(input))
-		if err != nil {
-			return err
-		}
-		fmt.Println(scenario, tool.Name, res.Content.Text())
-	}
-	return nil
 }
