@@ -11,6 +11,8 @@ import (
 
 	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
+
+	"github.com/bailey-platform/bailey/api"
 )
 
 // A Kind sorts failures by what can be done about them.
@@ -60,6 +62,7 @@ func (t *trace) explain(ctx context.Context, err error) *Error {
 	e := &Error{Kind: Connection, Status: t.failedStatus(), Err: err}
 	failure := t.failure()
 	var via *url.Error
+	var withheld *credentialError
 	switch {
 	case context.Cause(ctx) == errTimeout:
 		e.Kind, e.Message = Timeout, "no answer in time"
@@ -67,8 +70,8 @@ func (t *trace) explain(ctx context.Context, err error) *Error {
 		e.Kind, e.Message, e.Err = Canceled, "it was given up", ctx.Err()
 	case errors.Is(failure, errTooLarge):
 		e.Kind, e.Message = TooLarge, failure.Error()
-	case failure != nil && errors.As(failure, new(*credentialError)):
-		e.Kind, e.Message, e.Err = Authentication, failure.Error(), failure
+	case failure != nil && errors.As(failure, &withheld):
+		e.Kind, e.Message, e.Err = withheld.kind(), withheld.Error(), failure
 	case t.denied():
 		e.Kind, e.Message = Authentication, fmt.Sprintf("the server refuses the credential, or needs one (HTTP %d)", e.Status)
 	case e.Status >= 500:
@@ -114,11 +117,28 @@ func said(refusal *jsonrpc.Error) string {
 	return fmt.Sprintf("%s (%d)", clean(refusal.Message), refusal.Code)
 }
 
-// A credentialError is why there is no credential.
+// A credentialError is why there is no credential. What a person may be told of it is an
+// [*api.Error]'s message; the rest is for logs.
 type credentialError struct{ err error }
 
-func (e *credentialError) Error() string { return e.err.Error() }
+func (e *credentialError) Error() string {
+	var public *api.Error
+	if errors.As(e.err, &public) {
+		return public.Message
+	}
+	return "its credential cannot be had; the server's log says why"
+}
+
 func (e *credentialError) Unwrap() error { return e.err }
+
+// kind is Authentication only where trying again cannot help.
+func (e *credentialError) kind() Kind {
+	var public *api.Error
+	if errors.As(e.err, &public) && public.Retry != nil && !*public.Retry {
+		return Authentication
+	}
+	return Connection
+}
 
 var errTooLarge = errors.New("the server sent more than it may")
 

@@ -30,6 +30,7 @@ type gate struct {
 
 	mu      sync.Mutex
 	last    string // the credential that was sent last
+	before  string // and the one before it
 	refused string // one that the server refused, and for which there is no other
 }
 
@@ -107,11 +108,16 @@ func (g *gate) authorization(ctx context.Context, refused string) (string, error
 	}
 	header, err := g.server.Authorization(ctx, refused)
 	if err != nil && ctx.Err() == nil {
+		if g.server.Logger != nil {
+			g.server.Logger.Warn("the credential of an MCP server cannot be had", "error", err)
+		}
 		err = &credentialError{err}
 	}
 	if header != "" {
 		g.mu.Lock()
-		g.last = header
+		if header != g.last {
+			g.last, g.before = header, g.last
+		}
 		g.mu.Unlock()
 	}
 	return header, err
@@ -217,16 +223,18 @@ func (b *bounded) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// clean makes a text fit to show: see the function. A server that quotes the credential
-// does not get it into a log that way.
+// clean makes a text fit to show: see the function. A server that quotes the credential,
+// or the one that it has just refused, does not get it into a log that way.
 func (g *gate) clean(text string) string {
 	g.mu.Lock()
-	last := g.last
+	sent := []string{g.last, g.before}
 	g.mu.Unlock()
-	_, secret, _ := strings.Cut(last, " ")
-	for _, s := range []string{last, secret} {
-		if len(s) >= 8 {
-			text = strings.ReplaceAll(text, s, "[credential]")
+	for _, header := range sent {
+		_, secret, _ := strings.Cut(header, " ")
+		for _, s := range []string{header, secret} {
+			if len(s) >= 8 {
+				text = strings.ReplaceAll(text, s, "[credential]")
+			}
 		}
 	}
 	return clean(text)

@@ -37,7 +37,9 @@ type Server struct {
 
 	// Authorization returns the value of the Authorization header for a request; "" is
 	// none. It is asked for every request. refused is "", or the value that the server
-	// has just answered 401 to: another one is then tried once. Nil: there is none.
+	// has just answered 401 to: another one is then tried once. Nil: there is none. An
+	// error has an [*api.Error] in its chain if a person may read why, which says by its
+	// Retry whether somebody has to authorize again; any other is only logged.
 	Authorization func(ctx context.Context, refused string) (string, error)
 
 	Logger *slog.Logger // nil: no records

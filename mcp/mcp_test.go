@@ -425,16 +425,30 @@ func TestCredential(t *testing.T) {
 			t.Errorf("%v; renewed %d times", err, renewed)
 		}
 	})
-	t.Run("cannot be had", func(t *testing.T) {
-		before := posts.Load()
-		server := f.of()
-		server.Authorization = func(context.Context, string) (string, error) { return "", errors.New("authorize again, please") }
-		_, err := Connect(t.Context(), server)
-		wantError(t, err, Authentication, false, "authorize again, please")
-		if posts.Load() != before {
-			t.Error("the server was asked without")
-		}
-	})
+	no, yes := false, true
+	for name, test := range map[string]struct {
+		err  error
+		kind Kind
+		says string
+	}{
+		"refused":         {&api.Error{Message: "authorize again, please", Retry: &no}, Authentication, "authorize again, please"},
+		"unavailable":     {fmt.Errorf("ask: %w", &api.Error{Message: "try later", Retry: &yes}), Connection, "try later"},
+		"for own reasons": {errors.New("write /var/lib/x: no space left"), Connection, "the server's log says why"},
+	} {
+		t.Run("cannot be had, "+name, func(t *testing.T) {
+			before := posts.Load()
+			server := f.of()
+			server.Authorization = func(context.Context, string) (string, error) { return "", test.err }
+			_, err := Connect(t.Context(), server)
+			wantError(t, err, test.kind, false, test.says)
+			if strings.Contains(err.Error(), "/var/lib") {
+				t.Errorf("%v: what is for the log is told", err)
+			}
+			if posts.Load() != before {
+				t.Error("the server was asked without")
+			}
+		})
+	}
 }
 
 // A redirect that the client does not follow is said in words.
