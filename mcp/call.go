@@ -26,7 +26,8 @@ type Result struct {
 // one has to look at its MayHaveRun.
 //
 // The request is sent once. It is sent again only where the server has said that it did
-// not look at the first: 401 to its credential, 404 to a session that it has ended.
+// not look at the first: 401 to its credential, 404 to a session that it has ended, or 400
+// with an error of the protocol that names the session and answers no request.
 // Ending ctx tells the server that no result is wanted.
 func (s *Session) Call(ctx context.Context, name string, input json.RawMessage) (Result, error) {
 	var out Result

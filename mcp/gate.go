@@ -148,7 +148,7 @@ func (g *gate) send(r *http.Request, t *trace, authorization string) (*http.Resp
 // mend bounds an answer, and gives one to a request the content type that it has.
 func (g *gate) mend(r *http.Request, res *http.Response, t *trace) *http.Response {
 	if res.StatusCode < 200 || res.StatusCode >= 300 {
-		t.listen(res)
+		t.listen(r, res)
 		return res
 	}
 	limit := int64(messageMax)
@@ -250,6 +250,7 @@ type trace struct {
 	mu         sync.Mutex
 	err        error  // the first that is none of the SDK's
 	challenge  bool   // the newest error answer asks for a credential
+	noSession  bool   // it refuses the session of the request, not what was asked in it
 	provenance string // of the newest error answer: which hop of a tunnel failed, as it said itself
 	says       string // and what the server said of it
 }
@@ -278,19 +279,27 @@ func (t *trace) answered(r *http.Request, res *http.Response) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.challenge = res.Header.Get("Www-Authenticate") != ""
+	t.noSession = false
 	t.provenance = res.Header.Get("Bailey-Tunnel-Error")
 }
 
 // listen reads what an error answer says, as far as it is the protocol's.
-func (t *trace) listen(res *http.Response) {
+func (t *trace) listen(r *http.Request, res *http.Response) {
 	text, _ := io.ReadAll(io.LimitReader(res.Body, errorMax)) // half of it may still say something
 	res.Body.Close()
 	res.Body = io.NopCloser(bytes.NewReader(text))
-	var body struct{ Error struct{ Message string } }
+	var body struct {
+		ID    any
+		Error struct{ Message string }
+	}
 	_ = json.Unmarshal(text, &body)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.says = body.Error.Message
+	// Many servers say with status 400 instead of 404 that they have no such session. An
+	// error that answers the request by its id is the request's own.
+	t.noSession = res.StatusCode == http.StatusBadRequest && body.ID == nil && r.Header.Get("Mcp-Session-Id") != "" &&
+		strings.Contains(strings.ToLower(t.says), "session")
 }
 
 func (t *trace) fail(err error) {
@@ -325,8 +334,7 @@ func (t *trace) refused() bool {
 }
 
 // unseen reports whether an operation failed before the server took notice of it: nothing
-// was sent, or the answer is that its session is no more. Many servers say the latter with
-// status 400 instead of 404.
+// was sent, or the answer is that its session is no more.
 func (t *trace) unseen(err error) bool {
 	if errors.As(t.failure(), new(*credentialError)) {
 		return false
@@ -338,7 +346,7 @@ func (t *trace) unseen(err error) bool {
 	case http.StatusBadRequest:
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		return strings.Contains(strings.ToLower(t.says), "session")
+		return t.noSession
 	}
 	return !t.sent.Load()
 }

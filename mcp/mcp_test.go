@@ -1,6 +1,7 @@
 package mcp
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -332,6 +333,35 @@ func TestCallsAreNotRepeated(t *testing.T) {
 			}
 			wantEcho(t, s) // it goes on
 		})
+	}
+}
+
+// An error with status 400 that answers the call itself is the call's, whatever it says.
+func TestErrorOfACallIsNotOfItsSession(t *testing.T) {
+	t.Parallel()
+	f := newFar().serve(t, nil, func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			body, _ := io.ReadAll(r.Body)
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			if !bytes.Contains(body, []byte("pay")) {
+				next.ServeHTTP(w, r)
+				return
+			}
+			next.ServeHTTP(httptest.NewRecorder(), r)
+			var call struct{ ID json.RawMessage }
+			_ = json.Unmarshal(body, &call)
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusBadRequest)
+			fmt.Fprintf(w, `{"jsonrpc":"2.0","error":{"code":-32000,"message":"Paid, but the browser session was lost"},"id":%s}`, call.ID)
+		})
+	})
+	s := connect(t, f.of())
+	res, err := s.Call(t.Context(), "echo", json.RawMessage(`{"text":"pay"}`))
+	if n := f.calls.Load(); n != 1 {
+		t.Errorf("the call was run %d times", n)
+	}
+	if text := fmt.Sprint(res.Content.Text(), err); !strings.Contains(text, "browser session was lost") {
+		t.Errorf("the caller is told %q", text)
 	}
 }
 
