@@ -40,6 +40,8 @@ const (
 	TunnelCertificateArchive = "tunnel.certificate.archive"
 	FederationGrant          = "federation.grant"
 	FederationRefused        = "federation.refused"
+	ConnectorCall            = "connector.call"
+	ConnectorAnswer          = "connector.answer"
 
 	// The field's shore.
 	WorkerStart    = "worker.start"
@@ -133,6 +135,10 @@ var Catalogue = []Kind{
 	{Action: FederationGrant, Means: "a workload's identity is about to be exchanged for an access token",
 		Must: []string{"actor", "rule_id", "issuer_id", "subject", "key_id"}},
 	{Action: FederationRefused, Means: "such an exchange was refused", Must: []string{"rule_id", "reason"}},
+	{Action: ConnectorCall, Means: "a call of an MCP tool is about to be made for a request of the Messages API",
+		Must: []string{"actor", "request_id", "call_id", "tool", "mcp_server", "input", "start"}},
+	{Action: ConnectorAnswer, Means: "what it came to",
+		Must: []string{"actor", "request_id", "call_id", "tool", "mcp_server", "start", "end", "outcome"}},
 
 	{Action: WorkerStart, Means: "a worker starts", Must: []string{"actor", "environment_id", "config"}},
 	{Action: WorkerStop, Means: "it has stopped in order", Must: []string{"actor", "environment_id"}},

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -149,6 +150,15 @@ func TestEverythingServerInMessages(t *testing.T) {
 	}
 	if n := len(m.Content); n != 15 || m.Content[n-1].Text != "All of it works." || m.StopReason != "end_turn" {
 		t.Errorf("%d blocks, the stop reason is %s: %s", n, m.StopReason, m.RawJSON())
+	}
+	record, err := os.ReadFile(filepath.Join(p.data, "audit.jsonl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, action := range []string{"connector.call", "connector.answer"} {
+		if n := strings.Count(string(record), `"action":"`+action+`"`); n != 7 {
+			t.Errorf("%d records of %s", n, action)
+		}
 	}
 	// Not opened by the operator, it does not exist.
 	params.MCPServers[0].URL = "http://127.0.0.2:1/mcp"

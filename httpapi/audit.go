@@ -13,6 +13,7 @@ import (
 
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/audit"
+	"github.com/bailey-platform/bailey/messages"
 )
 
 // An auditor writes the plane's audit record of what is asked of it: an operation
@@ -160,6 +161,25 @@ func (a *auditor) about(r *request) audit.Record {
 		}
 	}
 	return rec
+}
+
+// calls puts the calls of MCP tools on record that are made for a request of the Messages
+// API.
+func (a *auditor) calls(r *request) messages.Recorder {
+	if a.log == nil {
+		return nil
+	}
+	return func(c messages.Call) (func(string, []byte) error, error) {
+		rec := audit.Record{
+			Action: audit.ConnectorCall, Actor: r.who.Actor(), Request: string(r.rec.id), Call: c.ID, Tool: c.Tool,
+			Attrs: map[string]string{"mcp_server": c.Server}, Input: c.Input, Start: c.Start,
+		}
+		return func(outcome string, output []byte) error {
+			rec.Action, rec.Input, rec.Output = audit.ConnectorAnswer, nil, output
+			rec.End, rec.Outcome = time.Now(), outcome
+			return a.log.Append(rec)
+		}, a.log.Append(rec)
+	}
 }
 
 // content is what a body asks for that has records of its own.

@@ -44,7 +44,7 @@ func (s *Server) createMessage(ctx context.Context, r *request) (any, error) {
 		r.Body = io.NopCloser(bytes.NewReader(body))
 		return s.forward(ctx, r)
 	}
-	begun, err := s.messages.Serve(r.w, r.Request, body)
+	begun, err := s.messages.Serve(r.w, r.Request, body, s.audit.calls(r))
 	if err != nil && begun {
 		r.breakOff(err)
 	}

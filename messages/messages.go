@@ -64,11 +64,26 @@ const (
 	toolUsePrefix = "toolu_"
 )
 
-// Serve answers a request whose body names MCP servers: see [Wants]. The error is an
+// A Call is a call of an MCP tool, as it is put on record.
+type Call struct {
+	ID     string // of the mcp_tool_use block
+	Server string
+	Tool   string
+	Input  []byte
+	Start  time.Time
+}
+
+// A Recorder puts a call on record before it is made: with an error it is not. What it
+// returns puts on record what came of it, before that is passed on, and is called once.
+// It is called concurrently.
+type Recorder func(Call) (end func(outcome string, output []byte) error, err error)
+
+// Serve answers a request whose body names MCP servers: see [Wants]. Calls are put on
+// record by record; nil is for no record. The error is an
 // [*api.Error], a [*model.Error], or wraps the error of r.Context(). The caller writes it,
 // unless begun is set: then half of the reply is out, and the only honest thing left is to
 // break it off.
-func (c *Connector) Serve(w http.ResponseWriter, r *http.Request, body []byte) (begun bool, err error) {
+func (c *Connector) Serve(w http.ResponseWriter, r *http.Request, body []byte, record Recorder) (begun bool, err error) {
 	req, err := c.parse(r.Header, body)
 	if err != nil {
 		return false, err
@@ -84,7 +99,7 @@ func (c *Connector) Serve(w http.ResponseWriter, r *http.Request, body []byte) (
 		return false, err
 	}
 	out := newReply(w, req)
-	err = c.run(r.WithContext(ctx), req, servers, out)
+	err = c.run(r.WithContext(ctx), req, servers, record, out)
 	var failed *model.Error
 	if out.begun && req.stream && errors.As(err, &failed) {
 		// A stream has a way to say that the rest is not to come.
@@ -95,7 +110,7 @@ func (c *Connector) Serve(w http.ResponseWriter, r *http.Request, body []byte) (
 }
 
 // run asks the model until it has answered.
-func (c *Connector) run(r *http.Request, req *request, servers servers, out *reply) error {
+func (c *Connector) run(r *http.Request, req *request, servers servers, record Recorder, out *reply) error {
 	r = r.Clone(r.Context())
 	r.Header["Anthropic-Beta"] = withoutBetas(r.Header.Values("Anthropic-Beta"))
 	for n := 1; ; n++ {
@@ -107,7 +122,7 @@ func (c *Connector) run(r *http.Request, req *request, servers servers, out *rep
 		if len(calls) == 0 || res.StopReason != "tool_use" {
 			return out.end(res.StopReason)
 		}
-		results := c.runCalls(r.Context(), servers, calls, out)
+		results := c.runCalls(r.Context(), servers, calls, record, out)
 		if err := r.Context().Err(); err != nil {
 			return fmt.Errorf("messages: run tools: %w", err)
 		}
@@ -127,10 +142,19 @@ func (c *Connector) run(r *http.Request, req *request, servers servers, out *rep
 	}
 }
 
+// A result is what came of a call, as far as it is passed on: clients know no other blocks
+// in one than texts.
+type result struct {
+	text    string // resultMax bytes at most, and a note of what is left out
+	isError bool
+}
+
+func failed(format string, args ...any) result { return result{fmt.Sprintf(format, args...), true} }
+
 // runCalls makes the calls of one answer, a few at a time, and keeps the client's
 // connection in use meanwhile.
-func (c *Connector) runCalls(ctx context.Context, servers servers, calls []call, out *reply) []mcp.Result {
-	results := make([]mcp.Result, len(calls))
+func (c *Connector) runCalls(ctx context.Context, servers servers, calls []call, record Recorder, out *reply) []result {
+	results := make([]result, len(calls))
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -140,7 +164,7 @@ func (c *Connector) runCalls(ctx context.Context, servers servers, calls []call,
 			all.Go(func() {
 				room <- struct{}{}
 				defer func() { <-room }()
-				results[i] = c.runCall(ctx, servers, call)
+				results[i] = c.recordCall(ctx, servers, call, record)
 			})
 		}
 		all.Wait()
@@ -157,26 +181,48 @@ func (c *Connector) runCalls(ctx context.Context, servers servers, calls []call,
 	}
 }
 
-func (c *Connector) runCall(ctx context.Context, servers servers, call call) mcp.Result {
+// recordCall makes a call, on record.
+func (c *Connector) recordCall(ctx context.Context, servers servers, call call, record Recorder) result {
 	if call.spoilt != "" {
-		return mcp.Failed("This call was not made, because of its input: " + call.spoilt + ". Call the tool again with a JSON object that fits its schema.")
+		return failed("This call was not made, because of its input: %s. Call the tool again with a JSON object that fits its schema.", call.spoilt)
 	}
+	if record == nil {
+		res, _ := c.runCall(ctx, servers, call)
+		return res
+	}
+	end, err := record(Call{call.id(), call.tool.server, call.tool.bare, call.input, time.Now()})
+	if err != nil {
+		c.cfg.Logger.Error("a call of an MCP tool was refused: the audit record was not written", "mcp_server", call.tool.server, "error", err)
+		return failed("The audit record cannot be written, so nothing was run. The operator of this server has to see to it.")
+	}
+	res, outcome := c.runCall(ctx, servers, call)
+	if err := end(outcome, []byte(res.text)); err != nil {
+		c.cfg.Logger.Error("the result of an MCP tool was withheld: the audit record was not written", "mcp_server", call.tool.server, "error", err)
+		return failed("The tool ran, but the audit record of it cannot be written, so its output is withheld. The operator of this server has to see to it.")
+	}
+	return res
+}
+
+// runCall makes a call, and says in a word for the record what came of it.
+func (c *Connector) runCall(ctx context.Context, servers servers, call call) (_ result, outcome string) {
 	res, err := servers[call.tool.server].session.Call(ctx, call.tool.bare, call.input)
 	var e *mcp.Error
 	switch {
+	case err == nil && res.IsError:
+		return result{textOf(res), true}, "error"
 	case err == nil:
-		return res
-	case errors.As(err, &e) && e.MayHaveRun:
-		c.cfg.Logger.Warn("a call of an MCP tool failed", "mcp_server", call.tool.server, "error", err)
-		return mcp.Failed(fmt.Sprintf("%s. Whether the call had an effect is unknown, and it was not repeated.", e))
+		return result{textOf(res), false}, "ok"
 	}
 	c.cfg.Logger.Warn("a call of an MCP tool failed", "mcp_server", call.tool.server, "error", err)
-	return mcp.Failed(fmt.Sprintf("%s. The call was not run.", err))
+	if errors.As(err, &e) && e.MayHaveRun {
+		return failed("%s. Whether the call had an effect is unknown, and it was not repeated.", e), "interrupted"
+	}
+	return failed("%s. The call was not run.", err), "refused"
 }
 
 // A linked is a server that a request names, connected to.
 type linked struct {
-	session *mcp.Session // nil while its tools are pinned and none was called
+	session *mcp.Session
 	tools   []mcp.Tool
 }
 
@@ -332,14 +378,14 @@ func (r *request) callsOf(res *model.Response) (calls []call, foreign bool) {
 
 // proceed makes the request for what follows the results of calls, and reports whether the
 // client's bound of the output allows it.
-func (r *request) proceed(res *model.Response, calls []call, results []mcp.Result) bool {
+func (r *request) proceed(res *model.Response, calls []call, results []result) bool {
 	r.outputMax -= res.Usage.OutputTokens
 	if r.outputMax <= 0 {
 		return false
 	}
 	var answers []json.RawMessage
 	for i, call := range calls {
-		answers = append(answers, toolResult(call.ref, textOf(results[i]), results[i].IsError))
+		answers = append(answers, toolResult(call.ref, results[i].text, results[i].isError))
 	}
 	// A call beyond the bound of them is answered as well, as every call has to be.
 	known := map[string]bool{}

@@ -33,9 +33,27 @@ type lab struct {
 	mcp   *httptest.Server
 	log   *lockedBuffer
 
-	mu   sync.Mutex
-	seen []string // Authorization headers of the MCP server
-	ran  []string
+	mu      sync.Mutex
+	seen    []string // Authorization headers of the MCP server
+	ran     []string
+	records []string
+	full    string // what of "begin" and "end" cannot be put on record
+}
+
+// record is the lab's audit record.
+func (l *lab) record(c Call) (func(string, []byte) error, error) {
+	write := func(what, line string) error {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.full == what {
+			return errors.New("no space left")
+		}
+		l.records = append(l.records, line)
+		return nil
+	}
+	return func(outcome string, output []byte) error {
+		return write("end", fmt.Sprintf("end %s %s %s", c.Tool, outcome, output))
+	}, write("begin", fmt.Sprintf("begin %s %s %s %t", c.Server, c.Tool, c.Input, strings.HasPrefix(c.ID, mcpUsePrefix)))
 }
 
 type lockedBuffer struct {
@@ -94,7 +112,7 @@ func newLab(t *testing.T, turns ...scripted.Turn) *lab {
 		if !Wants(body) {
 			t.Error("the request is not one of the connector")
 		}
-		begun, err := connector.Serve(w, r, body)
+		begun, err := connector.Serve(w, r, body, l.record)
 		switch e := api.AsError(err); {
 		case err == nil:
 		case begun:
@@ -466,4 +484,40 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A call that cannot be put on record is not made, and what came of one is not passed on.
+func TestRecord(t *testing.T) {
+	t.Parallel()
+	said := func(result string) []scripted.Turn {
+		return []scripted.Turn{
+			{Calls: []scripted.Call{echo("one")}},
+			{Expect: []scripted.Expect{{Contains: result}}, Text: "Done."},
+		}
+	}
+	for _, test := range []struct {
+		full, result string
+		records, ran []string
+	}{
+		{"", "far says one", []string{`begin far echo {"text":"one"} true`, "end echo ok far says one"}, []string{"one"}},
+		{"begin", "nothing was run", nil, nil},
+		{"end", "its output is withheld", []string{`begin far echo {"text":"one"} true`}, []string{"one"}},
+	} {
+		l := newLab(t, said(test.result)...)
+		l.full = test.full
+		client := l.v2()
+		m, err := client.Beta.Messages.New(t.Context(), l.params())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := len(m.Content); m.Content[n-1].Text != "Done." {
+			t.Errorf("full at %q: %q", test.full, shown(m))
+		}
+		if diff := cmp.Diff(test.records, l.records); diff != "" {
+			t.Errorf("full at %q: records:\n%s", test.full, diff)
+		}
+		if diff := cmp.Diff(test.ran, l.ran); diff != "" {
+			t.Errorf("full at %q: ran:\n%s", test.full, diff)
+		}
+	}
 }

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/bailey-platform/bailey/api"
-	"github.com/bailey-platform/bailey/mcp"
 	"github.com/bailey-platform/bailey/model"
 )
 
@@ -135,9 +134,9 @@ func (p *reply) listings() error {
 }
 
 // result adds the result of a call.
-func (p *reply) result(c call, res mcp.Result) error {
-	text := []json.RawMessage{object("text", "text", textOf(res), "citations", nil)}
-	return p.whole(object("mcp_tool_result", "tool_use_id", c.id(), "is_error", res.IsError, "content", text))
+func (p *reply) result(c call, res result) error {
+	text := []json.RawMessage{object("text", "text", res.text, "citations", nil)}
+	return p.whole(object("mcp_tool_result", "tool_use_id", c.id(), "is_error", res.isError, "content", text))
 }
 
 // whole adds a block that is there as a whole.

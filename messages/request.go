@@ -248,8 +248,11 @@ func (r *request) offer(all servers) error {
 		for _, tool := range all[set.MCPServerName].tools {
 			enabled, deferred := set.of(tool.Name)
 			name := mcp.ModelName(set.MCPServerName, tool.Name)
-			if _, twice := r.tools[name]; !enabled || twice || len(r.tools) == toolsMax {
-				continue
+			if _, twice := r.tools[name]; !enabled || twice {
+				continue // a server may list a tool on two pages
+			}
+			if len(r.tools) == toolsMax {
+				return api.Invalid("mcp_servers: they have more than %d enabled tools; leave some out by the configs of their toolsets", toolsMax)
 			}
 			r.tools[name] = offered{set.MCPServerName, tool.Name}
 			list = append(list, definition(name, tool, deferred))
@@ -460,7 +463,7 @@ func textIn(raw json.RawMessage) string {
 	return api.Content(blocks).Text()
 }
 
-// textOf is the text of a result. Clients know no other blocks in one.
+// textOf is the text of a result, in the middle of which something may be left out.
 func textOf(res mcp.Result) string {
 	var parts []string
 	for _, raw := range res.Content {
