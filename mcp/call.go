@@ -5,7 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"mime"
+	"net/http"
 	"slices"
 	"strings"
 
@@ -57,8 +57,9 @@ func newResult(res *sdk.CallToolResult) Result {
 		return Failed("The tool asks for further input in the middle of its call, which is not supported here. It was not carried on.")
 	}
 	out := Result{IsError: res.IsError}
+	left := filesMax
 	for _, c := range res.Content {
-		out.Content = append(out.Content, block(c))
+		out.Content = append(out.Content, block(c, &left))
 	}
 	if len(res.Content) == 0 && res.StructuredContent != nil {
 		if text, err := json.Marshal(res.StructuredContent); err == nil {
@@ -71,18 +72,23 @@ func newResult(res *sdk.CallToolResult) Result {
 // imageTypes are those that the Messages API takes.
 var imageTypes = []string{"image/jpeg", "image/png", "image/gif", "image/webp"}
 
-// block is a piece of a result as a block of the public API.
-func block(c sdk.Content) json.RawMessage {
+// The bounds of images and documents, in bytes of base64: what the Messages API refuses in
+// one message it would refuse in every later one of the conversation.
+const (
+	fileMax  = 5 << 20  // of one
+	filesMax = 10 << 20 // of all in a result
+)
+
+// block is a piece of a result as a block of the public API. left is what images and
+// documents may still take.
+func block(c sdk.Content, left *int) json.RawMessage {
 	switch c := c.(type) {
 	case *sdk.TextContent:
 		return api.TextBlock(c.Text)
 	case *sdk.ImageContent:
-		if slices.Contains(imageTypes, media(c.MIMEType)) && len(c.Data) > 0 {
-			return base64Block(api.BlockImage, media(c.MIMEType), c.Data)
-		}
-		return note("image", c.MIMEType, len(c.Data))
+		return file("image", c.MIMEType, c.Data, left)
 	case *sdk.AudioContent:
-		return note("audio", c.MIMEType, len(c.Data))
+		return note("audio", c.MIMEType, len(c.Data), notSupported)
 	case *sdk.ResourceLink:
 		lines := []string{"Resource: " + c.URI}
 		for _, part := range []string{c.Name, c.Title, c.Description, c.MIMEType} {
@@ -92,39 +98,42 @@ func block(c sdk.Content) json.RawMessage {
 		}
 		return api.TextBlock(strings.Join(lines, "\n"))
 	case *sdk.EmbeddedResource:
-		return resource(c.Resource)
+		switch r := c.Resource; {
+		case r == nil:
+			return api.TextBlock("(an empty resource)")
+		case len(r.Blob) == 0:
+			return api.TextBlock("Resource " + r.URI + ":\n" + r.Text)
+		default:
+			return file("resource "+r.URI, r.MIMEType, r.Blob, left)
+		}
 	}
 	return api.TextBlock(fmt.Sprintf("(%T left out: this kind of content is not supported)", c))
 }
 
-func resource(r *sdk.ResourceContents) json.RawMessage {
+// file is an image or a document, by what its bytes are: the Messages API refuses one that
+// is not what it is said to be.
+func file(what, said string, data []byte, left *int) json.RawMessage {
 	kind := ""
-	if r != nil {
-		kind = media(r.MIMEType)
+	switch found := http.DetectContentType(data); {
+	case slices.Contains(imageTypes, found):
+		kind = api.BlockImage
+	case found == "application/pdf" && what != "image":
+		kind = api.BlockDocument
+	default:
+		return note(what, said, len(data), notSupported)
 	}
-	switch {
-	case r == nil:
-		return api.TextBlock("(an empty resource)")
-	case len(r.Blob) == 0:
-		return api.TextBlock("Resource " + r.URI + ":\n" + r.Text)
-	case slices.Contains(imageTypes, kind):
-		return base64Block(api.BlockImage, kind, r.Blob)
-	case kind == "application/pdf":
-		return base64Block(api.BlockDocument, kind, r.Blob)
+	size := base64.StdEncoding.EncodedLen(len(data))
+	if size > min(fileMax, *left) {
+		return note(what, said, len(data), "it is too large")
 	}
-	return note("resource "+r.URI, r.MIMEType, len(r.Blob))
+	*left -= size
+	return base64Block(kind, http.DetectContentType(data), data)
 }
 
-func note(what, kind string, size int) json.RawMessage {
-	return api.TextBlock(fmt.Sprintf("(%s of type %q and %d bytes left out: this kind of content is not supported)", what, kind, size))
-}
+const notSupported = "this kind of content is not supported"
 
-func media(kind string) string {
-	m, _, err := mime.ParseMediaType(kind)
-	if err != nil {
-		return ""
-	}
-	return m
+func note(what, kind string, size int, why string) json.RawMessage {
+	return api.TextBlock(fmt.Sprintf("(%s of type %q and %d bytes left out: %s)", what, kind, size, why))
 }
 
 func base64Block(kind, media string, data []byte) json.RawMessage {

@@ -3,6 +3,7 @@ package mcp
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -685,16 +686,45 @@ func TestModelName(t *testing.T) {
 	}
 }
 
+const pngHead = "\x89PNG\r\n\x1a\n"
+
+// What the model's endpoint would refuse, and with it the whole conversation, is left out.
+func TestLargeFiles(t *testing.T) {
+	t.Parallel()
+	image := func(bytes int) sdk.Content {
+		data := make([]byte, bytes)
+		copy(data, pngHead)
+		return &sdk.ImageContent{MIMEType: "image/png", Data: data}
+	}
+	largest := base64.StdEncoding.DecodedLen(fileMax) - 2
+	res := newResult(&sdk.CallToolResult{Content: []sdk.Content{image(largest + 3), image(largest), image(largest), image(100)}})
+	var got []string
+	for _, raw := range res.Content {
+		var b struct{ Type, Text string }
+		if err := json.Unmarshal(raw, &b); err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, strings.TrimSpace(b.Type+" "+b.Text))
+	}
+	want := []string{
+		fmt.Sprintf(`text (image of type "image/png" and %d bytes left out: it is too large)`, largest+3), "image", "image",
+		`text (image of type "image/png" and 100 bytes left out: it is too large)`,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestKindsOfContent(t *testing.T) {
 	t.Parallel()
 	res := newResult(&sdk.CallToolResult{Content: []sdk.Content{
 		&sdk.TextContent{Text: "a"},
-		&sdk.ImageContent{MIMEType: "image/png", Data: []byte("png")},
-		&sdk.ImageContent{MIMEType: "image/tiff", Data: []byte("tiff")},
+		&sdk.ImageContent{MIMEType: "image/jpeg", Data: []byte(pngHead)}, // it is not
+		&sdk.ImageContent{MIMEType: "image/png", Data: []byte("tiff")},
 		&sdk.AudioContent{MIMEType: "audio/wav", Data: []byte("wav")},
 		&sdk.ResourceLink{URI: "file:///x", Name: "x"},
 		&sdk.EmbeddedResource{Resource: &sdk.ResourceContents{URI: "u:1", Text: "t"}},
-		&sdk.EmbeddedResource{Resource: &sdk.ResourceContents{URI: "u:2", MIMEType: "application/pdf", Blob: []byte("pdf")}},
+		&sdk.EmbeddedResource{Resource: &sdk.ResourceContents{URI: "u:2", MIMEType: "application/pdf", Blob: []byte("%PDF-1.7")}},
 		&sdk.EmbeddedResource{Resource: &sdk.ResourceContents{URI: "u:3", MIMEType: "application/zip", Blob: []byte("zip")}},
 	}})
 	if err := res.Content.Check(api.BlockText, api.BlockImage, api.BlockDocument); err != nil {
@@ -702,12 +732,12 @@ func TestKindsOfContent(t *testing.T) {
 	}
 	got, _ := json.Marshal(res.Content)
 	want := `[{"type":"text","text":"a"},` +
-		`{"type":"image","source":{"type":"base64","media_type":"image/png","data":"cG5n"}},` +
-		`{"type":"text","text":"(image of type \"image/tiff\" and 4 bytes left out: this kind of content is not supported)"},` +
+		`{"type":"image","source":{"type":"base64","media_type":"image/png","data":"iVBORw0KGgo="}},` +
+		`{"type":"text","text":"(image of type \"image/png\" and 4 bytes left out: this kind of content is not supported)"},` +
 		`{"type":"text","text":"(audio of type \"audio/wav\" and 3 bytes left out: this kind of content is not supported)"},` +
 		`{"type":"text","text":"Resource: file:///x\nx"},` +
 		`{"type":"text","text":"Resource u:1:\nt"},` +
-		`{"type":"document","source":{"type":"base64","media_type":"application/pdf","data":"cGRm"}},` +
+		`{"type":"document","source":{"type":"base64","media_type":"application/pdf","data":"JVBERi0xLjc="}},` +
 		`{"type":"text","text":"(resource u:3 of type \"application/zip\" and 3 bytes left out: this kind of content is not supported)"}]`
 	if diff := cmp.Diff(want, string(got)); diff != "" {
 		t.Error(diff)
