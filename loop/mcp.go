@@ -48,9 +48,14 @@ func (t *turn) equip(ctx context.Context) (outcome, error) {
 		return outcome{}, nil // interrupted, or told to stop: the next write sees to it
 	}
 	t.box = box
+	if n := leftOut(&t.now.session.Agent, box); n > 0 {
+		d := errorDraft(api.ErrorUnknown, fmt.Sprintf("%d tools of MCP servers are not offered to the model, as it is offered %d at most. Disable some by the configs of their toolsets.", n, offersMax), api.RetryRetrying)
+		d.ID = t.e.cfg.Control.NewEventID()
+		box.problems = append(box.problems, d)
+	}
 	for _, d := range box.problems {
 		b := d.Body.(*api.SessionError)
-		t.log.Warn("an MCP server cannot be used", "mcp_server", b.Error.MCPServerName, "error", b.Error.Message)
+		t.log.Warn("MCP servers cannot be used as they should", "mcp_server", b.Error.MCPServerName, "error", b.Error.Message)
 	}
 	return outcome{problems: box.problems}, nil
 }
@@ -95,22 +100,36 @@ func (t *turn) runCalls(ctx context.Context) (outcome, error) {
 	return o, nil
 }
 
+// land takes what came of a call, once: the call may have been given up just as it ended.
 func (t *turn) land(o *outcome, l landing) {
-	if cut := t.flights[l.id]; cut != nil {
-		cut()
+	cut := t.flights[l.id]
+	if cut == nil {
+		return
 	}
+	cut()
 	delete(t.flights, l.id)
 	o.landed = append(o.landed, l)
 	o.problems = append(o.problems, l.problems...)
 }
 
-// launch begins a call. A crash before the next write leaves it without a result.
+// callsOnce bounds the calls of a session that are under way at the same time, and with
+// them what their results take.
+const callsOnce = 16
+
+// launch begins a call, or has it wait for its turn. A crash before the next write leaves
+// it without a result.
 func (t *turn) launch(ctx context.Context, c call) {
 	flight, cut := context.WithCancel(ctx)
 	t.flights[c.id] = cut
 	session := t.now.session
 	t.flying.Go(func() {
+		select {
+		case t.room <- struct{}{}:
+		case <-flight.Done():
+			return
+		}
 		l := t.call(flight, session, c)
+		<-t.room
 		select {
 		case t.landed <- l:
 		case <-flight.Done():

@@ -250,6 +250,34 @@ func TestMCPCallsSideBySide(t *testing.T) {
 	checkLog(t, p, id)
 }
 
+// However many calls the model makes at once, a few are under way at the same time.
+func TestMCPCallsAreBounded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const n = callsOnce + 5
+		first := scripted.Turn{}
+		for range n {
+			first.Calls = append(first.Calls, word("slow", "s"))
+		}
+		p := newPlane(t, scripted.Script{Turns: []scripted.Turn{first, {Text: "Done."}}})
+		f := p.farServer()
+		stop := p.run(p.engine())
+		id := p.farSession("hello")
+		<-f.begun
+		time.Sleep(time.Second) // when nothing more can come
+		if got := 1 + len(f.begun); got != callsOnce {
+			t.Errorf("%d calls are under way", got)
+		}
+		close(f.free)
+		p.idle(id, api.StopEndTurn)
+		stop()
+		if got := f.counted("s"); got != n {
+			t.Errorf("%d calls of %d were made", got, n)
+		}
+		checkLog(t, p, id)
+	})
+}
+
 func TestMCPServerAway(t *testing.T) {
 	t.Parallel()
 	p := newPlane(t, scripted.Script{Turns: []scripted.Turn{

@@ -13,6 +13,7 @@ import (
 
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/control"
+	"github.com/bailey-platform/bailey/mcp"
 	"github.com/bailey-platform/bailey/model"
 )
 
@@ -91,6 +92,25 @@ func TestOffers(t *testing.T) {
 	want := []string{"bash false auto", "read false always_allow", "write false always_ask", "edit false always_allow", "glob false always_allow", "weather true "}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// A server with more tools than there is room for: those that are left out are counted.
+func TestTooManyOffers(t *testing.T) {
+	t.Parallel()
+	on, off := true, false
+	agent := &api.SessionAgent{AgentSpec: api.AgentSpec{Tools: []api.AgentTool{{
+		Type: api.ToolsetMCP, MCPServerName: "far", DefaultConfig: &api.ToolDefaults{Enabled: &on, PermissionPolicy: &api.PermissionPolicy{}},
+		Configs: []api.ToolConfig{{Name: "t0", Enabled: &off, PermissionPolicy: &api.PermissionPolicy{}}},
+	}}}}
+	for n, want := range map[int]int{0: 0, 1: 0, offersMax + 1: 0, offersMax + 6: 5} {
+		box := &toolbox{tools: map[string][]mcp.Tool{}}
+		for i := range n {
+			box.tools["far"] = append(box.tools["far"], mcp.Tool{Name: fmt.Sprint("t", i)})
+		}
+		if got := leftOut(agent, box); got != want || len(offers(agent, box)) > offersMax {
+			t.Errorf("of %d tools %d are left out, and %d offered", n, got, len(offers(agent, box)))
+		}
 	}
 }
 

@@ -53,6 +53,26 @@ func offers(agent *api.SessionAgent, box *toolbox) []offer {
 	return out
 }
 
+// leftOut counts the enabled tools of MCP servers for which there is no room among the
+// offers.
+func leftOut(agent *api.SessionAgent, box *toolbox) (n int) {
+	offered := offers(agent, box)
+	if len(offered) < offersMax {
+		return 0
+	}
+	for _, t := range agent.Tools {
+		if t.Type != api.ToolsetMCP {
+			continue
+		}
+		for _, d := range box.of(t.MCPServerName) {
+			if enabled, _ := t.Setting(d.Name); enabled && findOffer(offered, mcp.ModelName(t.MCPServerName, d.Name)) == nil {
+				n++
+			}
+		}
+	}
+	return n
+}
+
 func findOffer(offers []offer, name string) *offer {
 	i := slices.IndexFunc(offers, func(o offer) bool { return o.Name == name })
 	if i < 0 {

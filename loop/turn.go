@@ -32,6 +32,7 @@ type turn struct {
 	begun   map[api.EventID]bool   // calls that the newest write, or one before, began
 	flights map[api.EventID]func() // those under way, each with what cuts it short
 	landed  chan landing           // what came of them
+	room    chan struct{}          // for those that are made at the same time
 	flying  sync.WaitGroup
 
 	base State  // as the log says
@@ -60,6 +61,7 @@ func (e *Engine) run(ctx context.Context, id api.SessionID) {
 	t := &turn{
 		e: e, id: id, log: e.log.With("session_id", id), base: e.empty(),
 		begun: map[api.EventID]bool{}, flights: map[api.EventID]func(){}, landed: make(chan landing),
+		room: make(chan struct{}, callsOnce),
 	}
 	err := t.guarded(ctx)
 	t.ground()
