@@ -58,7 +58,7 @@ func replaceHead(path string, h head, k Key) error {
 	file := bytes.Repeat(append(bytes.Repeat([]byte(" "), headSlot-1), '\n'), 2)
 	slot, at := h.slot(k)
 	copy(file[at:], slot)
-	if err := writeNew(path, file); err != nil {
+	if err := writeNew(path, file, 0o600); err != nil {
 		return fmt.Errorf("make audit head: %w", err)
 	}
 	return nil

@@ -139,7 +139,7 @@ func openKey(path string, fresh bool) (k Key, err error) {
 	if _, err := rand.Read(k[:]); err != nil {
 		return Key{}, fmt.Errorf("make audit key: %w", err)
 	}
-	if err := writeNew(path, []byte(hex.EncodeToString(k[:])+"\n")); err != nil {
+	if err := writeNew(path, []byte(hex.EncodeToString(k[:])+"\n"), 0o600); err != nil {
 		return Key{}, fmt.Errorf("make audit key: %w", err)
 	}
 	return k, nil
@@ -161,7 +161,7 @@ func openSigner(path string, fresh bool) (s signer, err error) {
 	if err != nil {
 		return s, fmt.Errorf("make audit key: %w", err)
 	}
-	if err := writeNew(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})); err != nil {
+	if err := writeNew(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600); err != nil {
 		return s, fmt.Errorf("make audit key: %w", err)
 	}
 	return s, nil
@@ -204,9 +204,9 @@ func secretFile(path string, fresh bool) (there bool, err error) {
 
 // writeNew writes b durably under a temporary name and then gives it its own,
 // so that a crash leaves either the whole file or none.
-func writeNew(path string, b []byte) error {
+func writeNew(path string, b []byte, mode os.FileMode) error {
 	tmp := path + ".new"
-	if err := writeSynced(tmp, b); err != nil {
+	if err := writeSynced(tmp, b, mode); err != nil {
 		return err
 	}
 	err := os.Rename(tmp, path)
@@ -220,8 +220,8 @@ func writeNew(path string, b []byte) error {
 }
 
 // writeSynced makes a file with the contents b, durably but for its name.
-func writeSynced(path string, b []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+func writeSynced(path string, b []byte, mode os.FileMode) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
 	if err != nil {
 		return err
 	}

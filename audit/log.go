@@ -310,7 +310,7 @@ func (l *Log) resume(v *verifier, torn []byte) error {
 	if len(torn) > 0 {
 		aside := l.path + ".torn-" + strconv.FormatUint(l.seq+1, 10)
 		// Kept before it is cut, so that a crash between the two loses nothing.
-		if err := writeNew(aside, torn); err != nil {
+		if err := writeNew(aside, torn, 0o600); err != nil {
 			return fmt.Errorf("keep torn audit line: %w", err)
 		}
 		l.Logger.Warn("audit log ended in a torn line; kept it aside",
@@ -346,7 +346,7 @@ func (l *Log) resume(v *verifier, torn []byte) error {
 	if !l.signer.public().equal(l.segment.PublicKey) {
 		return fmt.Errorf("audit key %s is not the one that this log was begun with: put that one back, or move the log aside to begin a new one", signPath(l.path))
 	}
-	if err := os.WriteFile(publicPath(l.path), l.signer.public().PEM(), 0o644); err != nil {
+	if err := writeNew(publicPath(l.path), l.signer.public().PEM(), 0o644); err != nil {
 		return fmt.Errorf("write audit public key: %w", err)
 	}
 	if len(torn) > 0 {

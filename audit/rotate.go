@@ -140,7 +140,7 @@ func (l *Log) placeKeys(old Key) error {
 			return fmt.Errorf("put audit keys in their places: %w", err)
 		}
 	}
-	if err := os.WriteFile(publicPath(l.path), l.signer.public().PEM(), 0o644); err != nil {
+	if err := writeNew(publicPath(l.path), l.signer.public().PEM(), 0o644); err != nil {
 		return fmt.Errorf("write audit public key: %w", err)
 	}
 	return syncDir(filepath.Dir(l.path))

@@ -17,8 +17,10 @@ func TestVariablesInTheBox(t *testing.T) {
 	p := startPlane(t, planeConfig{scripts: []scripted.Script{{
 		Name: "variables",
 		Turns: []scripted.Turn{
-			{Calls: []scripted.Call{bash(`echo "A is $REACHABLE, B is $UNREACHABLE, $(env | grep -c hush) secrets"`)}},
-			{Expect: []scripted.Expect{{OK: true, Contains: "A is bailey_ph_"}}, Text: "Thank you."},
+			{Calls: []scripted.Call{bash(`echo "A is $REACHABLE, B is $UNREACHABLE, $(cat /proc/*/environ 2>/dev/null | grep -ac hush-var) secrets, $(grep -rl hush-var / --include='*' --exclude-dir=proc --exclude-dir=sys --exclude-dir=usr 2>/dev/null | wc -l) files"`)}},
+			{Expect: []scripted.Expect{
+				{OK: true, Contains: "A is bailey_ph_"}, {Contains: "B is bailey_ph_"}, {Contains: ", 0 secrets, 0 files"},
+			}, Text: "Thank you."},
 		},
 	}}})
 	ctx := within(t)

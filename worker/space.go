@@ -15,7 +15,7 @@ import (
 // space watches the disks that a worker writes to. Work is taken on only while there
 // is room in reserve, and a box that fills the disk, or its work folder beyond its
 // limit, is stopped. No kernel holds that limit: a box may exceed it by what it writes
-// between two looks.
+// between two looks, and by what it closes to a worker that is not root.
 type space struct {
 	// Static.
 	data, folders string

@@ -111,9 +111,13 @@ func (s *survey) read(top *level) (found int) {
 		if unix.Fstatat(fd, name, &stat, unix.AT_SYMLINK_NOFOLLOW) != nil {
 			continue // gone by now
 		}
-		s.total += stat.Blocks * 512
+		bytes := stat.Blocks * 512
+		if stat.Mode&unix.S_IFMT != unix.S_IFDIR && stat.Nlink > 1 {
+			bytes /= int64(stat.Nlink) // the others are in the folder, too
+		}
+		s.total += bytes
 		if !time.Unix(stat.Ctim.Unix()).Before(s.since) {
-			s.written += stat.Blocks * 512
+			s.written += bytes
 		}
 		if stat.Mode&unix.S_IFMT == unix.S_IFDIR && stat.Dev == top.dev {
 			top.inner = append(top.inner, name)
