@@ -75,8 +75,9 @@ func (p *Program) printFields(fields ...field) error {
 	return nil
 }
 
-// printRows prints a list: a header and a row each, aligned. Cells are cleaned and
-// kept to a sensible width.
+// printRows prints a list: a header and a row each, aligned. Cells are cleaned. On a
+// terminal texts are kept to a sensible width; what is one word may be an id, which is to
+// be copied whole.
 func (p *Program) printRows(header []string, rows [][]string) error {
 	if len(rows) == 0 {
 		_, err := fmt.Fprintln(p.Stderr, "none")
@@ -88,7 +89,11 @@ func (p *Program) printRows(header []string, rows [][]string) error {
 	for _, row := range rows {
 		cells := make([]string, len(row))
 		for i, c := range row {
-			cells[i] = oneLine(c, 60)
+			width := 1000
+			if isTerminal(p.Stdout) && strings.ContainsRune(c, ' ') {
+				width = 60
+			}
+			cells[i] = oneLine(c, width)
 		}
 		fmt.Fprintln(tw, strings.Join(cells, "\t"))
 	}

@@ -1,11 +1,13 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"time"
 
@@ -226,7 +228,7 @@ func (c *Control) AttachTunnel(ctx context.Context, p Principal, id api.EdgeID, 
 			of = t.ID
 		}
 		if err != nil {
-			refused = c.fault(tunnel.StageTokenRefused, "", err)
+			refused = c.fault(tunnel.StageTokenRefused, "", fmt.Errorf("%w (it came from %s)", err, sender(in.RemoteAddress)))
 			return err
 		}
 		n, err := tx.CountAttachedTo(t.ID)
@@ -235,7 +237,7 @@ func (c *Control) AttachTunnel(ctx context.Context, p Principal, id api.EdgeID, 
 		}
 		if n >= attachmentsPerTunnel {
 			err := api.Overloaded(time.Minute, "%d connectors are attached to tunnel %s, which is the most", n, t.ID)
-			refused = c.fault(tunnel.StageOverloaded, "", err)
+			refused = c.fault(tunnel.StageOverloaded, "", fmt.Errorf("%w; one more came from %s", err, sender(in.RemoteAddress)))
 			return err
 		}
 		a := &store.Attachment{TunnelConnection: api.TunnelConnection{
@@ -299,6 +301,14 @@ func goodToken(tx *store.Tx, text string) (*store.TunnelToken, *store.Tunnel, er
 		return nil, t, refused
 	}
 	return token, t, nil
+}
+
+// sender is an address without its port, which is another one at each attempt.
+func sender(address string) string {
+	if host, _, err := net.SplitHostPort(address); err == nil {
+		return host
+	}
+	return cmp.Or(address, "an unknown address")
 }
 
 // DetachTunnel notes that an attachment is over. One that was over already, or is not

@@ -278,11 +278,12 @@ func TestATokenThatIsNotGoodIsRefusedAndNoted(t *testing.T) {
 	must1[*api.TunnelToken](t)(w.RotateToken(w.ctx, w.admin, tun.ID, api.TokenRotate{}))
 	e := w.edge("a")
 	for name, token := range map[string]string{"rotated": old, "another's": tunnel.NewToken("x", "tnl_x").Text(), "text": "eyJh"} {
-		_, err := w.AttachTunnel(w.ctx, edgeKey, e.ID, api.EdgeAttach{Token: token, ConnectorID: "c1", Protocol: api.ProtocolTCP})
+		_, err := w.AttachTunnel(w.ctx, edgeKey, e.ID, api.EdgeAttach{Token: token, ConnectorID: "c1", Protocol: api.ProtocolTCP, RemoteAddress: "192.0.2.7:4711"})
 		wantStatus(t, name, err, http.StatusForbidden)
 	}
 	s := w.status(tun.ID)
-	if len(s.Data) != 0 || len(s.Faults) != 1 || s.Faults[0].Stage != string(tunnel.StageTokenRefused) || s.Faults[0].Count != 1 || s.Faults[0].Remedy == "" {
+	if len(s.Data) != 0 || len(s.Faults) != 1 || s.Faults[0].Stage != string(tunnel.StageTokenRefused) || s.Faults[0].Count != 1 || s.Faults[0].Remedy == "" ||
+		!strings.HasSuffix(s.Faults[0].Detail, "(it came from 192.0.2.7)") {
 		t.Errorf("status: %+v", s)
 	}
 }
