@@ -8,7 +8,7 @@ export GOFLAGS += -trimpath
 STATICCHECK = go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 BENCHSTAT   = go run golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 
-.PHONY: help demo build programs test test-cgroup2 lint fuzz bench bench-sandbox bench-tunnel clean
+.PHONY: help demo build programs image test test-cgroup2 lint fuzz bench bench-sandbox bench-tunnel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -26,6 +26,21 @@ programs:
 	go build -ldflags '-s -w' -o sandbox/agentbin/boxagent ./tool/agent/boxagent
 	go build -ldflags '-s -w' -o sandbox/agentbin/boxlauncher ./sandbox/launcher/boxlauncher
 	go build -ldflags '-s -w' -o sandbox/agentbin/runsc gvisor.dev/gvisor/runsc
+
+# Where the image's files are laid out, what it is called, and what builds it.
+IMAGE_ROOT = bin/image
+IMAGE = bailey:$(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+IMAGE_BUILDER = $(shell command -v podman || echo docker)
+CA_CERTIFICATES = /etc/ssl/certs/ca-certificates.crt
+
+image: ## a small container image for gateways, edges and servers (docker or podman; IMAGE=name:tag)
+	rm -rf $(IMAGE_ROOT)
+	mkdir -p $(IMAGE_ROOT)/usr/bin $(IMAGE_ROOT)/etc/ssl/certs $(IMAGE_ROOT)/var/lib/bailey
+	mkdir -m 1777 $(IMAGE_ROOT)/tmp
+	chmod 0777 $(IMAGE_ROOT)/var/lib/bailey
+	go build -ldflags '-s -w' -tags slim -o $(IMAGE_ROOT)/usr/bin/bailey .
+	cp $(CA_CERTIFICATES) $(IMAGE_ROOT)/etc/ssl/certs/
+	$(IMAGE_BUILDER) build -t $(IMAGE) -f Containerfile $(IMAGE_ROOT)
 
 TEST_ARGS =
 
