@@ -119,7 +119,7 @@ func New(cfg Config) (*Connector, error) {
 	}
 	c.listener = &listener{c: c, done: make(chan struct{})}
 	for _, addr := range cfg.Edges {
-		c.edges = append(c.edges, &edge{id: addr.ID, addrs: []tunnel.EdgeAddr{addr}})
+		c.edges = append(c.edges, &edge{id: addr.ID, addrs: []tunnel.EdgeAddr{addr}, configured: true})
 	}
 	return c, nil
 }

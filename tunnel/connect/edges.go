@@ -11,11 +11,14 @@ import (
 	"github.com/bailey-platform/bailey/tunnel"
 )
 
-// An edge is one that could be attached to; guarded by the connector's mutex.
+// An edge is a way to one that could be attached to; guarded by the connector's mutex.
+// There are those of the configuration, which stay as they are, and those that edges have
+// told of, which come and go. Several may lead to the same edge.
 type edge struct {
-	id    api.EdgeID // "" until it is known
-	addrs []tunnel.EdgeAddr
-	next  int // of addrs, to try
+	id         api.EdgeID // that is there, or was when it last answered; "" until it is known
+	addrs      []tunnel.EdgeAddr
+	next       int // of addrs, to try
+	configured bool
 
 	held     bool          // by a link, or by somebody who is trying
 	avoid    time.Time     // until then others are better
@@ -25,10 +28,6 @@ type edge struct {
 	failedAt time.Time
 
 	udp udp // whether QUIC gets there
-
-	// alias is the edge that answered here while another link to it was up: this is a
-	// second name for it, of use only while the first is gone.
-	alias api.EdgeID
 }
 
 // The times between attempts at an edge: a random one up to a bound that doubles, and
@@ -76,7 +75,7 @@ func (c *Connector) claim() (*edge, tunnel.EdgeAddr, time.Duration) {
 	for _, i := range rand.Perm(len(c.edges)) {
 		e := c.edges[i]
 		switch {
-		case e.held || e.alias != "" && c.hasEdge(e.alias):
+		case e.held || c.holds(e.id):
 		case e.after.After(now):
 			wait = min(wait, e.after.Sub(now))
 		case best == nil || e.rank(now).Before(best.rank(now)):
@@ -90,8 +89,9 @@ func (c *Connector) claim() (*edge, tunnel.EdgeAddr, time.Duration) {
 	return best, best.addrs[best.next%len(best.addrs)], 0
 }
 
-func (c *Connector) hasEdge(id api.EdgeID) bool {
-	return slices.ContainsFunc(c.edges, func(e *edge) bool { return e.id == id })
+// holds reports whether somebody holds a way to an edge that is known. The caller holds mu.
+func (c *Connector) holds(id api.EdgeID) bool {
+	return id != "" && slices.ContainsFunc(c.edges, func(e *edge) bool { return e.held && e.id == id })
 }
 
 // rank orders edges: those to avoid last, and of the others those that failed longest
@@ -115,7 +115,11 @@ func (c *Connector) release(e *edge, err error, lasted bool) {
 		return
 	}
 	if errors.Is(err, errDraining) {
-		e.avoid = now.Add(drainAvoid)
+		for _, x := range c.edges {
+			if x == e || e.id != "" && x.id == e.id {
+				x.avoid = now.Add(drainAvoid)
+			}
+		}
 		return // another link, at once; what is under way on this one goes on
 	}
 	if lasted || e.bound == 0 {
@@ -135,24 +139,23 @@ func (c *Connector) release(e *edge, err error, lasted bool) {
 }
 
 // learn takes in what an edge said of itself and of others. It reports false if another
-// link to that same edge is there already, by another name.
+// link to that same edge is there already, by another way.
 func (c *Connector) learn(e *edge, a tunnel.Attached) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if a.EdgeID != "" {
-		for _, other := range c.edges {
-			if other != e && other.id == a.EdgeID {
-				if other.held {
-					e.alias = a.EdgeID
-					return false
-				}
-				c.edges = slices.DeleteFunc(c.edges, func(x *edge) bool { return x == other })
-				break
-			}
+		e.id = ""
+		second := c.holds(a.EdgeID)
+		e.id = a.EdgeID
+		if second {
+			return false
 		}
-		e.id, e.alias = a.EdgeID, ""
 	}
-	e.err, e.avoid = nil, time.Time{}
+	for _, x := range c.edges {
+		if x == e || e.id != "" && x.id == e.id {
+			x.err, x.avoid = nil, time.Time{}
+		}
+	}
 	c.know(a)
 	return true
 }
@@ -172,29 +175,33 @@ func (c *Connector) know(a tunnel.Attached) {
 			c.log.Warn("the edge names another that cannot be used", "edge_id", named.EdgeID, "error", err)
 			continue
 		}
-		i := slices.IndexFunc(c.edges, func(x *edge) bool {
-			return x.id == named.EdgeID || x.id == "" && slices.ContainsFunc(addrs, func(a tunnel.EdgeAddr) bool { return a.Addr == x.addrs[0].Addr })
-		})
-		if i < 0 {
+		known := false
+		for _, e := range c.edges {
+			switch {
+			case e.configured && e.id == "" && slices.ContainsFunc(addrs, func(a tunnel.EdgeAddr) bool { return a.Addr == e.addrs[0].Addr }):
+				e.id = named.EdgeID
+			case !e.configured && e.id == named.EdgeID:
+				e.addrs, known = addrs, true
+			}
+		}
+		if !known {
 			c.edges = append(c.edges, &edge{id: named.EdgeID, addrs: addrs})
-		} else {
-			c.edges[i].id, c.edges[i].addrs = named.EdgeID, addrs
 		}
 	}
 	c.forget(a)
 	c.change()
 }
 
-// forget drops the edges that an edge does not name any more, unless the configuration
-// does: with those a connector begins anew when all others are gone.
+// forget drops the edges that an edge does not name any more. Those of the configuration
+// stay: with them a connector begins anew when all others are gone, or where what edges say
+// of themselves does not lead there from here.
 func (c *Connector) forget(a tunnel.Attached) {
 	if len(a.Edges) == 0 {
 		return
 	}
 	c.edges = slices.DeleteFunc(c.edges, func(e *edge) bool {
 		named := slices.ContainsFunc(a.Edges, func(n api.EdgeAddress) bool { return n.EdgeID == e.id })
-		configured := slices.ContainsFunc(c.cfg.Edges, func(b tunnel.EdgeAddr) bool { return b.Addr == e.addrs[0].Addr })
-		return !named && !configured && !e.held
+		return !named && !e.configured && !e.held
 	})
 }
 

@@ -51,6 +51,8 @@ const (
 	wantMax     = 64 // parked connections; edges ask for fewer
 	comingMax   = 16 // dialled at once
 	dataFailMax = 5  // in a row: the link is of no use
+
+	parkedMin = 2 * time.Second // a parked connection that breaks sooner counts as failed
 )
 
 // attach dials an edge and shows the token.
@@ -184,14 +186,21 @@ func (l *link) busy() bool {
 func (c *Connector) replaced() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	good, edges := 0, 0
+	good := 0
 	for l := range c.links {
 		if !l.view.Draining {
 			good++
 		}
 	}
+	staying := make(map[api.EdgeID]bool)
 	for _, e := range c.edges {
-		if !e.avoid.After(time.Now()) {
+		if e.id != "" {
+			staying[e.id] = staying[e.id] || !e.avoid.After(time.Now())
+		}
+	}
+	edges := 0
+	for _, stays := range staying {
+		if stays {
 			edges++
 		}
 	}
@@ -316,15 +325,20 @@ func (l *link) park(ctx context.Context) {
 	l.parked[conn] = struct{}{}
 	l.mu.Unlock()
 
+	began := time.Now()
 	t, _, err := tunnel.ReadFrame(conn, maxControl)
 	l.mu.Lock()
 	delete(l.parked, conn)
 	if err == nil && t == tunnel.FrameOpen {
 		l.failed = 0
 	}
+	over := l.over
 	conn.SetWriteDeadline(time.Time{})
 	l.mu.Unlock()
 	switch {
+	case err != nil && !over && time.Since(began) < parkedMin:
+		conn.Close()
+		l.failedToPark(ctx, fmt.Errorf("it does not last: %w", err))
 	case err != nil: // the edge needs it no more, or the connection broke
 		conn.Close()
 		l.fill(ctx)

@@ -59,13 +59,14 @@ func dialRaw(ctx context.Context, target string, proxy *url.URL) (net.Conn, erro
 	if proxy.Port() == "" {
 		host = net.JoinHostPort(proxy.Hostname(), map[string]string{"http": "80", "https": "443"}[proxy.Scheme])
 	}
-	conn, err := dialer.DialContext(ctx, "tcp", host)
+	raw, err := dialer.DialContext(ctx, "tcp", host)
 	if err != nil {
 		return nil, fmt.Errorf("proxy: %w", err)
 	}
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { raw.SetDeadline(time.Unix(1, 0)) })
+	conn := raw
 	if proxy.Scheme == "https" {
-		conn = tls.Client(conn, &tls.Config{ServerName: proxy.Hostname(), MinVersion: tls.VersionTLS12})
+		conn = tls.Client(raw, &tls.Config{ServerName: proxy.Hostname(), MinVersion: tls.VersionTLS12})
 	}
 	err = askProxy(conn, target, proxy.User)
 	if !stop() && err == nil {
@@ -105,7 +106,7 @@ func askProxy(conn net.Conn, target string, user *url.Userinfo) error {
 	if err != nil {
 		return fmt.Errorf("answer to CONNECT: %w", err)
 	}
-	if answer.StatusCode != http.StatusOK {
+	if answer.StatusCode < 200 || answer.StatusCode > 299 {
 		return fmt.Errorf("it refuses to connect to %s: %s", target, answer.Status)
 	}
 	return nil

@@ -49,6 +49,7 @@ type attachment struct {
 	parking
 	ended   bool
 	reason  string
+	why     *tunnel.Error // it was cut: what its streams are told, those to come as well
 	splices map[*splice]struct{}
 }
 
@@ -189,9 +190,9 @@ func fit(m tunnel.Attached) tunnel.Attached {
 func refusal(err error) *tunnel.Error {
 	e := api.AsError(err)
 	switch {
-	case e == nil || e.Status >= 500 || e.Status == http.StatusRequestTimeout || e.Status == http.StatusTooEarly:
+	case e == nil || e.Status >= 500 && e.Type != api.TypeOverloaded || e.Status == http.StatusRequestTimeout || e.Status == http.StatusTooEarly:
 		return &tunnel.Error{Stage: tunnel.StageEdgeUnreachable, Detail: "the edge cannot ask the plane about the token now", RetryAfter: 2 * time.Second, Err: err}
-	case e.Status == http.StatusTooManyRequests:
+	case e.Status == http.StatusTooManyRequests || e.Type == api.TypeOverloaded:
 		return &tunnel.Error{Stage: tunnel.StageOverloaded, Detail: e.Message, RetryAfter: max(e.RetryAfter, 2*time.Second), Err: err}
 	}
 	return &tunnel.Error{Stage: tunnel.StageTokenRefused, Detail: e.Message, Err: err}
@@ -200,6 +201,11 @@ func refusal(err error) *tunnel.Error {
 func (e *Edge) hasRoom() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	return e.room()
+}
+
+// room says why there is none for another connector. The caller holds mu.
+func (e *Edge) room() error {
 	switch {
 	case e.drain:
 		return tunnel.Errorf(tunnel.StageDraining, "this edge is about to stop: attach to another")
@@ -211,11 +217,11 @@ func (e *Edge) hasRoom() error {
 
 // add makes an attachment known, unless it was cut before that.
 func (e *Edge) add(a *attachment) error {
-	if err := e.hasRoom(); err != nil {
-		return err
-	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if err := e.room(); err != nil {
+		return err
+	}
 	h := e.tunnels[a.tunnel]
 	if h == nil {
 		h = new(hub)
@@ -284,6 +290,14 @@ func (a *attachment) leave() {
 	}
 }
 
+// over says why no stream may begin, or nil. The caller holds mu.
+func (a *attachment) over() *tunnel.Error {
+	if a.why == nil && a.ended {
+		return &tunnel.Error{Stage: tunnel.StageNoConnector, Detail: "the gateway left", RetryAfter: retryAfter}
+	}
+	return a.why
+}
+
 // end takes an attachment from the edge, with its parked connections and, if it was
 // cut, its streams. Streams of a connector that was lost end by themselves: it may be
 // its control connection alone that broke.
@@ -331,17 +345,17 @@ func (e *Edge) remove(a *attachment, reason string) {
 	e.departed = append(e.departed, departure{a.id, reason, a})
 }
 
-// cut ends an attachment and its streams at once.
+// cut ends an attachment and its streams at once, also those that are just beginning.
 func (a *attachment) cut(reason string) {
+	why := tunnel.Errorf(tunnel.StageNotActive, "%s", reason)
 	a.mu.Lock()
-	a.reason = reason
+	a.reason, a.why = reason, why
 	a.leaving.Store(true)
 	var all []*splice
 	for s := range a.splices {
 		all = append(all, s)
 	}
 	a.mu.Unlock()
-	why := tunnel.Errorf(tunnel.StageNotActive, "%s", reason)
 	var cuts sync.WaitGroup
 	for _, s := range all {
 		cuts.Go(func() { s.cut(why) })

@@ -217,6 +217,109 @@ func attachedTo(c *labConnector, e *labEdge) bool {
 	return slices.ContainsFunc(c.Status().Links, func(k connect.Link) bool { return k.EdgeID == e.addr.ID })
 }
 
+// What an edge says of itself may not lead to it from here: then what was configured does.
+func TestAnAddressThatLeadsNowhereIsNotTheOnlyOne(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	e := l.edge(edge.Limits{})
+	l.plane.set(func(p *fakePlane) {
+		p.edges = []api.EdgeAddress{{EdgeID: e.addr.ID, Addresses: []string{"127.0.0.1:1"}, ServerName: "edge.test", CAs: l.outer.pem()}}
+	})
+	c := l.connector("one", func(c *connect.Config) { c.Edges[0].ID = "" })
+	c.await(t, 1)
+	first := c.Status().Links[0].AttachmentID
+	e.Cut(tunnelID, "for a test")
+	eventually(t, "it is attached anew", func() bool {
+		s := c.Status().Links
+		return len(s) == 1 && s[0].AttachmentID != first
+	})
+}
+
+// Of two names of an edge the second is tried once the first leads nowhere.
+func TestASecondNameIsTriedOnceTheFirstIsGone(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	gone, stays := l.edge(edge.Limits{}), l.edge(edge.Limits{})
+	name := &forward{to: gone.addr.Addr}
+	addr := name.listen(t)
+	c := l.connector("one", func(c *connect.Config) {
+		first, second := gone.addr, gone.addr
+		first.ID, second.ID, second.Addr = "", "", addr
+		c.Edges = []tunnel.EdgeAddr{first, second}
+	})
+	l.plane.set(func(p *fakePlane) { p.edges = nil })
+	eventually(t, "it is attached once", func() bool { return len(c.Status().Links) == 1 })
+	name.lead(stays.addr.Addr)
+	gone.Close()
+	eventually(t, "it is attached by the second name", func() bool { return attachedTo(c, stays) })
+}
+
+// Data connections that break as soon as they are there are not made again and again: the
+// link is given up.
+func TestDataConnectionsThatDoNotLast(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	e := l.edge(edge.Limits{})
+	way := &forward{to: e.addr.Addr, short: true}
+	addr := way.listen(t)
+	c := l.connector("one", func(c *connect.Config) { c.Edges[0].ID, c.Edges[0].Addr, c.Links = "", addr, 1 })
+	eventually(t, "the link is given up", func() bool { return c.Status().LastError != nil })
+	if n := way.came.Load(); n > 20 {
+		t.Errorf("%d connections until then", n)
+	}
+}
+
+// A forward is a name that leads to an edge, and later to another.
+type forward struct {
+	mu    sync.Mutex
+	to    string
+	short bool // connections but the first last a moment only
+	came  atomic.Int64
+}
+
+func (f *forward) lead(to string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.to = to
+}
+
+func (f *forward) listen(t *testing.T) (addr string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			if n := f.came.Add(1); f.short && n > 1 {
+				time.AfterFunc(50*time.Millisecond, func() { near.Close() })
+			}
+			f.mu.Lock()
+			to := f.to
+			f.mu.Unlock()
+			go func() {
+				defer near.Close()
+				far, err := net.Dial("tcp", to)
+				if err != nil {
+					return
+				}
+				defer far.Close()
+				go func() {
+					io.Copy(far, near)
+					far.Close()
+				}()
+				io.Copy(near, far)
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
 func TestTwoNamesOfAnEdgeAreOneEdge(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)

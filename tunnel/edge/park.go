@@ -47,7 +47,7 @@ func (e *Edge) park(conn *tls.Conn, payload []byte) (kept bool) {
 		a.waiting = a.waiting[1:]
 		return true
 	}
-	if a.ended || len(a.parked) >= e.cfg.Limits.Parked {
+	if a.over() != nil || len(a.parked) >= e.cfg.Limits.Parked {
 		return false
 	}
 	a.parked = append(a.parked, conn)
@@ -80,13 +80,13 @@ func (a *attachment) connection(ctx context.Context) (tunnel.Carrier, error) {
 	}
 	a.mu.Lock()
 	a.used = time.Now()
-	if n := len(a.parked); n > 0 && !a.ended {
+	if n := len(a.parked); n > 0 && a.over() == nil {
 		conn := a.parked[n-1]
 		a.parked = a.parked[:n-1]
 		a.mu.Unlock()
 		return conn, nil
 	}
-	if a.ended || len(a.waiting) >= waitingMax {
+	if a.over() != nil || len(a.waiting) >= waitingMax {
 		a.mu.Unlock()
 		return nil, errNoConnection
 	}

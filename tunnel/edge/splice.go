@@ -33,7 +33,7 @@ func (e *Edge) splice(a *attachment, dialer *tls.Conn, gateway tunnel.Carrier, o
 	a.open.Add(1)
 	defer a.open.Add(-1)
 	a.mu.Lock()
-	cut := a.ended
+	over := a.over()
 	a.splices[s] = struct{}{}
 	a.mu.Unlock()
 	defer func() {
@@ -41,8 +41,8 @@ func (e *Edge) splice(a *attachment, dialer *tls.Conn, gateway tunnel.Carrier, o
 		delete(a.splices, s)
 		a.mu.Unlock()
 	}()
-	if cut {
-		s.cut(&tunnel.Error{Stage: tunnel.StageNoConnector, Detail: "the gateway left", RetryAfter: retryAfter})
+	if over != nil {
+		s.cut(over)
 		return
 	}
 

@@ -3,6 +3,7 @@ package edge
 import (
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"sync/atomic"
 	"testing"
@@ -92,4 +93,30 @@ func TestAPumpEndsAsItsSourceDoes(t *testing.T) {
 		}
 		to.Close()
 	}
+}
+
+// A stream that is just beginning when its tunnel is archived does not slip through while
+// those before it are being cut.
+func TestACutHoldsForStreamsThatBegin(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		conn, far := net.Pipe()
+		defer far.Close()
+		stuck, release := new(splice), make(chan struct{})
+		a := &attachment{
+			edge: new(Edge), control: &control{conn: conn}, log: slog.New(slog.DiscardHandler),
+			splices: map[*splice]struct{}{stuck: {}},
+		}
+		go stuck.once.Do(func() { <-release })
+		synctest.Wait()
+		go a.cut("archived")
+		synctest.Wait()
+		a.mu.Lock()
+		why := a.over()
+		a.mu.Unlock()
+		if why == nil || why.Stage != tunnel.StageNotActive {
+			t.Errorf("while the others are cut, a stream may begin: %v", why)
+		}
+		close(release)
+	})
 }
