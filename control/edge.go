@@ -215,6 +215,14 @@ func (c *Control) AttachTunnel(ctx context.Context, p Principal, id api.EdgeID, 
 	if err := in.Check(); err != nil {
 		return nil, err
 	}
+	// Strangers cost no write.
+	err := c.db.Read(ctx, func(tx *store.Tx) error {
+		_, err := knownToken(tx, in.Token)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
 	trust, err := c.trust(ctx)
 	if err != nil {
 		return nil, err
@@ -277,19 +285,29 @@ func (c *Control) authenticateConnector(ctx context.Context, t tunnel.Token) (Pr
 	return p, err
 }
 
+// errBadToken is all that a connector is told of a token that is not good.
+func errBadToken() error {
+	return api.Forbidden("the tunnel token is not good: it was rotated, or the tunnel archived, or it was not copied whole")
+}
+
+// knownToken finds a token that was given out, good or not.
+func knownToken(tx *store.Tx, text string) (*store.TunnelToken, error) {
+	parsed, err := tunnel.ParseToken(text)
+	if err != nil {
+		return nil, errBadToken()
+	}
+	token, err := tx.Token(parsed.ID())
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, errBadToken()
+	}
+	return token, err
+}
+
 // goodToken finds the tunnel that a connector may attach to with a token. The tunnel
 // is locked, so that it is not archived in between, and returned if it is known, also
 // with an error.
 func goodToken(tx *store.Tx, text string) (*store.TunnelToken, *store.Tunnel, error) {
-	refused := api.Forbidden("the tunnel token is not good: it was rotated, or the tunnel archived, or it was not copied whole")
-	parsed, err := tunnel.ParseToken(text)
-	if err != nil {
-		return nil, nil, refused
-	}
-	token, err := tx.Token(parsed.ID())
-	if errors.Is(err, store.ErrNotFound) {
-		return nil, nil, refused
-	}
+	token, err := knownToken(tx, text)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -298,7 +316,7 @@ func goodToken(tx *store.Tx, text string) (*store.TunnelToken, *store.Tunnel, er
 	case err != nil:
 		return nil, nil, err
 	case t.ArchivedAt != nil || !token.Good(tx.Now):
-		return nil, t, refused
+		return nil, t, errBadToken()
 	}
 	return token, t, nil
 }

@@ -125,7 +125,7 @@ func TestOnlyAnEdgeSpeaksForItself(t *testing.T) {
 	wantStatus(t, "another's cuts", err, http.StatusNotFound)
 	_, err = w.CertifyEdge(w.ctx, other, e.ID, api.EdgeCertificateRequest{CSR: csr(t)})
 	wantStatus(t, "another's certificate", err, http.StatusNotFound)
-	_, err = w.AttachTunnel(w.ctx, other, e.ID, api.EdgeAttach{Token: "x", Protocol: api.ProtocolTCP})
+	_, err = w.AttachTunnel(w.ctx, other, e.ID, api.EdgeAttach{Token: w.token(w.tunnel().ID), Protocol: api.ProtocolTCP})
 	wantStatus(t, "another's connector", err, http.StatusNotFound)
 	wantStatus(t, "another's end", w.DetachTunnel(w.ctx, other, e.ID, "tatt_1", api.EdgeDetach{}), http.StatusNotFound)
 

@@ -551,9 +551,9 @@ func (c *Control) TrustChanged() <-chan struct{} { return c.hub.trust.C }
 
 const archivedMax = 1000
 
-// Distrusted lists the CA certificates that were archived at a time or after it, the
-// earliest first, so that connections built on them can be cut. There may be more after
-// the last one of a long list.
+// Distrusted lists the CA certificates that were archived at a time or after it and are
+// not registered again, the earliest first, so that connections built on them can be cut.
+// Of a list of more than a thousand, the rest is had by asking from the last one on.
 func (c *Control) Distrusted(ctx context.Context, since time.Time) (out []*api.TunnelCertificate, err error) {
 	err = c.db.Read(ctx, func(tx *store.Tx) error {
 		rows, err := tx.ArchivedCertificates(since, archivedMax)

@@ -327,6 +327,9 @@ func TestCertificatesOfATunnel(t *testing.T) {
 	if third.ID == first.ID {
 		t.Error("an archived certificate came back to life")
 	}
+	if again, err := w.Distrusted(w.ctx, tn.CreatedAt); err != nil || len(again) != 0 {
+		t.Errorf("%d distrusted, one of which is registered again; %v", len(again), err)
+	}
 	// The last can go, too.
 	for _, id := range []api.CertificateID{second.ID, third.ID} {
 		if _, err := w.ArchiveCertificate(w.ctx, w.admin, tn.ID, id); err != nil {

@@ -281,12 +281,8 @@ func (t *tunnels) watchTrust(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		began := time.Now()
-		archived, err := t.d.control.Distrusted(ctx, since.Add(-trustOverlap))
-		if err == nil {
+		if err := t.distrust(ctx, since.Add(-trustOverlap)); err == nil {
 			since = began
-			for _, c := range archived {
-				t.dialer.Drop(c.TunnelID, c.Fingerprint)
-			}
 		} else if ctx.Err() == nil {
 			t.log.Warn("cannot look for archived CAs; trying again", "error", err)
 		}
@@ -296,5 +292,24 @@ func (t *tunnels) watchTrust(ctx context.Context) {
 		case <-t.d.control.TrustChanged():
 		case <-tick.C:
 		}
+	}
+}
+
+// distrust cuts the connections of the CAs that were archived since a time.
+func (t *tunnels) distrust(ctx context.Context, since time.Time) error {
+	for {
+		archived, err := t.d.control.Distrusted(ctx, since)
+		if err != nil {
+			return err
+		}
+		last := since
+		for _, c := range archived {
+			t.dialer.Drop(c.TunnelID, c.Fingerprint)
+			last = *c.ArchivedAt
+		}
+		if !last.After(since) {
+			return nil // that was all
+		}
+		since = last
 	}
 }

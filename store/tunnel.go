@@ -222,8 +222,10 @@ func (tx *Tx) ArchiveCertificate(c *TunnelCertificate) error {
 }
 
 // ArchivedCertificates reads the certificates that were archived at a time or after it,
-// the earliest first.
+// and are not on their tunnel again by now, the earliest first.
 func (tx *Tx) ArchivedCertificates(since time.Time, limit int) ([]*TunnelCertificate, error) {
-	return collect(tx, scanCertificate, "SELECT "+certificateColumns+" FROM tunnel_certificates WHERE archived_at >= ? ORDER BY archived_at, id LIMIT ?",
+	return collect(tx, scanCertificate, "SELECT "+certificateColumns+" FROM tunnel_certificates WHERE archived_at >= ? "+
+		"AND NOT EXISTS (SELECT 1 FROM tunnel_certificates AS again WHERE again.tunnel_id = tunnel_certificates.tunnel_id "+
+		"AND again.fingerprint = tunnel_certificates.fingerprint AND again.archived_at IS NULL) ORDER BY archived_at, id LIMIT ?",
 		micros(since), limit)
 }

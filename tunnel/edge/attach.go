@@ -129,6 +129,9 @@ func (e *Edge) attach(ctx context.Context, c *control, payload []byte, quic open
 	if err != nil {
 		return nil, err
 	}
+	if _, err := tunnel.ParseToken(string(m.Token)); err != nil {
+		return nil, &tunnel.Error{Stage: tunnel.StageTokenRefused, Detail: "what came is no tunnel token", Err: err}
+	}
 	if err := e.hasRoom(); err != nil {
 		return nil, err
 	}
