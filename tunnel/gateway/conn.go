@@ -70,8 +70,9 @@ const (
 	idleTime  = 6 * time.Hour    // between calls; the platform lets go of connections much earlier
 )
 
-// noticeTime is how soon it is noticed that a caller has gone.
-const noticeTime = 3 * time.Millisecond
+// noticeTime is how soon it is noticed that a caller has gone: late enough that most
+// calls, also on a busy machine, are answered without help.
+const noticeTime = 25 * time.Millisecond
 
 // serve serves calls until the connection ends.
 func (c *conn1) serve() {
