@@ -86,7 +86,7 @@ bench-sandbox: programs ## our sandboxes beside docker, podman, runc, crun, bubb
 TUNNEL = bench/out/tunnel
 TUNNEL_ARGS =
 
-bench-tunnel: ## our tunnel beside the direct way, ssh -R and a TLS chain of haproxy (TUNNEL_ARGS=-h)
+bench-tunnel: ## our tunnel beside the direct way, ssh -R, frp and a TLS chain of haproxy (TUNNEL_ARGS=-h)
 	@mkdir -p $(TUNNEL)
 	go build -o $(TUNNEL)/tunnel ./bench/tunnel
 	$(TUNNEL)/tunnel $(TUNNEL_ARGS) | tee $(TUNNEL)/latest.txt

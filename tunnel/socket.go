@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"encoding/binary"
 	"io"
 	"net"
 	"os"
@@ -9,24 +8,24 @@ import (
 	"syscall"
 )
 
-// A Socket is a connection under TLS that makes few system calls of many records: it
-// reads as much as has arrived, and can gather what is written until it is told that
-// there is no more for now. While nothing arrives and nothing is gathered it holds no
-// buffer. It is what both ends and the edge put under their TLS.
+// A Socket is a connection under TLS that makes few system calls of many records: it can
+// gather what is written until it is told that there is no more for now, and tells who
+// reads whether there is more to come. While nothing is gathered it holds no buffer. It
+// is what both ends and the edge put under their TLS.
 //
-// Like any net.Conn it may be used by several goroutines at once, but for [Socket.Ahead]
-// and [Socket.Peek], which are for who reads.
+// Like any net.Conn it may be used by several goroutines at once, but for [Socket.Hurry]
+// and [Socket.More], which are for who reads.
 type Socket struct {
 	net.Conn
-	raw syscall.RawConn // nil for a connection that cannot be read ahead
+	raw syscall.RawConn // nil for a connection that cannot be asked what has arrived
 
 	// Owned by the reader.
-	ahead    *[batchMax]byte // what was read and not taken; nil if nothing
-	from, to int
-	n        int // of the system call
-	err      error
-	fill     func(fd uintptr) bool
-	noWait   bool // Read fails with errNothing instead of waiting
+	hurry bool // Read fails with errNothing instead of waiting
+	got   int  // bytes that the last Read brought
+	into  []byte
+	n     int // of the system call
+	err   error
+	now   func(fd uintptr) bool // readNow, made once
 
 	mu       sync.Mutex // guards what follows
 	gather   bool
@@ -34,7 +33,7 @@ type Socket struct {
 	size     int
 }
 
-// batchMax is how much is read or written at once: four records of TLS.
+// batchMax is how much is written at once: four records of TLS.
 const batchMax = 68 << 10
 
 var batches = sync.Pool{New: func() any { return new([batchMax]byte) }}
@@ -47,29 +46,8 @@ func NewSocket(conn net.Conn) *Socket {
 			s.raw = raw
 		}
 	}
-	s.fill = s.readSome
+	s.now = s.readNow
 	return s
-}
-
-// readSome reads what has arrived, and reports false if nothing has: then it is called
-// again once something does. It holds no buffer in between.
-func (s *Socket) readSome(fd uintptr) bool {
-	buf := batches.Get().(*[batchMax]byte)
-	for {
-		s.n, s.err = syscall.Read(int(fd), buf[:])
-		if s.err != syscall.EINTR {
-			break
-		}
-	}
-	if s.n > 0 {
-		s.ahead, s.from, s.to = buf, 0, s.n
-		return true
-	}
-	batches.Put(buf)
-	if s.err == syscall.EAGAIN && s.noWait {
-		return true
-	}
-	return s.err != syscall.EAGAIN
 }
 
 // errNothing is what a Read that must not wait fails with: like a deadline that has
@@ -85,55 +63,59 @@ func (nothing) Is(target error) bool { return target == os.ErrDeadlineExceeded }
 func (nothing) Unwrap() error        { return os.ErrDeadlineExceeded }
 
 // Read implements net.Conn.
-func (s *Socket) Read(p []byte) (int, error) {
-	if s.raw == nil {
-		return s.Conn.Read(p)
+func (s *Socket) Read(p []byte) (n int, err error) {
+	if s.hurry {
+		n, err = s.readHurried(p)
+	} else {
+		n, err = s.Conn.Read(p)
 	}
-	if s.ahead == nil && len(p) > 0 {
-		if err := s.raw.Read(s.fill); err != nil {
-			return 0, err
-		}
-		switch {
-		case s.err == syscall.EAGAIN:
-			return 0, errNothing
-		case s.err != nil:
-			return 0, &net.OpError{Op: "read", Net: "tcp", Source: s.LocalAddr(), Addr: s.RemoteAddr(), Err: os.NewSyscallError("read", s.err)}
-		case s.n == 0:
-			return 0, io.EOF
-		}
-	}
-	if s.ahead == nil {
-		return 0, nil
-	}
-	n := copy(p, s.ahead[s.from:s.to])
-	if s.from += n; s.from == s.to {
-		batches.Put(s.ahead)
-		s.ahead = nil
-	}
-	return n, nil
+	s.got = n
+	return n, err
 }
 
-// Peek calls read, which reads from what is above the Socket and in which no Read waits:
-// read fails with a timeout where one would. It is for who reads.
-func (s *Socket) Peek(read func() error) error {
+// readHurried reads what has arrived.
+func (s *Socket) readHurried(p []byte) (int, error) {
 	if s.raw == nil {
-		return errNothing // it cannot be known
+		return 0, errNothing // it cannot be known
 	}
-	s.noWait = true
-	defer func() { s.noWait = false }()
-	return read()
+	s.into = p
+	err := s.raw.Read(s.now)
+	s.into = nil
+	switch {
+	case err != nil:
+		return 0, err
+	case s.err == syscall.EAGAIN:
+		return 0, errNothing
+	case s.err != nil:
+		return 0, &net.OpError{Op: "read", Net: "tcp", Source: s.LocalAddr(), Addr: s.RemoteAddr(), Err: os.NewSyscallError("read", s.err)}
+	case s.n == 0 && len(p) > 0:
+		return 0, io.EOF
+	}
+	return s.n, nil
 }
 
-// Ahead reports whether a whole record of TLS was read and not taken yet: the next Read
-// of the TLS connection will not wait.
-func (s *Socket) Ahead() bool {
-	const header = 5
-	left := s.to - s.from
-	if s.ahead == nil || left < header {
-		return false
+// readNow is called with the connection's descriptor. It reports that it need not be
+// called again.
+func (s *Socket) readNow(fd uintptr) bool {
+	for {
+		s.n, s.err = syscall.Read(int(fd), s.into)
+		if s.err != syscall.EINTR {
+			return true
+		}
 	}
-	return left >= header+int(binary.BigEndian.Uint16(s.ahead[s.from+3:]))
 }
+
+// Hurry has Reads fail with a timeout where they would wait, until it is called again
+// with false.
+func (s *Socket) Hurry(on bool) { s.hurry = on }
+
+// More reports whether the last Read brought more than a record of TLS 1.3 that has size
+// bytes in it: what is beside them can be read without waiting, or was on its way.
+func (s *Socket) More(size int) bool { return s.got > size+recordOverhead }
+
+// recordOverhead is how much longer a record of TLS 1.3 is than what is in it: by its
+// header, its type and its tag.
+const recordOverhead = 5 + 1 + 16
 
 // Gather has what is written wait for Flush, or until there is much of it.
 func (s *Socket) Gather() {

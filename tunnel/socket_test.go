@@ -63,55 +63,64 @@ func TestASocketPassesWhatItGathersOnce(t *testing.T) {
 	}
 }
 
-func TestASocketLooksAheadWithoutWaiting(t *testing.T) {
+func TestASocketInAHurryDoesNotWait(t *testing.T) {
 	t.Parallel()
 	a, b := sockets(t)
-	peek := func() error {
-		return b.Peek(func() error {
-			_, err := b.Read(make([]byte, 1))
-			return err
-		})
+	buf := make([]byte, 8)
+	b.Hurry(true)
+	if n, err := b.Read(buf); n != 0 || !isTimeout(err) {
+		t.Fatalf("with nothing there: %d, %v", n, err)
 	}
-	if err := peek(); !isTimeout(err) {
-		t.Fatalf("with nothing there: %v", err)
+	a.Write([]byte("one"))
+	b.Hurry(false)
+	if n, err := b.Read(buf); string(buf[:n]) != "one" || err != nil {
+		t.Fatalf("%q, %v", buf[:n], err)
 	}
-	record := append([]byte{23, 3, 3, 0, 2}, "xy"...)
-	a.Write(append(record[:6:6], 'y'))
-	a.Write(record[:6]) // and one that is not whole
-	buf := make([]byte, 7)
-	b.SetReadDeadline(time.Now().Add(10 * time.Second))
-	if _, err := io.ReadFull(b, buf[:1]); err != nil {
+	a.Write([]byte("three"))
+	if _, err := io.ReadFull(b, buf[:2]); err != nil {
 		t.Fatal(err)
 	}
-	if b.Ahead() {
-		t.Error("what is ahead is no record's beginning")
+	b.Hurry(true)
+	if n, err := b.Read(buf); string(buf[:n]) != "ree" || err != nil {
+		t.Fatalf("%q, %v", buf[:n], err)
 	}
-	if _, err := io.ReadFull(b, buf[:6]); err != nil {
-		t.Fatal(err)
-	}
-	a.Write(record[6:])
-	a.Write(record)
-	if _, err := io.ReadFull(b, buf); err != nil {
-		t.Fatal(err)
-	}
-	for !b.Ahead() { // it is on its way
-		if _, err := io.ReadFull(b, buf[:0]); err != nil {
-			t.Fatal(err)
-		}
-		if b.ahead == nil {
-			if _, err := b.Read(nil); err != nil {
-				t.Fatal(err)
-			}
-			break
-		}
+	if n, err := b.Read(buf); n != 0 || !isTimeout(err) {
+		t.Fatalf("with nothing left: %d, %v", n, err)
 	}
 	a.Close()
-	rest, err := io.ReadAll(b)
-	if err != nil || !bytes.Equal(rest, record) {
-		t.Errorf("the rest is %q, %v", rest, err)
+	b.Hurry(false)
+	if _, err := b.Read(buf); !errors.Is(err, io.EOF) {
+		t.Fatalf("at the end: %v", err)
 	}
-	if err := peek(); !errors.Is(err, io.EOF) {
-		t.Errorf("at the end: %v", err)
+	b.Hurry(true)
+	if _, err := b.Read(buf); !errors.Is(err, io.EOF) {
+		t.Errorf("at the end, in a hurry: %v", err)
+	}
+	b.Close()
+	if _, err := b.Read(buf); err == nil || isTimeout(err) {
+		t.Errorf("after Close: %v", err)
+	}
+}
+
+func TestASocketTellsWhetherThereIsMore(t *testing.T) {
+	t.Parallel()
+	a, b := sockets(t)
+	const size = 100 // in a record
+	record := make([]byte, size+recordOverhead)
+	for _, c := range []struct {
+		sent int
+		more bool
+	}{{len(record), false}, {len(record) + 1, true}, {len(record) - 1, false}, {2 * len(record), true}} {
+		if _, err := a.Write(make([]byte, c.sent)); err != nil {
+			t.Fatal(err)
+		}
+		n, err := b.Read(make([]byte, 4*len(record)))
+		if n != c.sent || err != nil {
+			t.Fatalf("read %d of %d, %v", n, c.sent, err)
+		}
+		if b.More(size) != c.more {
+			t.Errorf("after %d bytes, of which a record has %d: %t", c.sent, len(record), !c.more)
+		}
 	}
 }
 

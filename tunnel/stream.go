@@ -198,11 +198,11 @@ func (s *Stream) Write(p []byte) (n int, err error) {
 	}
 	s.written.Add(int64(len(p)))
 	s.wrote.Store(true)
-	if s.socket != nil && len(p) > PayloadMax {
-		s.socket.Gather()
+	if len(p) > PayloadMax {
+		s.Gather()
 		defer func() {
-			if e := s.socket.Flush(); err == nil && e != nil {
-				n, err = 0, s.unwritten(e)
+			if e := s.Flush(); err == nil && e != nil {
+				n, err = 0, e
 			}
 		}()
 	}
@@ -219,6 +219,25 @@ func (s *Stream) Write(p []byte) (n int, err error) {
 		p = p[len(part):]
 	}
 	return n, nil
+}
+
+// Gather has what is written wait for Flush, or until there is much of it, so that it
+// leaves together. Each Write should be of at most PayloadMax bytes then.
+func (s *Stream) Gather() {
+	if s.socket != nil {
+		s.socket.Gather()
+	}
+}
+
+// Flush sends what was gathered, and ends the gathering.
+func (s *Stream) Flush() error {
+	if s.socket == nil {
+		return nil
+	}
+	if err := s.socket.Flush(); err != nil {
+		return s.unwritten(err)
+	}
+	return nil
 }
 
 func (s *Stream) unwritten(err error) error {
@@ -244,6 +263,7 @@ func (s *Stream) Close() error {
 	if err := s.Err(); (err == nil || err == io.EOF) && s.writing.TryLock() {
 		s.conn.SetWriteDeadline(time.Now().Add(endTimeout))
 		s.conn.Write(AppendFrame(nil, FrameEnd, nil))
+		s.Flush() // what was gathered when somebody else closed the stream
 		s.writing.Unlock()
 	}
 	return s.conn.Close()

@@ -68,7 +68,8 @@ const (
 const (
 	FrameHeader  = 3
 	PayloadMax   = 16<<10 - FrameHeader
-	MessageMax   = 1<<16 - 1 // payload of frames other than data; the header can say no more
+	InnerMax     = PayloadMax - recordOverhead // what is written to the inner TLS at once and is one frame
+	MessageMax   = 1<<16 - 1                   // payload of frames other than data; the header can say no more
 	TicketLen    = 32
 	keyMax       = 64
 	connectorMax = 128

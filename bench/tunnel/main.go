@@ -66,13 +66,16 @@ func bench() error {
 		return err
 	}
 	defer s.close()
-	all, err := s.contenders()
+	var names []string
+	if *only != "" {
+		names = strings.Split(*only, ",")
+	}
+	all, err := s.contenders(names)
 	if err != nil {
 		return err
 	}
-	if *only != "" {
-		names := strings.Split(*only, ",")
-		all = slices.DeleteFunc(all, func(c contender) bool { return !slices.Contains(names, c.name) })
+	if len(all) == 0 {
+		return fmt.Errorf("-only %s: there is none of these names", *only)
 	}
 	fmt.Printf("%d CPUs, %s\n", runtime.NumCPU(), runtime.Version())
 	for _, why := range s.missing {

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -126,23 +127,36 @@ func (s *stage) program(name string, args ...string) error {
 	return nil
 }
 
-// contenders are all ways to the server, the direct one first.
-func (s *stage) contenders() ([]contender, error) {
-	all := []contender{s.plain("direct", s.upstream)}
-	for _, protocol := range []api.TunnelProtocol{api.ProtocolTCP, api.ProtocolQUIC} {
-		c, err := s.ours(protocol)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, c)
+// contenders are the ways to the server of these names, the direct one first; without
+// names all there are.
+func (s *stage) contenders(only []string) ([]contender, error) {
+	ways := []struct {
+		name  string
+		begin func(name string) (contender, error)
+		must  bool
+	}{
+		{"direct", func(name string) (contender, error) { return s.plain(name, s.upstream), nil }, true},
+		{"bailey-tcp", func(name string) (contender, error) { return s.ours(name, api.ProtocolTCP) }, true},
+		{"bailey-quic", func(name string) (contender, error) { return s.ours(name, api.ProtocolQUIC) }, true},
+		{"haproxy-tls", s.haproxy, false},
+		{"frp", func(name string) (contender, error) { return s.frp(name, false) }, false},
+		{"frp-tls", func(name string) (contender, error) { return s.frp(name, true) }, false},
+		{"ssh", s.ssh, false},
 	}
-	for _, theirs := range []func() (contender, error){s.haproxy, s.ssh} {
-		c, err := theirs()
-		if err != nil {
-			s.missing = append(s.missing, err.Error())
+	var all []contender
+	for _, way := range ways {
+		if len(only) > 0 && !slices.Contains(only, way.name) {
 			continue
 		}
-		all = append(all, c)
+		c, err := way.begin(way.name)
+		switch {
+		case err == nil:
+			all = append(all, c)
+		case way.must:
+			return nil, fmt.Errorf("%s: %w", way.name, err)
+		default:
+			s.missing = append(s.missing, fmt.Sprintf("%s: %v", way.name, err))
+		}
 	}
 	return all, nil
 }
@@ -154,7 +168,7 @@ func (s *stage) plain(name, addr string) contender {
 }
 
 // ours is an edge and a gateway of their own.
-func (s *stage) ours(protocol api.TunnelProtocol) (contender, error) {
+func (s *stage) ours(name string, protocol api.TunnelProtocol) (contender, error) {
 	r := role{Dir: s.dir, Token: s.token.Text(), Upstream: "http://" + s.upstream, Protocol: protocol}
 	addr, err := s.start("role-edge", r)
 	if err != nil {
@@ -180,7 +194,7 @@ func (s *stage) ours(protocol api.TunnelProtocol) (contender, error) {
 		return contender{}, err
 	}
 	s.closers = append(s.closers, func() { d.Close() })
-	c := contender{"bailey-" + string(protocol), "https://" + host, d, func() { d.Drop(tunnelID, "") }}
+	c := contender{name, "https://" + host, d, func() { d.Drop(tunnelID, "") }}
 	return c, s.await(c)
 }
 
@@ -195,10 +209,10 @@ func (s *stage) await(c contender) (err error) {
 }
 
 // haproxy is a chain of two, with TLS between them, that pass TCP on.
-func (s *stage) haproxy() (contender, error) {
+func (s *stage) haproxy(name string) (contender, error) {
 	path, err := exec.LookPath("haproxy")
 	if err != nil {
-		return contender{}, fmt.Errorf("haproxy: it is not installed")
+		return contender{}, errors.New("it is not installed")
 	}
 	near, far := freePort(), freePort()
 	pem := filepath.Join(s.dir, "haproxy.pem")
@@ -235,25 +249,84 @@ listen far
 	if err := s.program(path, "-f", conf, "-db"); err != nil {
 		return contender{}, err
 	}
-	c := s.plain("haproxy-tls", "127.0.0.1:"+near)
+	c := s.plain(name, "127.0.0.1:"+near)
+	return c, s.await(c)
+}
+
+// frp is a port that frps forwards to frpc, as fast as they go: a connection for each
+// of the client's, some of which are there before they are needed, and nothing in
+// between but TLS, or not even that.
+func (s *stage) frp(name string, encrypt bool) (contender, error) {
+	server, err := exec.LookPath("frps")
+	if err != nil {
+		return contender{}, errors.New("frps is not installed")
+	}
+	client, err := exec.LookPath("frpc")
+	if err != nil {
+		return contender{}, errors.New("frpc is not installed")
+	}
+	port, forwarded := freePort(), freePort()
+	upHost, upPort, err := net.SplitHostPort(s.upstream)
+	if err != nil {
+		return contender{}, err
+	}
+	confs := map[string]string{
+		"frps": fmt.Sprintf(`
+bindAddr = "127.0.0.1"
+proxyBindAddr = "127.0.0.1"
+bindPort = %s
+log.level = "error"
+transport.tcpMux = false
+transport.maxPoolCount = 64
+transport.tls.certFile = %q
+transport.tls.keyFile = %q
+`, port, filepath.Join(s.dir, "edge.crt"), filepath.Join(s.dir, "edge.key")),
+		"frpc": fmt.Sprintf(`
+serverAddr = "127.0.0.1"
+serverPort = %s
+log.level = "error"
+transport.tcpMux = false
+transport.poolCount = 64
+transport.tls.enable = %v
+transport.tls.trustedCaFile = %q
+transport.tls.serverName = "edge.bench"
+[[proxies]]
+name = "bench"
+type = "tcp"
+localIP = %q
+localPort = %s
+remotePort = %s
+`, port, encrypt, filepath.Join(s.dir, "outer.crt"), upHost, upPort, forwarded),
+	}
+	for _, program := range []struct{ kind, path string }{{"frps", server}, {"frpc", client}} {
+		conf := filepath.Join(s.dir, name+"."+program.kind+".toml")
+		if err := os.WriteFile(conf, []byte(confs[program.kind]), 0o600); err != nil {
+			return contender{}, err
+		}
+		if err := s.program(program.path, "-c", conf); err != nil {
+			return contender{}, err
+		}
+		time.Sleep(time.Second) // a client that finds no server gives up
+	}
+	c := s.plain(name, "127.0.0.1:"+forwarded)
 	return c, s.await(c)
 }
 
 // ssh is a port that `ssh -R` forwards.
-func (s *stage) ssh() (contender, error) {
+func (s *stage) ssh(name string) (contender, error) {
 	server, err := exec.LookPath("sshd")
 	if err != nil {
 		if server, err = exec.LookPath("/usr/sbin/sshd"); err != nil {
-			return contender{}, fmt.Errorf("ssh -R: sshd is not installed")
+			return contender{}, errors.New("sshd is not installed")
 		}
 	}
 	client, err := exec.LookPath("ssh")
 	if err != nil {
-		return contender{}, fmt.Errorf("ssh -R: ssh is not installed")
+		return contender{}, errors.New("ssh is not installed")
 	}
 	for _, key := range []string{"host", "user"} {
 		if out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(s.dir, key)).CombinedOutput(); err != nil {
-			return contender{}, fmt.Errorf("ssh -R: ssh-keygen: %s", out)
+			return contender{}, fmt.Errorf("ssh-keygen: %s", out)
 		}
 	}
 	port, forwarded := freePort(), freePort()
@@ -275,11 +348,8 @@ func (s *stage) ssh() (contender, error) {
 		"-o", "UserKnownHostsFile=/dev/null", "-o", "ExitOnForwardFailure=yes", "-R", "127.0.0.1:"+forwarded+":"+s.upstream, "127.0.0.1"); err != nil {
 		return contender{}, err
 	}
-	c := s.plain("ssh", "127.0.0.1:"+forwarded)
-	if err := s.await(c); err != nil {
-		return contender{}, fmt.Errorf("ssh -R: %w", err)
-	}
-	return c, nil
+	c := s.plain(name, "127.0.0.1:"+forwarded)
+	return c, s.await(c)
 }
 
 // freePort is a port that nothing listens on, for a program that wants a number.

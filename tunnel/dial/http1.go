@@ -57,11 +57,10 @@ func isQuiet(conn *tls.Conn, socket *tunnel.Socket) bool {
 	if socket == nil {
 		return true
 	}
+	socket.Hurry(true)
+	defer socket.Hurry(false)
 	var one [1]byte
-	err := socket.Peek(func() error {
-		_, err := conn.Read(one[:])
-		return err
-	})
+	_, err := conn.Read(one[:])
 	return errors.Is(err, os.ErrDeadlineExceeded) && tunnel.AsError(err) == nil
 }
 

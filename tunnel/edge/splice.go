@@ -135,9 +135,6 @@ func pump(dst, src tunnel.Carrier, count *atomic.Int64, stall time.Duration, tap
 	p.wait()
 	for {
 		var h [tunnel.FrameHeader]byte
-		if err := p.pause(); err != nil {
-			return err
-		}
 		if err := p.read(h[:]); err != nil {
 			return err
 		}
@@ -172,7 +169,7 @@ type flow struct {
 	out      *tunnel.Socket // under dst; nil over QUIC
 	stall    time.Duration
 
-	gathering bool          // what was written last has not left
+	gathering bool          // what was written last has not left, and ahead is in a hurry
 	heard     bool          // a frame came in since the last tick
 	sent      bool          // one went out since the last tick
 	silent    time.Duration // how long nothing has come in
@@ -198,25 +195,26 @@ func (p *flow) pass(h [tunnel.FrameHeader]byte, size int, count *atomic.Int64, t
 	return nil
 }
 
-// read fills b, however long that takes while src gives signs of life.
+// read fills b, however long that takes while src gives signs of life. Before it waits,
+// what was gathered leaves.
 func (p *flow) read(b []byte) error {
 	for len(b) > 0 {
 		n, err := p.src.Read(b)
-		if b = b[n:]; n > 0 || err == nil {
-			if len(b) > 0 { // the rest may take a while
-				if err := p.pause(); err != nil {
-					return err
-				}
-			}
+		b = b[n:]
+		switch {
+		case n > 0 || err == nil:
 			continue
-		}
-		if !isTimeout(err) {
+		case !isTimeout(err):
 			if err == io.EOF {
 				err = io.ErrUnexpectedEOF
 			}
 			return err
+		case p.gathering:
+			err = p.flush()
+		default:
+			err = p.tick()
 		}
-		if err := p.tick(); err != nil {
+		if err != nil {
 			return err
 		}
 	}
@@ -252,9 +250,10 @@ func (p *flow) write(frame []byte) error {
 		p.dst.SetWriteDeadline(p.until)
 	}
 	p.sent = true
-	if !p.gathering && p.out != nil && p.ahead != nil && p.ahead.Ahead() {
+	if !p.gathering && p.out != nil && p.ahead != nil && p.ahead.More(len(frame)) {
 		p.gathering = true
 		p.out.Gather()
+		p.ahead.Hurry(true)
 	}
 	if _, err := p.dst.Write(frame); err != nil {
 		return receiverError{err}
@@ -262,20 +261,13 @@ func (p *flow) write(frame []byte) error {
 	return nil
 }
 
-// pause is called before what may be a wait: what was gathered leaves, unless there is
-// more of it at hand.
-func (p *flow) pause() error {
-	if !p.gathering || p.ahead.Ahead() {
-		return nil
-	}
-	return p.flush()
-}
-
+// flush sends what was gathered.
 func (p *flow) flush() error {
 	if !p.gathering {
 		return nil
 	}
 	p.gathering = false
+	p.ahead.Hurry(false)
 	if err := p.out.Flush(); err != nil {
 		return receiverError{err}
 	}

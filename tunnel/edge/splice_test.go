@@ -1,7 +1,9 @@
 package edge
 
 import (
+	"bufio"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -66,6 +68,88 @@ func TestASilentStreamLivesForHours(t *testing.T) {
 		}
 		to.Close()
 	})
+}
+
+// A bare is a carrier that reads as much at once as TLS does, but is none.
+type bare struct {
+	*tunnel.Socket
+	in *bufio.Reader
+}
+
+func newBare(conn net.Conn) bare {
+	s := tunnel.NewSocket(conn)
+	return bare{s, bufio.NewReader(s)}
+}
+
+func (b bare) Read(p []byte) (int, error) { return b.in.Read(p) }
+func (b bare) NetConn() net.Conn          { return b.Socket }
+
+// A counting is a connection that counts the times it is written to.
+type counting struct {
+	net.Conn
+	writes atomic.Int64
+}
+
+func (c *counting) Write(p []byte) (int, error) {
+	c.writes.Add(1)
+	return c.Conn.Write(p)
+}
+
+// TestFramesThatComeTogetherGoTogetherAndNoneIsKept has frames come in bursts, and then
+// nothing more.
+func TestFramesThatComeTogetherGoTogetherAndNoneIsKept(t *testing.T) {
+	t.Parallel()
+	from, src := tcpPair(t)
+	dst, to := tcpPair(t)
+	counted := &counting{Conn: dst}
+	var count atomic.Int64
+	ended := make(chan error, 1)
+	go func() {
+		ended <- pump(newBare(counted), newBare(src), &count, time.Minute, nil)
+	}()
+	const bursts, each = 5, 10
+	to.SetReadDeadline(time.Now().Add(time.Minute))
+	for i := range bursts {
+		var burst []byte
+		for j := range each {
+			burst = tunnel.AppendFrame(burst, tunnel.FrameData, fmt.Appendf(nil, "%d.%d", i, j))
+		}
+		if _, err := from.Write(burst); err != nil {
+			t.Fatal(err)
+		}
+		for j := range each {
+			_, payload, err := tunnel.ReadFrame(to, tunnel.PayloadMax)
+			if want := fmt.Sprintf("%d.%d", i, j); err != nil || string(payload) != want {
+				t.Fatalf("got %q and not %q, %v", payload, want, err)
+			}
+		}
+	}
+	if n := counted.writes.Load(); n >= bursts*each {
+		t.Errorf("%d frames took %d writes", bursts*each, n)
+	}
+	from.Close()
+	<-ended
+}
+
+// tcpPair is the two ends of a connection.
+func tcpPair(t *testing.T) (x, y net.Conn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if x, err = net.Dial("tcp", l.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if y, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		x.Close()
+		y.Close()
+	})
+	return x, y
 }
 
 func TestAPumpEndsAsItsSourceDoes(t *testing.T) {

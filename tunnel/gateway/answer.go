@@ -96,22 +96,22 @@ func (r *refusal) give(to answerer, close bool) error {
 		if p.Detail != "" {
 			text += ": " + p.Detail
 		}
-		fields = append(fields, field{[]byte(tunnelErrorField), []byte(p.HeaderValue())})
+		fields = append(fields, newField([]byte(tunnelErrorField), []byte(p.HeaderValue())))
 		if r.retryAfter == 0 {
 			r.retryAfter = p.RetryAfter
 		}
 	}
 	if r.retryAfter > 0 {
-		fields = append(fields, field{[]byte("Retry-After"), strconv.AppendInt(nil, int64((r.retryAfter+time.Second-1)/time.Second), 10)})
+		fields = append(fields, newField([]byte("Retry-After"), strconv.AppendInt(nil, int64((r.retryAfter+time.Second-1)/time.Second), 10)))
 	}
 	kind := "text/plain; charset=utf-8"
 	content := []byte("bailey gateway: " + text + "\n")
 	if r.ids != nil {
 		kind, content = "application/json", rpcErrors(r.ids, r.code, "gateway: "+text)
 	}
-	fields = append(fields, field{[]byte("Content-Type"), []byte(kind)})
+	fields = append(fields, newField([]byte("Content-Type"), []byte(kind)))
 	if close {
-		fields = append(fields, field{[]byte("Connection"), []byte("close")})
+		fields = append(fields, newField([]byte("Connection"), []byte("close")))
 	}
 	if err := to.begin(r.httpStatus(), fields, int64(len(content)), true); err != nil {
 		return err

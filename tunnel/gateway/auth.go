@@ -114,7 +114,7 @@ func (a *authRule) challenge(status int, code string, err error) *refusal {
 		params = append(params, "resource_metadata="+strconv.Quote(a.where))
 	}
 	value := strings.TrimSpace("Bearer " + strings.Join(params, ", "))
-	return &refusal{status: status, text: err.Error(), fields: []field{{[]byte("WWW-Authenticate"), []byte(value)}}, err: err}
+	return &refusal{status: status, text: err.Error(), fields: []field{newField([]byte("WWW-Authenticate"), []byte(value))}, err: err}
 }
 
 var (

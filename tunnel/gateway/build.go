@@ -147,7 +147,7 @@ func newTrust(t Trust, host string) (*tls.Config, error) {
 func newFieldRules(h HeaderRules) (fieldRules, error) {
 	rules := fieldRules{remove: h.Remove}
 	for name, value := range h.Set {
-		rules.set = append(rules.set, field{[]byte(name), []byte(value)})
+		rules.set = append(rules.set, newField([]byte(name), []byte(value)))
 	}
 	for name, file := range h.SetFiles {
 		value, err := readSecret(file)
@@ -157,7 +157,7 @@ func newFieldRules(h HeaderRules) (fieldRules, error) {
 		if !httpguts.ValidHeaderFieldValue(value) {
 			return rules, fmt.Errorf("%s: the value in %s has characters that no header can have", name, file)
 		}
-		rules.set = append(rules.set, field{[]byte(name), []byte(value)})
+		rules.set = append(rules.set, newField([]byte(name), []byte(value)))
 	}
 	return rules, nil
 }

@@ -165,7 +165,7 @@ func (ex *exchange) ofReplica() *refusal {
 	// Another replica may well have it, so this is no 404: that would end the session.
 	refused := failed(stageOtherReplica, nil, "the session is of replica %s", printable(replica))
 	refused.status = http.StatusServiceUnavailable
-	refused.fields = append(refused.fields, field{[]byte(replicaField), bytes.Clone(replica)})
+	refused.fields = append(refused.fields, newField([]byte(replicaField), bytes.Clone(replica)))
 	refused.retryAfter = time.Second
 	return refused
 }
@@ -367,8 +367,7 @@ func (ex *exchange) appendHead(to []byte) []byte {
 	}
 	trailers := false
 	for _, f := range h.fields {
-		k := kindOf(f.name)
-		switch k {
+		switch f.kind {
 		case hopByHop, forwarded, connection, keepAlive, contentLength, transferEncoding, host, theirs, expect:
 			continue
 		case te:
@@ -686,7 +685,7 @@ func (ex *exchange) answerFields(h *head) ([]field, *refusal) {
 	r := ex.route
 	fields := ex.up.fields[:0]
 	for _, f := range h.fields {
-		switch kindOf(f.name) {
+		switch f.kind {
 		case hopByHop, connection, keepAlive, contentLength, transferEncoding, theirs:
 			continue
 		case trailer:

@@ -9,9 +9,10 @@ import (
 	"net"
 	"net/http"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/bailey-platform/bailey/tunnel"
 )
 
 // A conn1 is one connection of the platform's that speaks HTTP/1.1. One goroutine takes
@@ -24,7 +25,8 @@ type conn1 struct {
 	g      *Gateway
 	ctx    context.Context // ends with the connection
 	tls    *tls.Conn
-	under  *batched
+	under  net.Conn
+	gather gatherer    // under, if it can
 	server string      // as the TLS handshake named it
 	reads  *watch      // of a head, or of a body
 	writes *watch      // of an answer
@@ -57,6 +59,10 @@ type conn1 struct {
 // outMax is how much of an answer gathers before it is sent although more has arrived.
 const outMax = 64 << 10
 
+// copyMax is how much of an answer that has come at once is copied to go with what is
+// before it, instead of by itself.
+const copyMax = 16 << 10
+
 // Bounds of a connection of the platform's.
 const (
 	headTime  = 20 * time.Second // from the first byte of a head to its last
@@ -64,8 +70,9 @@ const (
 	idleTime  = 6 * time.Hour    // between calls; the platform lets go of connections much earlier
 )
 
-// noticeTime is how soon it is noticed that a caller has gone.
-const noticeTime = 3 * time.Millisecond
+// noticeTime is how soon it is noticed that a caller has gone: late enough that most
+// calls, also on a busy machine, are answered without help.
+const noticeTime = 25 * time.Millisecond
 
 // serve serves calls until the connection ends.
 func (c *conn1) serve() {
@@ -141,6 +148,9 @@ func (c *conn1) take() bool {
 	c.body.begin(&c.in, ex.req.length, ex.req.chunked)
 	if !c.route(ex) || c.over.Load() {
 		return false
+	}
+	if !c.helping {
+		c.in.rest()
 	}
 	c.idle.set(idleTime)
 	c.busy.Store(false)
@@ -259,7 +269,7 @@ func (c *conn1) begin(status int, fields []field, length int64, hasBody bool) er
 	out = append(out, http.StatusText(status)...)
 	out = append(out, "\r\n"...)
 	for _, f := range fields {
-		if kindOf(f.name) == connection {
+		if f.kind == connection {
 			c.h.close = c.h.close || bytes.EqualFold(f.value, []byte("close"))
 			continue
 		}
@@ -298,7 +308,7 @@ func (c *conn1) write(p []byte) error {
 		if c.h.left -= int64(len(p)); c.h.left < 0 {
 			return errLength
 		}
-		if len(p) >= bufSize/2 {
+		if len(p) >= copyMax {
 			// Worth no copy.
 			if err := c.flush(); err != nil {
 				return err
@@ -326,7 +336,7 @@ func (c *conn1) flush() error {
 
 func (c *conn1) send(p []byte) error {
 	c.writes.set(stallTime)
-	err := c.under.write(c.tls, p)
+	err := c.put(p)
 	c.writes.clear()
 	c.ex.out += int64(len(p))
 	return err
@@ -341,50 +351,34 @@ func (c *conn1) end(trailer []field) error {
 	return c.flush()
 }
 
-// A batched is a connection below TLS. TLS writes a record at a time; here the records of
-// one large write leave together, as each may cost the tunnel a frame.
-type batched struct {
-	net.Conn
-
-	mu   sync.Mutex
-	hold bool
-	buf  []byte
-}
-
-// recordMax is how much of a write TLS puts in one record.
-const recordMax = 16 << 10
-
-// write writes p to over, which writes to b.
-func (b *batched) write(over *tls.Conn, p []byte) error {
-	if len(p) <= recordMax {
-		_, err := over.Write(p)
+// put writes p. TLS writes a record at a time; the records of one large write leave
+// together where the connection below knows how, and each is as long as one frame of the
+// tunnel holds.
+func (c *conn1) put(p []byte) error {
+	if len(p) <= tunnel.InnerMax {
+		_, err := c.tls.Write(p)
 		return err
 	}
-	b.mu.Lock()
-	b.hold = true
-	b.mu.Unlock()
-	_, err := over.Write(p)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.hold = false
-	if err == nil && len(b.buf) > 0 {
-		_, err = b.Conn.Write(b.buf)
+	if c.gather != nil {
+		c.gather.Gather()
 	}
-	b.buf = b.buf[:0]
+	var err error
+	for len(p) > 0 && err == nil {
+		var n int
+		n, err = c.tls.Write(p[:min(len(p), tunnel.InnerMax)])
+		p = p[n:]
+	}
+	if c.gather != nil {
+		if failed := c.gather.Flush(); err == nil {
+			err = failed
+		}
+	}
 	return err
 }
 
-func (b *batched) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if !b.hold {
-		return b.Conn.Write(p)
-	}
-	b.buf = append(b.buf, p...)
-	if len(b.buf) < outMax {
-		return len(p), nil
-	}
-	_, err := b.Conn.Write(b.buf)
-	b.buf = b.buf[:0]
-	return len(p), err
+// A gatherer is a connection that can send at once what was written to it in parts, as a
+// [tunnel.Stream] can.
+type gatherer interface {
+	Gather()
+	Flush() error
 }

@@ -80,7 +80,7 @@ func New(o Options) (*Gateway, error) {
 	if g.replica = cfg.Replica; g.replica == "" {
 		g.replica = "cnct_" + rand.Text()
 	}
-	g.replicaField = field{[]byte(replicaField), []byte(g.replica)}
+	g.replicaField = newField([]byte(replicaField), []byte(g.replica))
 	if g.certs, err = newCertificates(cfg.TLS.Cert, cfg.TLS.Key, g.log, g.metrics); err != nil {
 		return nil, err
 	}

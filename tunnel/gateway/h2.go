@@ -127,11 +127,11 @@ func (ex *exchange) fromRequest(r *http.Request) *refusal {
 		}
 	}
 	h.chunked = r.ContentLength < 0
-	h.fields = append(h.fields, field{[]byte("Host"), []byte(r.Host)})
+	h.fields = append(h.fields, newField([]byte("Host"), []byte(r.Host)))
 	for name, values := range r.Header {
 		for _, value := range values {
-			f := field{[]byte(name), []byte(value)}
-			switch kindOf(f.name) {
+			f := newField([]byte(name), []byte(value))
+			switch f.kind {
 			case host, transferEncoding:
 				return misread(errField)
 			case contentLength:
@@ -155,7 +155,7 @@ type body2 struct {
 
 func (b *body2) next() ([]byte, error) {
 	if b.buf == nil {
-		b.buf = make([]byte, bufSize)
+		b.buf = make([]byte, 2*copyMax)
 	}
 	for {
 		if err := b.control.SetReadDeadline(time.Now().Add(stallTime)); err != nil {
@@ -174,7 +174,7 @@ func (b *body2) next() ([]byte, error) {
 func (b *body2) rest() (trailer []field, left int) {
 	for name, values := range b.r.Trailer {
 		for _, value := range values {
-			if f := (field{[]byte(name), []byte(value)}); kindOf(f.name) == plain {
+			if f := newField([]byte(name), []byte(value)); f.kind == plain {
 				trailer = append(trailer, f)
 			}
 		}
@@ -198,7 +198,7 @@ func (a *answer2) begin(status int, fields []field, length int64, hasBody bool) 
 	a.begun2, a.pending = true, true
 	header := a.w.Header()
 	for _, f := range fields {
-		if kindOf(f.name) != connection {
+		if f.kind != connection {
 			name := http.CanonicalHeaderKey(string(f.name))
 			header[name] = append(header[name], string(f.value))
 		}

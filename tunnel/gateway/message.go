@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"sync"
+
+	"github.com/bailey-platform/bailey/tunnel"
 )
 
 // Bounds of HTTP/1.1 as it is read here.
@@ -28,8 +31,13 @@ var (
 	errChunk     = errors.New("the body is not in proper chunks")
 )
 
-// A field is one header field, as it came.
-type field struct{ name, value []byte }
+// A field is one header field, as it came. It is made by newField.
+type field struct {
+	name, value []byte
+	kind        kind
+}
+
+func newField(name, value []byte) field { return field{name, value, kindOf(name)} }
 
 // A kind is what a field's name means to a gateway.
 type kind uint8
@@ -124,7 +132,7 @@ type head struct {
 // get returns the value of the first field of a kind.
 func (h *head) get(k kind) []byte {
 	for _, f := range h.fields {
-		if kindOf(f.name) == k {
+		if f.kind == k {
 			return f.value
 		}
 	}
@@ -135,7 +143,7 @@ func (h *head) get(k kind) []byte {
 func (h *head) one(k kind) (value []byte, ok bool) {
 	n := 0
 	for _, f := range h.fields {
-		if kindOf(f.name) == k {
+		if f.kind == k {
 			value = f.value
 			n++
 		}
@@ -228,7 +236,7 @@ func (h *head) parseFields(text []byte) error {
 			return err
 		}
 		h.fields = append(h.fields, f)
-		switch kindOf(f.name) {
+		switch f.kind {
 		case contentLength:
 			lengths++
 			if h.length, err = parseLength(f.value); err != nil {
@@ -281,7 +289,7 @@ func parseField(line []byte) (field, error) {
 			return field{}, errField
 		}
 	}
-	return field{name, value}, nil
+	return newField(name, value), nil
 }
 
 func parseLength(value []byte) (int64, error) {
@@ -325,16 +333,24 @@ var tokenByte = func() (is [256]bool) {
 }()
 
 // A reader reads heads and bodies from a connection. It reads what there is, up to its
-// buffer, and never waits for more than it was asked for.
+// buffer, and never waits for more than it was asked for. The buffer is small until a
+// read fills it.
 type reader struct {
 	from io.Reader
 	wait func() error // called before each read that may have to wait; nil for nothing
 	buf  []byte
-	r, w int // what was read and not taken is buf[r:w]
+	r, w int  // what was read and not taken is buf[r:w]
+	full bool // the last read left no room
 }
 
-// bufSize is how much is read at a time: as much as a TLS record holds, and twice.
-const bufSize = 32 << 10
+// How large a reader's buffer is, and then becomes: as much as four frames of a tunnel
+// hold.
+const (
+	bufSmall = 4 << 10
+	bufLarge = 4 * tunnel.InnerMax
+)
+
+var largeBufs = sync.Pool{New: func() any { return new([bufLarge]byte) }}
 
 // buffered returns what was read and not taken.
 func (r *reader) buffered() []byte { return r.buf[r.r:r.w] }
@@ -343,13 +359,16 @@ func (r *reader) buffered() []byte { return r.buf[r.r:r.w] }
 func (r *reader) fill() error {
 	if r.r == r.w {
 		r.r, r.w = 0, 0
+		if r.full && len(r.buf) < bufLarge {
+			r.buf = largeBufs.Get().(*[bufLarge]byte)[:]
+		}
 	}
 	if r.w == len(r.buf) {
 		if r.r > 0 {
 			r.w = copy(r.buf, r.buf[r.r:r.w])
 			r.r = 0
 		} else {
-			size := min(max(2*len(r.buf), bufSize), headMax+bufSize)
+			size := min(max(2*len(r.buf), bufSmall), headMax+bufSmall)
 			if size <= len(r.buf) {
 				return errHeadLong
 			}
@@ -363,6 +382,7 @@ func (r *reader) fill() error {
 	}
 	n, err := r.from.Read(r.buf[r.w:])
 	r.w += n
+	r.full = r.w == len(r.buf)
 	if n > 0 {
 		return nil // an error that lasts comes again
 	}
@@ -370,6 +390,19 @@ func (r *reader) fill() error {
 		err = io.ErrNoProgress
 	}
 	return err
+}
+
+// rest lets go of a buffer that is large, where nothing in it is left. What was read is
+// void then.
+func (r *reader) rest() {
+	r.full = false
+	if r.r != r.w || len(r.buf) <= bufSmall {
+		return
+	}
+	if len(r.buf) == bufLarge {
+		largeBufs.Put((*[bufLarge]byte)(r.buf))
+	}
+	r.buf, r.r, r.w = nil, 0, 0
 }
 
 // headText returns the bytes of the next head, its empty line included. They are good
@@ -567,10 +600,10 @@ func (b *body) readTrailer() error {
 		if err != nil {
 			return err
 		}
-		if kindOf(f.name) != plain {
+		if f.kind != plain {
 			continue // nothing that says how a message is to be read comes after it
 		}
-		b.trailer = append(b.trailer, field{bytes.Clone(f.name), bytes.Clone(f.value)})
+		b.trailer = append(b.trailer, newField(bytes.Clone(f.name), bytes.Clone(f.value)))
 	}
 }
 

@@ -178,8 +178,7 @@ func (d *door) remove(c *conn1) {
 // handshake ends the inner TLS of a connection, and serves it.
 func (d *door) handshake(raw net.Conn) {
 	g := d.g
-	under := &batched{Conn: raw}
-	conn := tls.Server(under, g.tls)
+	conn := tls.Server(raw, g.tls)
 	err := errHandshakes
 	if d.greeting.Add(1) <= handshakesMax {
 		err = d.greet(conn)
@@ -206,7 +205,8 @@ func (d *door) handshake(raw net.Conn) {
 	}
 	ctx, stop := context.WithCancel(g.ctx())
 	defer stop()
-	c := &conn1{g: g, ctx: ctx, tls: conn, under: under, server: server}
+	c := &conn1{g: g, ctx: ctx, tls: conn, under: raw, server: server}
+	c.gather, _ = raw.(gatherer)
 	if !d.add(c) {
 		return
 	}

@@ -208,7 +208,7 @@ func (s *stdio) depart(ctx context.Context, ex *exchange) *refusal {
 			t.ses.run.stop()
 		}
 	default:
-		refused = &refusal{status: http.StatusMethodNotAllowed, text: "POST, GET and DELETE are understood", fields: []field{{[]byte("Allow"), []byte("GET, POST, DELETE")}}}
+		refused = &refusal{status: http.StatusMethodNotAllowed, text: "POST, GET and DELETE are understood", fields: []field{newField([]byte("Allow"), []byte("GET, POST, DELETE"))}}
 	}
 	if refused != nil {
 		return refused
@@ -369,7 +369,7 @@ func (s *stdio) get(ex *exchange, t *ticket) *refusal {
 // accepts reports whether a request says that it takes a type.
 func accepts(h *head, want string) bool {
 	for _, f := range h.fields {
-		if kindOf(f.name) != accept {
+		if f.kind != accept {
 			continue
 		}
 		for part := range bytes.SplitSeq(f.value, []byte{','}) {
@@ -388,7 +388,7 @@ func (t *ticket) answer(ex *exchange, to answerer) error {
 	defer t.giveBack()
 	var fields []field
 	if t.id != "" {
-		fields = append(fields, field{[]byte(sessionIDField), []byte(ex.g.replica + replicaEnd + t.id)})
+		fields = append(fields, newField([]byte(sessionIDField), []byte(ex.g.replica+replicaEnd+t.id)))
 	}
 	fields = append(fields, ex.g.replicaField)
 	fields = append(fields, ex.route.answer.set...)
@@ -405,7 +405,7 @@ func (t *ticket) answer(ex *exchange, to answerer) error {
 	if t.asJSON {
 		return t.answerJSON(fields, to)
 	}
-	fields = append(fields, field{[]byte("Content-Type"), []byte("text/event-stream")}, field{[]byte("Cache-Control"), []byte("no-cache, no-transform")})
+	fields = append(fields, newField([]byte("Content-Type"), []byte("text/event-stream")), newField([]byte("Cache-Control"), []byte("no-cache, no-transform")))
 	if err := to.begin(http.StatusOK, fields, unknownLength, true); err != nil {
 		return err
 	}
@@ -515,7 +515,7 @@ func (t *ticket) answerJSON(fields []field, to answerer) error {
 		if t.stream.batch {
 			content = jsonArray(answers)
 		}
-		fields = append(fields, field{[]byte("Content-Type"), []byte("application/json")})
+		fields = append(fields, newField([]byte("Content-Type"), []byte("application/json")))
 		if err := to.begin(http.StatusOK, fields, int64(len(content)), true); err != nil {
 			return err
 		}

@@ -162,6 +162,7 @@ func plainly(err error) string {
 // put keeps a connection for the next exchange, for as long as the server said or a
 // while.
 func (u *upstream) put(c *upConn, d time.Duration) {
+	c.in.rest()
 	u.mu.Lock()
 	full := u.closed || len(u.idle) >= idleConnsMax
 	if !full {
@@ -219,7 +220,7 @@ const upSendTime = 2 * time.Minute
 func (c *upConn) send(head, body []byte) error {
 	c.sends.set(upSendTime)
 	defer c.sends.clear()
-	if len(body) > 0 && len(head)+len(body) <= bufSize {
+	if len(body) > 0 && len(head)+len(body) <= 2*copyMax {
 		head = append(head, body...)
 		body = nil
 	}
