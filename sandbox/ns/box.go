@@ -2,12 +2,12 @@ package ns
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
-	"strconv"
 	"sync"
 	"syscall"
 
@@ -126,11 +126,10 @@ func (b *box) explain() sandbox.Exit {
 		if word != boxinit.Ended {
 			continue
 		}
-		number, err := strconv.Atoi(more)
-		if err != nil {
+		if len(more) != 4 {
 			break
 		}
-		status := syscall.WaitStatus(number)
+		status := syscall.WaitStatus(binary.NativeEndian.Uint32([]byte(more)))
 		switch {
 		case !status.Signaled():
 			return sandbox.Exit{Cause: sandbox.CauseExited, Code: status.ExitStatus(), Detail: b.stdio.LastLine()}

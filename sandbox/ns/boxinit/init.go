@@ -6,12 +6,10 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"slices"
-	"strconv"
 	"syscall"
 	"unsafe"
 
@@ -60,59 +58,48 @@ func RunIfRole() {
 	}
 	unix.Close(fdSelf)
 	b := &box{exits: slices.Contains(os.Args, TakesExits), line: Line{os.NewFile(fdLine, "line to the driver")}}
-	status, err := b.become()
-	if err != nil {
-		_ = b.line.Send(Failed, err.Error()) // a driver that is gone needs no telling
-		os.Exit(1)
-	}
-	_ = b.line.Send(Ended, strconv.Itoa(int(status)))
-	os.Exit(0) // and everything in the box ends
+	_ = b.line.Send(Failed, b.become().Error()) // a driver that is gone needs no telling
+	os.Exit(1)                                  // and everything in the box ends
 }
 
 type box struct {
 	exits bool // there is somebody to take them
 	line  Line
 	plan  Plan
+	store place // of what only we see
 }
 
-// become makes the box, runs its command, and returns how that ended.
-func (b *box) become() (syscall.WaitStatus, error) {
+// become makes the box, runs its command, and becomes what waits for the end of that. It
+// returns only if it fails.
+func (b *box) become() error {
 	// What takes the longest, beside the rest.
 	network := make(chan error, 1)
 	go func() { network <- b.connect() }()
 	if err := json.NewDecoder(os.NewFile(fdPlan, "plan")).Decode(&b.plan); err != nil {
-		return 0, fmt.Errorf("read the plan of the box: %w", err)
+		return fmt.Errorf("read the plan of the box: %w", err)
 	}
 	unix.Close(fdPlan)
 	if err := b.settle(); err != nil {
-		return 0, err
+		return err
 	}
 	_, _, mounts, err := b.expect(Mounts)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	if err := b.makeRoot(mounts); err != nil {
-		return 0, err
+		return err
 	}
 	if err := <-network; err != nil {
-		return 0, err
+		return err
 	}
 	if _, _, _, err := b.expect(Go); err != nil {
-		return 0, err
+		return err
 	}
 	command, err := b.run()
 	if err != nil {
-		return 0, err
+		return err
 	}
-	if err := b.line.Send(Running, ""); err != nil {
-		return 0, err
-	}
-	// Which takes a while, as other threads have to be found for it, while the command
-	// starts. If it fails, that ends with us.
-	if err := giveUp(); err != nil {
-		return 0, err
-	}
-	return reap(command)
+	return b.stay(command) // if it fails, the command ends with us
 }
 
 // expect waits for the driver to say this.
@@ -237,21 +224,6 @@ func (b *box) run() (int, error) {
 	return command, nil
 }
 
-// giveUp gives up all that this process has more than the command.
-func giveUp() error {
-	header, none := lockdown.NoCapabilities()
-	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(header)), uintptr(unsafe.Pointer(none)), 0); errno != 0 {
-		return fmt.Errorf("give up capabilities: %w", errno)
-	}
-	// Where the command's user is ours as well, it could send them.
-	for s := syscall.Signal(1); s < 32; s++ {
-		if s != unix.SIGCHLD && s != unix.SIGURG {
-			signal.Ignore(s)
-		}
-	}
-	return nil
-}
-
 // confine takes from the calling thread what the command must not have. The filter of
 // system calls is for the whole process.
 func (b *box) confine() error {
@@ -276,19 +248,4 @@ func (b *box) confine() error {
 		}
 	}
 	return lockdown.Install(b.plan.Filter, true)
-}
-
-// reap collects every process of the box that ends, until the command does.
-func reap(command int) (syscall.WaitStatus, error) {
-	for {
-		var status syscall.WaitStatus
-		pid, err := syscall.Wait4(-1, &status, 0, nil)
-		switch {
-		case errors.Is(err, syscall.EINTR):
-		case err != nil:
-			return 0, fmt.Errorf("wait for the command: %w", err)
-		case pid == command:
-			return status, nil
-		}
-	}
 }

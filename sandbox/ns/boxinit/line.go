@@ -23,7 +23,7 @@ const (
 	Go      Word = 'g' // by the driver: everything around the box is ready
 	Running Word = 'r' // by the box: so is everything in it, and the command runs
 	Failed  Word = 'f' // by the box, with the reason in words
-	Ended   Word = 'e' // by the box, with the wait status of the command as a number
+	Ended   Word = 'e' // by the box, with the wait status of the command in four bytes
 )
 
 // MountsMax is how many mounts can be sent. The kernel passes no more descriptors at

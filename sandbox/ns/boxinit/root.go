@@ -45,11 +45,9 @@ func (b *box) makeRoot(sent []int) error {
 	if err := b.furnish(); err != nil {
 		return err
 	}
-	store, err := openPlace(furniture)
-	if err != nil {
+	if b.store, err = openPlace(furniture); err != nil {
 		return err
 	}
-	defer store.close()
 	if err := overlay(mounts[:len(r.Layers)]); err != nil {
 		return err
 	}
@@ -57,14 +55,14 @@ func (b *box) makeRoot(sent []int) error {
 		return fmt.Errorf("change the root: %w", err)
 	}
 	// The kernel lets a box have a /proc only while it can see that of the host.
-	if err := makeProc(store); err != nil {
+	if err := makeProc(b.store); err != nil {
 		return err
 	}
 	if err := makeDev(host, r); err != nil {
 		return err
 	}
 	for name, target := range map[string]string{"meminfo": "/proc/meminfo", "cpuinfo": "/proc/cpuinfo", "sys": "/sys"} {
-		if err := store.show(name, target); err != nil {
+		if err := b.store.show(name, target); err != nil {
 			return err
 		}
 	}
