@@ -2,7 +2,6 @@ package ns
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -241,20 +240,12 @@ func (b *box) planFile(cpus int) (*os.File, error) {
 		return nil, err
 	}
 	b.mounts = plan.Root.All()
-	data, err := json.Marshal(plan)
-	if err != nil {
-		return nil, err
-	}
 	fd, err := unix.MemfdCreate("plan", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, err
 	}
 	file := os.NewFile(uintptr(fd), "plan")
-	if _, err := file.Write(data); err != nil {
-		file.Close()
-		return nil, err
-	}
-	if _, err := file.Seek(0, 0); err != nil {
+	if _, err := file.Write(plan.Encode()); err != nil {
 		file.Close()
 		return nil, err
 	}

@@ -1,7 +1,6 @@
 package boxinit
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -30,7 +29,7 @@ const (
 // The descriptors that the process is started with, after its standard streams.
 const (
 	fdLine  = 3 + iota // a [Line]
-	fdPlan             // a file with the [Plan] in JSON
+	fdPlan             // a file in memory with the [Plan], encoded
 	fdSelf             // this executable, for who can find it under no name
 	fdHold             // whatever the driver wants to be held open as long as the box lives
 	fdExits            // a socket to send the exits by, if somebody takes them
@@ -75,10 +74,9 @@ func (b *box) become() error {
 	// What takes the longest, beside the rest.
 	network := make(chan error, 1)
 	go func() { network <- b.connect() }()
-	if err := json.NewDecoder(os.NewFile(fdPlan, "plan")).Decode(&b.plan); err != nil {
+	if err := b.readPlan(); err != nil {
 		return fmt.Errorf("read the plan of the box: %w", err)
 	}
-	unix.Close(fdPlan)
 	if err := b.settle(); err != nil {
 		return err
 	}
@@ -100,6 +98,21 @@ func (b *box) become() error {
 		return err
 	}
 	return b.stay(command) // if it fails, the command ends with us
+}
+
+func (b *box) readPlan() error {
+	var stat unix.Stat_t
+	if err := unix.Fstat(fdPlan, &stat); err != nil {
+		return err
+	}
+	data := make([]byte, stat.Size)
+	if _, err := unix.Pread(fdPlan, data, 0); err != nil { // a file in memory, so all of it
+		return err
+	}
+	unix.Close(fdPlan)
+	var err error
+	b.plan, err = Decode(data)
+	return err
 }
 
 // expect waits for the driver to say this.
