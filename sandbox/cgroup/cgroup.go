@@ -265,8 +265,23 @@ func words(dir, file string) ([]string, error) {
 	return strings.Fields(string(data)), err
 }
 
+// write writes to a file. It does so itself, as [os.WriteFile] has the
+// runtime find out whether it can wait for the file, which takes as long again.
 func write(dir, file, value string) error {
-	return os.WriteFile(filepath.Join(dir, file), []byte(value), 0o644)
+	name := filepath.Join(dir, file)
+	fd, err := unix.Open(name, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC, 0o644)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	defer unix.Close(fd)
+	for {
+		if _, err := unix.Write(fd, []byte(value)); !errors.Is(err, unix.EINTR) {
+			if err != nil {
+				err = &fs.PathError{Op: "write", Path: name, Err: err}
+			}
+			return err
+		}
+	}
 }
 
 // writeIfThere writes to a file that not every kernel has.
