@@ -393,12 +393,13 @@ func (g *Group) Leave() error {
 }
 
 func (g *Group) move(to func(string) string) error {
-	tid := strconv.Itoa(unix.Gettid())
 	for controller, dir := range g.dirs {
 		if controller == unified {
 			continue
 		}
-		if err := write(to(dir), "tasks", tid); err != nil {
+		// 0 is who writes it. For a number, the kernel would stop every fork, exec and exit
+		// on the host, for as long as it takes to be sure of that.
+		if err := write(to(dir), "tasks", "0"); err != nil {
 			return err
 		}
 	}
