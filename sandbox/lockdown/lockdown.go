@@ -40,16 +40,11 @@ func DropBounding() error {
 	}
 }
 
-// NoCapabilities is what [unix.SYS_CAPSET] is called with to give up every capability:
-// permitted, effective and inheritable, and with these the ambient ones.
-func NoCapabilities() (header *unix.CapUserHeader, none *[2]unix.CapUserData) {
-	return &unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, new([2]unix.CapUserData)
-}
-
-// DropCapabilities gives up every capability of the thread.
+// DropCapabilities gives up every capability of the thread: permitted, effective and
+// inheritable, and with these the ambient ones.
 func DropCapabilities() error {
-	header, none := NoCapabilities()
-	if err := unix.Capset(header, &none[0]); err != nil {
+	var none [2]unix.CapUserData
+	if err := unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &none[0]); err != nil {
 		return fmt.Errorf("give up capabilities: %w", err)
 	}
 	return nil

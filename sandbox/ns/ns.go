@@ -9,8 +9,8 @@
 // can gain none, and is within a Landlock domain. For more, there is sandbox/gvisor.
 //
 // A box begins as the small executable of sandbox/launcher, started in the namespaces,
-// which makes the rest from within (sandbox/ns/boxinit) and stays as the box's first
-// process. The kernel ends that when the worker dies, and with it all of the box.
+// which makes the rest from within (sandbox/ns/boxinit) and stays, as next to nothing, as
+// the box's first process. The kernel ends that when the worker dies, and with it all of the box.
 //
 // Out of memory, the kernel ends the process in the box that has most of it: a tool's,
 // as a rule, and the box lives on (see MemoryKills of [sandbox.Stats]). If it was the box's own command, the box ends with

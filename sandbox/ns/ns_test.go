@@ -320,3 +320,39 @@ func nothingLeft(t *testing.T, root string) {
 		}
 	}
 }
+
+// By the time that a box runs, nobody in it has a right or can gain one, its first process
+// included, which had many.
+func TestNoRightsAreLeft(t *testing.T) {
+	needLauncher(t)
+	t.Parallel()
+	d := open(t.TempDir())
+	box, client, err := boot(d, benchSpec(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer box.Stop(context.Background())
+	defer client.Close()
+	all := ns.Processes(d)
+	if len(all) < 2 {
+		t.Fatalf("the box has the processes %d", all)
+	}
+	for _, pid := range all {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := []string{"NoNewPrivs:\t1", "Seccomp:\t2"}
+		for _, set := range []string{"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"} {
+			want = append(want, set+":\t0000000000000000")
+		}
+		if pid == all[0] {
+			want = append(want, "Name:\tinit", "Threads:\t1")
+		}
+		for _, line := range want {
+			if !strings.Contains(string(status), line+"\n") {
+				t.Errorf("no %q in\n%s", line, status)
+			}
+		}
+	}
+}

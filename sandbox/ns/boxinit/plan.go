@@ -1,7 +1,7 @@
 // Package boxinit is what a process does to become a box: it makes itself a root out
 // of mounts, cuts its network off or gives its exits away, gives up what it may do,
-// runs the box's program as another user, and stays as the box's first process, which
-// collects the dead and whose end is the end of all.
+// runs the box's program as another user, and stays as the box's first process, as a page
+// of code that collects the dead and whose end is the end of all.
 //
 // It runs in the small executable that boxes are started by, in namespaces that it was
 // started in, and so must not know what a driver has on the host besides: it is told
