@@ -58,14 +58,14 @@ func (o *outside) serveTCP(listener *net.TCPListener) {
 			return
 		}
 		to, err := sandbox.Destination(conn)
+		o.mu.Lock() // before it is answered, as who asks looks there then
+		o.met = append(o.met, to)
+		o.mu.Unlock()
 		if err != nil {
 			fmt.Fprint(conn, err)
 		} else {
 			fmt.Fprint(conn, to)
 		}
-		o.mu.Lock()
-		o.met = append(o.met, to)
-		o.mu.Unlock()
 		conn.Close()
 	}
 }
