@@ -275,18 +275,24 @@ func TestRefreshRefusals(t *testing.T) {
 		code   string
 		body   string // as it is shown; "": as it was
 	}{
-		"refused":         {400, `{"error":"invalid_grant"}`, true, "invalid_grant", ""},
-		"for a while":     {400, `{"error":"temporarily_unavailable"}`, false, "temporarily_unavailable", ""},
-		"too many":        {429, `slow down`, false, "", ""},
-		"broken":          {500, `oops`, false, "", ""},
-		"a redirect":      {302, ``, false, "", ""},
-		"no token":        {200, `{"token_type":"Bearer"}`, false, "", ""},
-		"another type":    {200, `{"access_token":"SECRET-a","token_type":"DPoP"}`, false, "", `{"access_token":"[scrubbed]","token_type":"DPoP"}`},
-		"two lines":       {200, `{"access_token":"SECRET\nX: y"}`, false, "", `{"access_token":"[scrubbed]"}`},
-		"an error in 200": {200, `{"error":"bad_refresh_token"}`, false, "bad_refresh_token", ""},
-		"no JSON":         {200, `<html>SECRET-r and SECRET+s%2B and SECRET s+</html>`, false, "", `<html>[scrubbed] and [scrubbed] and [scrubbed]</html>`},
-		"a code of code":  {400, `{"error":"<script>"}`, true, "", ""},
-		"a long answer":   {400, `{"error":"invalid_grant","error_description":"` + strings.Repeat("ü", 2000) + `"}`, true, "invalid_grant", "cut"},
+		"refused":               {400, `{"error":"invalid_grant"}`, true, "invalid_grant", ""},
+		"for a while":           {400, `{"error":"temporarily_unavailable"}`, false, "temporarily_unavailable", ""},
+		"too many":              {429, `slow down`, false, "", ""},
+		"broken":                {500, `oops`, false, "", ""},
+		"a redirect":            {302, ``, false, "", ""},
+		"no token":              {200, `{"token_type":"Bearer"}`, false, "", ""},
+		"another type":          {200, `{"access_token":"SECRET-a","token_type":"DPoP"}`, false, "", `{"access_token":"[scrubbed]","token_type":"DPoP"}`},
+		"two lines":             {200, `{"access_token":"SECRET\nX: y"}`, false, "", `{"access_token":"[scrubbed]"}`},
+		"refused in a 200":      {200, `{"error":"bad_refresh_token"}`, true, "bad_refresh_token", ""},
+		"for a while, in a 200": {200, `{"error":"server_error"}`, false, "server_error", ""},
+		"too fast":              {400, `{"error":"slow_down"}`, false, "slow_down", ""},
+		"too many, with a code": {429, `{"error":"rate_limited"}`, false, "rate_limited", ""},
+		"broken, with a code":   {500, `{"error":"internal_error"}`, false, "internal_error", ""},
+		"refused in a 500":      {500, `{"error":"invalid_grant"}`, true, "invalid_grant", ""},
+		"no permission":         {403, `{"error":"access_denied"}`, true, "access_denied", ""},
+		"no JSON":               {200, `<html>SECRET-r and SECRET+s%2B and SECRET s+</html>`, false, "", `<html>[scrubbed] and [scrubbed] and [scrubbed]</html>`},
+		"a code of code":        {400, `{"error":"<script>"}`, true, "", ""},
+		"a long answer":         {400, `{"error":"invalid_grant","error_description":"` + strings.Repeat("ü", 2000) + `"}`, true, "invalid_grant", "cut"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
