@@ -212,7 +212,8 @@ func TestAuthorizeRefusals(t *testing.T) {
 				return back, err
 			}
 		}, want: "issuer"},
-		"no server": {a: func(_ *fakeAS, a *Authorization) { a.ServerURL = "http://127.0.0.1:1/mcp" }, want: "ask the MCP server"},
+		"a 403 for something else": {as: func(as *fakeAS) { as.refusal = `Bearer error="invalid_request"` }, want: "403"},
+		"no server":                {a: func(_ *fakeAS, a *Authorization) { a.ServerURL = "http://127.0.0.1:1/mcp" }, want: "ask the MCP server"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
