@@ -12,7 +12,6 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/sync/singleflight"
 	"golang.org/x/time/rate"
 
 	"github.com/bailey-platform/bailey/api"
@@ -146,7 +145,7 @@ type Control struct {
 
 	shells *shells
 
-	renewals singleflight.Group // of credentials' access tokens, by credential
+	renewals renewals // of credentials' access tokens
 
 	authorities authorities
 
@@ -187,9 +186,17 @@ func New(ctx context.Context, dbURL string, opt store.Options, cfg Config) (*Con
 // before anything else is.
 func (c *Control) SetHTTP(client *http.Client) { c.cfg.HTTP = client }
 
-// Close closes the database; followers end.
+// closeWait is for renewals that are under way at the end: longer than a token endpoint
+// has to answer.
+const closeWait = renewTimeout + 5*time.Second
+
+// Close closes the database; followers end. A renewal that an authorization server was
+// asked for is waited for.
 func (c *Control) Close() error {
 	c.hub.close()
+	if !c.renewals.end(closeWait) {
+		c.cfg.Logger.Error("an access token was still being renewed at the end: its credential may have to be authorized again")
+	}
 	return c.db.Close()
 }
 
