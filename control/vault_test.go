@@ -484,6 +484,43 @@ func TestArchivingAVaultArchivesItsCredentials(t *testing.T) {
 	}
 }
 
+// Whoever waits for a credential hears of its end, however it comes.
+func TestTheEndOfACredentialIsTold(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(*world, api.VaultID, api.CredentialID) error{
+		"archived": func(w *world, v api.VaultID, id api.CredentialID) error {
+			_, err := w.ArchiveCredential(w.ctx, w.admin, v, id)
+			return err
+		},
+		"deleted": func(w *world, v api.VaultID, id api.CredentialID) error {
+			_, err := w.DeleteCredential(w.ctx, w.admin, v, id)
+			return err
+		},
+		"vault archived": func(w *world, v api.VaultID, _ api.CredentialID) error {
+			_, err := w.ArchiveVault(w.ctx, w.admin, v)
+			return err
+		},
+		"vault deleted": func(w *world, v api.VaultID, _ api.CredentialID) error {
+			_, err := w.DeleteVault(w.ctx, w.admin, v)
+			return err
+		},
+	} {
+		w := newVaultWorld(t, Config{})
+		v := w.vault()
+		cred := must1[*api.Credential](t)(w.put(v, static("https://h", "t")))
+		told := newSignal()
+		w.hub.subscribe(topicCredential(cred.ID), told)
+		if err := end(w, v, cred.ID); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-told.C:
+		default:
+			t.Errorf("%s: nobody was told", name)
+		}
+	}
+}
+
 // -- renewal ------------------------------------------------------------------------
 
 // A fakeAS stands for an authorization server that takes each refresh token once.
