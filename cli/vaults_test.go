@@ -15,6 +15,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/bailey-platform/bailey/api"
 )
 
@@ -128,6 +130,52 @@ auth:
 		r := testRun{env: env, stdin: tt.stdin}
 		if code := r.run(t.Context(), tt.args...); code != 2 || !strings.Contains(r.stderr.String(), tt.want) {
 			t.Errorf("%v: exit status %d, %q, want %q", tt.args, code, &r.stderr, tt.want)
+		}
+	}
+}
+
+// A rotation takes as many requests as the server wants, and makes one key.
+func TestAKeyIsRotatedByPages(t *testing.T) {
+	t.Parallel()
+	answers := []string{
+		`{"type":"vault_key_rotation","key_id":"file:1","rewrapped":200,"failed":0,"next_page":"p1"}`,
+		`{"type":"vault_key_rotation","key_id":"file:1","rewrapped":199,"failed":1,"next_page":"p2"}`,
+		`{"type":"vault_key_rotation","key_id":"file:1","rewrapped":5,"failed":0,"next_page":""}`,
+	}
+	for name, tt := range map[string]struct {
+		answers []string
+		code    int
+		want    string
+	}{
+		"to its end": {answers, 1, "1 secrets could not be opened"},
+		"broken off": {answers[:2], 8, "399 secrets are under key file:1 already: go on with --rewrap-only"},
+	} {
+		var asked []string
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			body, _ := io.ReadAll(r.Body)
+			asked = append(asked, strings.TrimSpace(string(body)))
+			w.Header().Set("Content-Type", "application/json")
+			if len(asked) > len(tt.answers) {
+				w.WriteHeader(503)
+				return
+			}
+			_, _ = io.WriteString(w, tt.answers[len(asked)-1])
+		}))
+		defer s.Close()
+		r := testRun{env: map[string]string{"BAILEY_URL": s.URL, "BAILEY_KEY": "k"}}
+		if code := r.run(t.Context(), "vaults", "keys", "rotate", "--shared-key-file"); code != tt.code || !strings.Contains(r.stderr.String(), tt.want) {
+			t.Errorf("%s: exit status %d, %s", name, code, &r.stderr)
+		}
+		if len(tt.answers) == 3 && !strings.Contains(r.stdout.String(), "404") {
+			t.Errorf("%s: shown %s", name, &r.stdout)
+		}
+		want := []string{
+			`{"shared_key_file":true}`,
+			`{"rewrap_only":true,"shared_key_file":true,"page":"p1"}`,
+			`{"rewrap_only":true,"shared_key_file":true,"page":"p2"}`,
+		}
+		if diff := cmp.Diff(want, asked); diff != "" {
+			t.Errorf("%s: asked\n%s", name, diff)
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -144,6 +145,8 @@ type Control struct {
 	own  *ownKeys
 
 	shells *shells
+
+	keyFound atomic.Bool // that secrets are sealed with, and it is the one of all servers
 
 	renewals renewals // of credentials' access tokens
 
