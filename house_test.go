@@ -131,8 +131,8 @@ var house = []row{
 		"client sees the server only through its public API"},
 
 	// Rules.
-	{"control", uses("api", "audit", "store", "tunnel", "vault", "workload"),
-		"control is the rules: it knows nothing of HTTP, models or workers' insides"},
+	{"control", uses("api", "audit", "mcp", "store", "tunnel", "vault", "workload"),
+		"control is the rules: it knows nothing of HTTP, models or workers' insides; mcp is to try credentials with"},
 
 	// Engines and faces.
 	{"loop", uses("api", "control", "mcp", "model", "tool"),

@@ -57,14 +57,28 @@ type VaultKeys struct {
 // A VaultKeyRotate is the body of POST /v1/vault_keys/rotate. It may be left out.
 type VaultKeyRotate struct {
 	// RewrapOnly moves secrets to the current key and makes no new one: for a server that
-	// was given another key in its configuration.
-	RewrapOnly bool `json:"rewrap_only"`
+	// was given another key in its configuration, and to go on with what was begun.
+	RewrapOnly bool `json:"rewrap_only,omitzero"`
+
+	// SharedKeyFile says that every server on the database reads the very key file of the
+	// one that is asked, or that there is no other. Where there may be others, a key in a
+	// file is not rotated without: they would lose all secrets.
+	SharedKeyFile bool `json:"shared_key_file,omitzero"`
+
+	// AbandonLostKey gives up a key that is not to be found any more, with what is sealed
+	// with it: the server goes on with the one that it has, or makes one.
+	AbandonLostKey bool `json:"abandon_lost_key,omitzero"`
+
+	// Page goes on where an earlier rotation has ended: its next_page. It goes with
+	// rewrap_only.
+	Page string `json:"page,omitzero"`
 }
 
-// A VaultKeyRotation is what rotating came to.
+// A VaultKeyRotation is what one request came to. It moves a bounded number of secrets.
 type VaultKeyRotation struct {
 	Type      string `json:"type"`      // "vault_key_rotation"
 	KeyID     string `json:"key_id"`    // the current one
 	Rewrapped int64  `json:"rewrapped"` // secrets that are under it now and were not before
 	Failed    int64  `json:"failed"`    // secrets that are not, as they could not be opened
+	NextPage  string `json:"next_page"` // where to go on; "" when all have been looked at
 }

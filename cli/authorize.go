@@ -29,7 +29,11 @@ func (p *Program) credentialsAuthorize(c *connection) *cobra.Command {
 		Long: `Finds out which authorization server the MCP server at URL trusts, and sends you there
 with your browser, which comes back to this command; so run it where the browser is.
 What you allow is put into the vault as an mcp_oauth credential, which the server
-renews by itself where it can. With --credential, one that is there gets the new tokens.
+renews by itself where it can.
+
+With --credential, one that is there and for the same URL gets the new tokens. It
+keeps its client: give --client-secret-file if that has a secret, and the --port of the
+first time if the authorization server takes no other.
 
 A client is registered with the authorization server if it takes that; otherwise
 register one there, with http://127.0.0.1:PORT/callback to come back to, and give
@@ -55,14 +59,24 @@ register one there, with http://127.0.0.1:PORT/callback to come back to, and giv
 		}
 		a := vault.Authorization{ServerURL: args[1], ClientID: *clientID, Scopes: *scopes, HTTP: &http.Client{Timeout: 30 * time.Second}}
 		if *clientSecret != "" {
-			if *clientID == "" {
-				return usageError(cmd, errors.New("--client-secret-file needs --client-id"))
+			if *clientID == "" && *credential == "" {
+				return usageError(cmd, errors.New("--client-secret-file needs --client-id, or --credential"))
 			}
 			secret, err := p.readSecret(*clientSecret, "the client's secret")
 			if err != nil {
 				return err
 			}
 			a.ClientSecret = string(secret)
+		}
+		var old *api.Credential
+		if *credential != "" {
+			var err error
+			if old, err = cl.GetCredential(ctx, id, api.CredentialID(*credential)); err != nil {
+				return err
+			}
+			if err := authorizeAgain(&a, old); err != nil {
+				return err
+			}
 		}
 		ctx, cancel := context.WithTimeout(ctx, authorizeFor)
 		defer cancel()
@@ -84,8 +98,11 @@ register one there, with http://127.0.0.1:PORT/callback to come back to, and giv
 			return fmt.Errorf("not authorized: %w", err)
 		}
 		var cred *api.Credential
-		if *credential != "" {
-			cred, err = cl.UpdateCredential(ctx, id, api.CredentialID(*credential), grantUpdate(grant))
+		if old != nil {
+			if at := old.Auth.Refresh.TokenEndpoint; grant.TokenEndpoint != at {
+				return fmt.Errorf("not put into credential %s: the tokens are of %s, and it renews them at %s; archive it, and authorize without --credential", old.ID, clean(grant.TokenEndpoint), at)
+			}
+			cred, err = cl.UpdateCredential(ctx, id, old.ID, grantUpdate(grant))
 		} else {
 			in := grantCreate(args[1], grant)
 			setOptional(cmd, "name", &in.DisplayName)
@@ -100,6 +117,29 @@ register one there, with http://127.0.0.1:PORT/callback to come back to, and giv
 		return p.printCredential(*out, cred)
 	})
 	return cmd
+}
+
+// authorizeAgain has a person asked on behalf of a credential's own client, for which it
+// is for ever. It refuses a credential that could not take the tokens.
+func authorizeAgain(a *vault.Authorization, cred *api.Credential) error {
+	const instead = "; authorize without --credential for another"
+	r := cred.Auth.Refresh
+	switch {
+	case cred.Auth.Type != api.AuthMCPOAuth:
+		return fmt.Errorf("credential %s is of type %s, and takes no tokens%s", cred.ID, cred.Auth.Type, instead)
+	case cred.ArchivedAt != nil:
+		return fmt.Errorf("credential %s is archived%s", cred.ID, instead)
+	case api.ServerKey(cred.Auth.MCPServerURL) != api.ServerKey(a.ServerURL):
+		return fmt.Errorf("credential %s is for %s%s", cred.ID, cred.Auth.MCPServerURL, instead)
+	case r == nil:
+		return fmt.Errorf("credential %s has nothing to renew a token with, and cannot be given it: archive it%s", cred.ID, instead)
+	case a.ClientID != "" && a.ClientID != r.ClientID:
+		return fmt.Errorf("credential %s is of the client %s, and takes no tokens of another: leave --client-id out, or archive it%s", cred.ID, r.ClientID, instead)
+	case r.TokenEndpointAuth.Type != api.TokenAuthNone && a.ClientSecret == "":
+		return fmt.Errorf("the client %s of credential %s has a secret: give it with --client-secret-file", r.ClientID, cred.ID)
+	}
+	a.ClientID = r.ClientID
+	return nil
 }
 
 // grantCreate is what a person allowed, as a new credential.
@@ -126,8 +166,7 @@ func grantCreate(serverURL string, g *vault.Grant) api.CredentialCreate {
 	return api.CredentialCreate{Auth: auth}
 }
 
-// grantUpdate is the same for a credential that is there. Its client stays: a refresh
-// token of another client would be refused, which the server then says.
+// grantUpdate is the same for a credential that is there, whose client was used.
 func grantUpdate(g *vault.Grant) api.CredentialUpdate {
 	auth := api.CredentialAuthUpdate{
 		Type: api.AuthMCPOAuth, AccessToken: api.Some(api.Secret(g.AccessToken)), ExpiresAt: api.Opt[time.Time]{Set: true, Null: true},

@@ -211,17 +211,29 @@ outside the database: in a file, or wherever vault-key of the server's settings 
 		Short: "Make a new key and move every secret to it",
 		Long: `Makes a new key and moves every secret to it, while the server runs. The old key
 stays where it is, as backups of the database need it. If it does not come to its
-end, run it again.
+end, go on with --rewrap-only: without, it would make yet another key.
 
 A server that was given another key in its settings (vault-key, with the present one
-under vault-old-keys) needs --rewrap-only: the secrets are moved to that one.`,
+under vault-old-keys) needs --rewrap-only: the secrets are moved to that one.
+
+With PostgreSQL several servers may share the secrets. A key in a file is then
+rotated only with --shared-key-file: it says that all of them read the very file of
+the server that is asked (or that there is no other). Any that does not would lose all
+secrets at once; copy the file to it before it is needed, or keep the key elsewhere.
+
+--abandon-lost-key is for a key that is lost for ever: the server goes on with the one
+it has, or makes one. What is sealed with the lost one has to be replaced.`,
 		Example: `  bailey vaults keys rotate
   bailey vaults keys rotate --rewrap-only`,
 	}
-	only := rotate.Flags().Bool("rewrap-only", false, "move secrets to the current key, and make no new one")
+	var in api.VaultKeyRotate
+	f := rotate.Flags()
+	f.BoolVar(&in.RewrapOnly, "rewrap-only", false, "move secrets to the current key, and make no new one")
+	f.BoolVar(&in.SharedKeyFile, "shared-key-file", false, "every server on the database reads the same key file, or there is one server")
+	f.BoolVar(&in.AbandonLostKey, "abandon-lost-key", false, "give up a key that is lost, with what is sealed with it")
 	rotateOut := outputFlag(rotate)
 	rotate.RunE = c.run(func(ctx context.Context, cl *client.Client, _ []string) error {
-		done, err := cl.RotateVaultKey(ctx, api.VaultKeyRotate{RewrapOnly: *only})
+		done, err := rotateVaultKey(ctx, cl, in)
 		if err != nil {
 			return err
 		}
@@ -236,4 +248,25 @@ under vault-old-keys) needs --rewrap-only: the secrets are moved to that one.`,
 	})
 	cmd.AddCommand(list, rotate)
 	return cmd
+}
+
+// rotateVaultKey asks until all secrets have been moved, and adds up what each request
+// came to.
+func rotateVaultKey(ctx context.Context, cl *client.Client, in api.VaultKeyRotate) (*api.VaultKeyRotation, error) {
+	total := new(api.VaultKeyRotation)
+	for {
+		done, err := cl.RotateVaultKey(ctx, in)
+		if err != nil && total.KeyID != "" {
+			return nil, fmt.Errorf("%w; %d secrets are under key %s already: go on with --rewrap-only", err, total.Rewrapped, total.KeyID)
+		}
+		if err != nil {
+			return nil, err
+		}
+		done.Rewrapped, done.Failed = done.Rewrapped+total.Rewrapped, done.Failed+total.Failed
+		if done.NextPage == "" {
+			return done, nil
+		}
+		total = done
+		in.RewrapOnly, in.AbandonLostKey, in.Page = true, false, done.NextPage
+	}
 }

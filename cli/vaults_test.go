@@ -13,7 +13,11 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/bailey-platform/bailey/api"
 )
@@ -132,12 +136,59 @@ auth:
 	}
 }
 
+// A rotation takes as many requests as the server wants, and makes one key.
+func TestAKeyIsRotatedByPages(t *testing.T) {
+	t.Parallel()
+	answers := []string{
+		`{"type":"vault_key_rotation","key_id":"file:1","rewrapped":200,"failed":0,"next_page":"p1"}`,
+		`{"type":"vault_key_rotation","key_id":"file:1","rewrapped":199,"failed":1,"next_page":"p2"}`,
+		`{"type":"vault_key_rotation","key_id":"file:1","rewrapped":5,"failed":0,"next_page":""}`,
+	}
+	for name, tt := range map[string]struct {
+		answers []string
+		code    int
+		want    string
+	}{
+		"to its end": {answers, 1, "1 secrets could not be opened"},
+		"broken off": {answers[:2], 8, "399 secrets are under key file:1 already: go on with --rewrap-only"},
+	} {
+		var asked []string
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			body, _ := io.ReadAll(r.Body)
+			asked = append(asked, strings.TrimSpace(string(body)))
+			w.Header().Set("Content-Type", "application/json")
+			if len(asked) > len(tt.answers) {
+				w.WriteHeader(503)
+				return
+			}
+			_, _ = io.WriteString(w, tt.answers[len(asked)-1])
+		}))
+		defer s.Close()
+		r := testRun{env: map[string]string{"BAILEY_URL": s.URL, "BAILEY_KEY": "k"}}
+		if code := r.run(t.Context(), "vaults", "keys", "rotate", "--shared-key-file"); code != tt.code || !strings.Contains(r.stderr.String(), tt.want) {
+			t.Errorf("%s: exit status %d, %s", name, code, &r.stderr)
+		}
+		if len(tt.answers) == 3 && !strings.Contains(r.stdout.String(), "404") {
+			t.Errorf("%s: shown %s", name, &r.stdout)
+		}
+		want := []string{
+			`{"shared_key_file":true}`,
+			`{"rewrap_only":true,"shared_key_file":true,"page":"p1"}`,
+			`{"rewrap_only":true,"shared_key_file":true,"page":"p2"}`,
+		}
+		if diff := cmp.Diff(want, asked); diff != "" {
+			t.Errorf("%s: asked\n%s", name, diff)
+		}
+	}
+}
+
 // A signIn is an authorization server with an MCP server beside it, for the flow of a
 // person.
 func signIn(t *testing.T) *httptest.Server {
 	mux := http.NewServeMux()
 	s := httptest.NewServer(mux)
 	t.Cleanup(s.Close)
+	var registered atomic.Int32
 	answer := func(w http.ResponseWriter, status int, v any) {
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(status)
@@ -159,11 +210,14 @@ func signIn(t *testing.T) *httptest.Server {
 	mux.HandleFunc("/register", func(w http.ResponseWriter, r *http.Request) {
 		var in map[string]any
 		_ = json.NewDecoder(r.Body).Decode(&in)
-		in["client_id"] = "registered"
+		in["client_id"] = fmt.Sprintf("registered %d", registered.Add(1))
 		answer(w, 201, in)
 	})
 	mux.HandleFunc("/authorize", func(w http.ResponseWriter, r *http.Request) {
 		q := r.URL.Query()
+		if id := q.Get("client_id"); id != "registered 1" {
+			t.Errorf("the person was asked on behalf of %q", id)
+		}
 		http.Redirect(w, r, q.Get("redirect_uri")+"?code=c&state="+url.QueryEscape(q.Get("state")), http.StatusFound)
 	})
 	mux.HandleFunc("/token", func(w http.ResponseWriter, _ *http.Request) {
@@ -230,23 +284,49 @@ func TestAuthorizeACredential(t *testing.T) {
 	cred := authorize("--name", "mine")
 	r := cred.Auth.Refresh
 	if cred.Auth.Type != api.AuthMCPOAuth || cred.Auth.MCPServerURL != as.URL+"/mcp" || cred.Auth.ExpiresAt == nil || *cred.DisplayName != "mine" ||
-		r == nil || r.TokenEndpoint != as.URL+"/token" || r.ClientID != "registered" || r.TokenEndpointAuth.Type != api.TokenAuthNone || *r.Resource != as.URL+"/mcp" {
+		r == nil || r.TokenEndpoint != as.URL+"/token" || r.ClientID != "registered 1" || r.TokenEndpointAuth.Type != api.TokenAuthNone || *r.Resource != as.URL+"/mcp" {
 		t.Errorf("credential %+v, %+v", cred.Auth, r)
 	}
 	if again := authorize("--credential", string(cred.ID)); again.ID != cred.ID || !again.UpdatedAt.After(cred.UpdatedAt) {
 		t.Errorf("again: %+v", again)
 	}
 
-	// A port that is taken, and a vault that is not there, are said before a person is
-	// asked for anything.
-	for _, args := range [][]string{
-		{string(v.ID), as.URL + "/mcp", "--port", strings.Split(as.URL, ":")[2]},
-		{"vlt_none", as.URL + "/mcp"},
+	// What cannot come to anything is said before a person is asked for anything: a port
+	// that is taken, a vault that is not there, a credential that could not take the tokens.
+	create := func(auth string) string {
+		t.Helper()
+		return string(withInput[api.Credential](t, env, "auth: "+auth, "vaults", "credentials", "create", string(v.ID), "--file", "-").ID)
+	}
+	other := create(`{type: mcp_oauth, mcp_server_url: "https://h/other", access_token: SECRET-a, refresh: {token_endpoint: "https://as", client_id: c, refresh_token: SECRET-r, token_endpoint_auth: {type: none}}}`)
+	bare := create(`{type: mcp_oauth, mcp_server_url: "` + as.URL + `/bare", access_token: SECRET-a}`)
+	bearer := create(`{type: static_bearer, mcp_server_url: "` + as.URL + `/bearer", token: SECRET-a}`)
+	secret := create(`{type: mcp_oauth, mcp_server_url: "` + as.URL + `/secret", access_token: SECRET-a, refresh: {token_endpoint: "` + as.URL + `/token", client_id: c, refresh_token: SECRET-r, token_endpoint_auth: {type: client_secret_post, client_secret: SECRET-s}}}`)
+	id, page := string(v.ID), as.URL+"/mcp"
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // for a person who never comes
+	defer cancel()
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{id, page, "--port", strings.Split(as.URL, ":")[2]}, "wait for the browser"},
+		{[]string{"vlt_none", page}, "vlt_none"},
+		{[]string{id, page, "--credential", "vcrd_none"}, "vcrd_none"},
+		{[]string{id, page, "--credential", other}, "https://h/other"},
+		{[]string{id, as.URL + "/bare", "--credential", bare}, "nothing to renew"},
+		{[]string{id, as.URL + "/bearer", "--credential", bearer}, "static_bearer"},
+		{[]string{id, as.URL + "/secret", "--credential", secret}, "--client-secret-file"},
+		{[]string{id, page, "--credential", string(cred.ID), "--client-id", "another"}, "registered 1"},
 	} {
 		run := testRun{env: env}
-		if code := run.run(t.Context(), append([]string{"vaults", "credentials", "authorize", "--no-browser"}, args...)...); code == 0 || strings.Contains(run.stderr.String(), "Open this page") {
-			t.Errorf("%v: exit status %d, %s", args, code, &run.stderr)
+		code := run.run(ctx, append([]string{"vaults", "credentials", "authorize", "--no-browser"}, tt.args...)...)
+		if text := run.stderr.String(); code == 0 || strings.Contains(text, "Open this page") || !strings.Contains(text, tt.want) {
+			t.Errorf("%v: exit status %d, %s", tt.args, code, text)
 		}
+	}
+	ok(t, env, "vaults", "credentials", "archive", id, string(cred.ID))
+	run := testRun{env: env}
+	if code := run.run(ctx, "vaults", "credentials", "authorize", "--no-browser", id, page, "--credential", string(cred.ID)); code == 0 || !strings.Contains(run.stderr.String(), "archived") {
+		t.Errorf("an archived one: exit status %d, %s", code, &run.stderr)
 	}
 }
 

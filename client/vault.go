@@ -89,7 +89,8 @@ func (c *Client) VaultKeys(ctx context.Context) (*api.VaultKeys, error) {
 	return out, c.do(ctx, http.MethodGet, "/v1/vault_keys", nil, nil, out)
 }
 
-// RotateVaultKey moves the server's secrets to a new key.
+// RotateVaultKey moves the server's secrets to a new key: as many as one request moves. The
+// rest is moved by asking again with RewrapOnly and the answer's NextPage.
 func (c *Client) RotateVaultKey(ctx context.Context, in api.VaultKeyRotate) (*api.VaultKeyRotation, error) {
 	out := new(api.VaultKeyRotation)
 	return out, c.do(ctx, http.MethodPost, "/v1/vault_keys/rotate", nil, in, out)

@@ -10,9 +10,9 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
+	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/singleflight"
 	"golang.org/x/time/rate"
 
 	"github.com/bailey-platform/bailey/api"
@@ -146,7 +146,9 @@ type Control struct {
 
 	shells *shells
 
-	renewals singleflight.Group // of credentials' access tokens, by credential
+	keyFound atomic.Bool // that secrets are sealed with, and it is the one of all servers
+
+	renewals renewals // of credentials' access tokens
 
 	authorities authorities
 
@@ -187,9 +189,17 @@ func New(ctx context.Context, dbURL string, opt store.Options, cfg Config) (*Con
 // before anything else is.
 func (c *Control) SetHTTP(client *http.Client) { c.cfg.HTTP = client }
 
-// Close closes the database; followers end.
+// closeWait is for renewals that are under way at the end: longer than a token endpoint
+// has to answer.
+const closeWait = renewTimeout + 5*time.Second
+
+// Close closes the database; followers end. A renewal that an authorization server was
+// asked for is waited for.
 func (c *Control) Close() error {
 	c.hub.close()
+	if !c.renewals.end(closeWait) {
+		c.cfg.Logger.Error("an access token was still being renewed at the end: its credential may have to be authorized again")
+	}
 	return c.db.Close()
 }
 

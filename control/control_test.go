@@ -42,6 +42,7 @@ type world struct {
 	t     *testing.T
 	ctx   context.Context
 	admin Principal
+	url   string // of the database
 
 	mu  sync.Mutex
 	now time.Time
@@ -56,7 +57,8 @@ func newWorld(t *testing.T, cfg Config) *world {
 		w.now = w.now.Add(time.Microsecond) // no two rows at the same time
 		return w.now
 	}
-	c, err := New(w.ctx, newDB(t), store.Options{}, cfg)
+	w.url = newDB(t)
+	c, err := New(w.ctx, w.url, store.Options{}, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -94,6 +94,24 @@ func (x *exchange) load(tx *store.Tx) (err error) {
 	return err
 }
 
+// hold reports whether what load read is what there is, and keeps it so until the
+// transaction ends.
+func (x *exchange) hold(tx *store.Tx) (same bool, err error) {
+	rule, err := tx.LockRule(x.rule.ID)
+	if err != nil {
+		return false, err
+	}
+	issuer, err := tx.PinIssuer(x.issuer.ID)
+	if err != nil {
+		return false, err
+	}
+	account, err := tx.PinServiceAccount(x.account.ID)
+	if err != nil {
+		return false, err
+	}
+	return rule.UpdatedAt.Equal(x.rule.UpdatedAt) && issuer.UpdatedAt.Equal(x.issuer.UpdatedAt) && account.UpdatedAt.Equal(x.account.UpdatedAt), nil
+}
+
 // check refuses what no assertion could make good.
 func (x *exchange) check() error {
 	ws := x.in.WorkspaceID
@@ -121,14 +139,9 @@ func (c *Control) grant(ctx context.Context, x *exchange) (*api.AccessToken, err
 	secret, hash, hint := c.newSecret(api.KeyAccess)
 	var life time.Duration
 	err := c.write(ctx, func(tx *store.Tx) error {
-		now := &exchange{in: x.in}
-		if _, err := tx.LockRule(x.rule.ID); err != nil {
+		if same, err := x.hold(tx); err != nil {
 			return err
-		}
-		if err := now.load(tx); err != nil {
-			return err
-		}
-		if !now.rule.UpdatedAt.Equal(x.rule.UpdatedAt) || !now.issuer.UpdatedAt.Equal(x.issuer.UpdatedAt) || !now.account.UpdatedAt.Equal(x.account.UpdatedAt) {
+		} else if !same {
 			return refuseFor(reasonChanged, "the rule was changed while the assertion was checked")
 		}
 		if x.issuer.CheckJTI && x.id.JTI != "" {

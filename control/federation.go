@@ -13,6 +13,10 @@ import (
 // Who workloads are here, whose word is taken for it, and by which rule: see
 // api/federation.go. What they come for is in exchange.go.
 
+// A transaction that locks or pins several of them does so in the order rule, issuer,
+// service account. What a rule has given out ends with each of the three, so an exchange
+// pins what it goes by until its token is there to be seen.
+
 // federates refuses whoever may not say who else gets in: an access token, which is
 // given out for that, is not enough.
 func (p Principal) federates() error {
@@ -478,7 +482,7 @@ func (c *Control) UpdateRule(ctx context.Context, p Principal, id api.RuleID, in
 			enable(r, in.WorkspaceID.Value)
 		}
 		set(&r.Attributes, in.Attributes)
-		issuer, err := tx.Issuer(r.IssuerID)
+		issuer, err := tx.PinIssuer(r.IssuerID)
 		if err != nil {
 			return err
 		}

@@ -12,6 +12,8 @@ import (
 
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/audit"
+	"github.com/bailey-platform/bailey/store"
+	"github.com/bailey-platform/bailey/store/storetest"
 	"github.com/bailey-platform/bailey/workload/issuertest"
 )
 
@@ -296,6 +298,52 @@ func TestAccessTokensEndWithWhatTheyCameFrom(t *testing.T) {
 	must1[*api.FederationRule](t)(f.UpdateRule(f.ctx, f.admin, f.rule.ID, api.FederationRuleUpdate{Name: api.Some("renamed"), Lifetime: api.Some[int64](60)}))
 	if !f.good(tok) || f.token().ExpiresIn != 60 {
 		t.Error("after a change of the lifetime")
+	}
+}
+
+// The one that ends it comes when the exchange has looked at everything.
+func TestNoTokenIsGivenOutPastTheEndOfWhatItComesFrom(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(*fedWorld) error{
+		"rule":    func(f *fedWorld) error { _, err := f.ArchiveRule(f.ctx, f.admin, f.rule.ID); return err },
+		"issuer":  func(f *fedWorld) error { _, err := f.ArchiveIssuer(f.ctx, f.admin, f.issuer.ID); return err },
+		"account": func(f *fedWorld) error { _, err := f.ArchiveServiceAccount(f.ctx, f.admin, f.account.ID); return err },
+		"keys": func(f *fedWorld) error {
+			_, err := f.UpdateIssuer(f.ctx, f.admin, f.issuer.ID, api.FederationIssuerUpdate{JWKS: api.Some(api.JWKS{Type: api.JWKSURL, URL: f.far.URL + "/keys"})})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFedWorld(t, Config{})
+			if f.Engine() == "sqlite" {
+				t.Skip("SQLite has one transaction at a time")
+			}
+			ended, armed := make(chan struct{}), false
+			replica, err := New(f.ctx, f.url, store.Options{BeforeCommit: func() error {
+				if armed {
+					armed = false
+					go func() {
+						defer close(ended)
+						if err := end(f); err != nil {
+							t.Error(err)
+						}
+					}()
+					storetest.Blocked(t, f.url, ended)
+				}
+				return nil
+			}}, f.cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer replica.Close()
+			armed = true
+			tok, err := replica.Exchange(f.ctx, f.request(), "")
+			<-ended
+			if err != nil || f.good(tok) {
+				t.Errorf("it is good still, %v", err)
+			}
+		})
 	}
 }
 

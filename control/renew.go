@@ -4,7 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/singleflight"
 
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/audit"
@@ -18,18 +22,61 @@ import (
 
 const (
 	renewTimeout = 30 * time.Second // of the token endpoint
-	renewLease   = 45 * time.Second // for all of one attempt; longer than that can take
-	renewPause   = 5 * time.Second  // after an attempt that got no answer
-	renewLook    = time.Second      // at a row that somebody else has
-	refusedFor   = 10 * time.Minute // a refusal is believed
+	renewKeep    = time.Minute      // for writing down what it said
+	renewLease   = renewTimeout + renewKeep + 15*time.Second
+	renewWait    = renewLease + 15*time.Second // for somebody else's lease to end, and for the key of secrets
+	renewPause   = 5 * time.Second             // after an attempt that got no answer
+	renewLook    = time.Second                 // at a row that somebody else has
+	refusedFor   = 10 * time.Minute            // a refusal is believed
 )
+
+// renewals are those under way in this process.
+type renewals struct {
+	group singleflight.Group // by credential
+
+	under sync.WaitGroup
+	mu    sync.Mutex
+	ended bool // guarded by mu: no more are begun, and under is waited for
+}
+
+func (r *renewals) begin() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.ended {
+		r.under.Add(1)
+	}
+	return !r.ended
+}
+
+// end begins no more, and reports whether those under way have ended in time: for the
+// one that has asked, the endpoint's answer must not be lost.
+func (r *renewals) end(most time.Duration) bool {
+	r.mu.Lock()
+	r.ended = true
+	r.mu.Unlock()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r.under.Wait()
+	}()
+	select {
+	case <-done:
+		return true
+	case <-time.After(most):
+		return false
+	}
+}
 
 // renew makes a credential's access token a new one, or finds that it is new already:
 // another than that of cred. The caller reads it again.
 func (c *Control) renew(ctx context.Context, cred *store.Credential) error {
 	// What the endpoint says must not be lost because the one who asked first has left.
-	done := c.renewals.DoChan(string(cred.ID), func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), renewLease+renewTimeout)
+	done := c.renewals.group.DoChan(string(cred.ID), func() (any, error) {
+		if !c.renewals.begin() {
+			return nil, c.ending(cred)
+		}
+		defer c.renewals.under.Done()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), renewWait)
 		defer cancel()
 		return nil, c.renewAlone(ctx, cred)
 	})
@@ -41,20 +88,35 @@ func (c *Control) renew(ctx context.Context, cred *store.Credential) error {
 	}
 }
 
-// renewAlone is renew for the one in this process that does it.
+func (c *Control) ending(cred *store.Credential) error {
+	return unavailable(cred, "this server is about to end")
+}
+
+// renewAlone is renew for the one in this process that does it. ctx bounds the waiting
+// for others.
 func (c *Control) renewAlone(ctx context.Context, cred *store.Credential) error {
+	if c.cfg.HTTP == nil {
+		return unavailable(cred, "this server makes no connections to MCP servers")
+	}
+	secrets, err := c.openRenewal(ctx, cred)
+	if err != nil || secrets == nil {
+		return err
+	}
 	changed := newSignal()
 	defer c.hub.subscribe(topicCredential(cred.ID), changed)()
 	look := time.NewTicker(renewLook)
 	defer look.Stop()
 	owner := newID[string](c, "")
 	for {
-		sealed, err := c.claimRenewal(ctx, cred, owner)
+		if c.hub.isClosed() {
+			return c.ending(cred)
+		}
+		claimed, err := c.claimRenewal(ctx, cred, owner)
 		if err != nil {
 			return err
 		}
-		if sealed != nil {
-			return c.renewClaimed(ctx, cred, owner, sealed)
+		if claimed {
+			return c.renewClaimed(context.WithoutCancel(ctx), cred, owner, secrets)
 		}
 		if moved, err := c.movedOn(ctx, cred); err != nil || moved {
 			return err
@@ -66,6 +128,31 @@ func (c *Control) renewAlone(ctx context.Context, cred *store.Credential) error 
 		case <-look.C:
 		}
 	}
+}
+
+// openRenewal opens the secrets that a token endpoint is shown. The key that they are
+// sealed with may take a while, so it is done before the claim. Nil means that there is
+// nothing to renew any more.
+func (c *Control) openRenewal(ctx context.Context, cred *store.Credential) (api.Secrets, error) {
+	var sealed []*store.Secret
+	err := c.db.Read(ctx, func(tx *store.Tx) error {
+		now, err := tx.Credential(cred.VaultID, cred.ID)
+		if errors.Is(err, store.ErrNotFound) || err == nil && (now.Version != cred.Version || now.Auth.Refresh == nil) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		sealed, err = tx.Secrets(string(cred.ID))
+		return err
+	})
+	sealed = slices.DeleteFunc(sealed, func(s *store.Secret) bool {
+		return s.Field != api.FieldRefreshToken && s.Field != api.FieldClientSecret
+	})
+	if err != nil || len(sealed) == 0 {
+		return nil, err
+	}
+	return c.unseal(ctx, sealed)
 }
 
 // movedOn reports whether the credential is not what cred is any more.
@@ -81,17 +168,18 @@ func (c *Control) movedOn(ctx context.Context, cred *store.Credential) (moved bo
 	return moved, err
 }
 
-// claimRenewal makes owner the one who renews a credential, and returns its secrets. Nil
-// means that it is somebody else, or that there is nothing to renew any more.
-func (c *Control) claimRenewal(ctx context.Context, cred *store.Credential, owner string) (sealed []*store.Secret, err error) {
+// claimRenewal makes owner the one who renews a credential. False means that it is
+// somebody else, or that cred is not what the credential is any more.
+func (c *Control) claimRenewal(ctx context.Context, cred *store.Credential, owner string) (claimed bool, err error) {
 	err = c.write(ctx, func(tx *store.Tx) error {
+		claimed = false
 		now, err := tx.LockCredential(cred.VaultID, cred.ID)
 		switch {
 		case errors.Is(err, store.ErrNotFound):
 			return nil
 		case err != nil:
 			return err
-		case now.Version != cred.Version || now.Auth.Refresh == nil:
+		case now.Version != cred.Version:
 			return nil
 		case now.RefusedAt != nil && tx.Now.Sub(*now.RefusedAt) < refusedFor:
 			return refused(now, now.RefusedWhy)
@@ -101,18 +189,18 @@ func (c *Control) claimRenewal(ctx context.Context, cred *store.Credential, owne
 			return nil
 		}
 		now.RefreshOwner, now.RefreshUntil = owner, tx.Now.Add(renewLease)
-		if err := tx.PutCredential(now); err != nil {
-			return err
-		}
-		sealed, err = tx.Secrets(string(cred.ID))
-		return err
+		claimed = true
+		return tx.PutCredential(now)
 	})
-	return sealed, err
+	return claimed, err
 }
 
-// renewClaimed asks the token endpoint, and keeps what it says.
-func (c *Control) renewClaimed(ctx context.Context, cred *store.Credential, owner string, sealed []*store.Secret) error {
-	token, err := c.askToken(ctx, cred, sealed)
+// renewClaimed asks the token endpoint, and keeps what it says. It takes no longer than
+// the lease.
+func (c *Control) renewClaimed(ctx context.Context, cred *store.Credential, owner string, shown api.Secrets) error {
+	token, err := c.askToken(ctx, cred, shown)
+	ctx, cancel := context.WithTimeout(ctx, renewKeep)
+	defer cancel()
 	if err != nil {
 		return errors.Join(err, c.endRenewal(ctx, cred, owner, err))
 	}
@@ -123,8 +211,8 @@ func (c *Control) renewClaimed(ctx context.Context, cred *store.Credential, owne
 	// The old refresh token may be worth nothing by now, so the new one is not given up
 	// because something is away for a moment. A crash here loses it all the same: somebody
 	// has to authorize again then.
-	for wait := 100 * time.Millisecond; ; wait *= 2 {
-		err = c.keepToken(ctx, cred, owner, secrets, token.ExpiresAt)
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		err = c.keepToken(ctx, cred, secrets, token.ExpiresAt)
 		if err == nil {
 			c.noteRenewal(cred, "renewed", "")
 			return nil
@@ -140,14 +228,7 @@ func (c *Control) renewClaimed(ctx context.Context, cred *store.Credential, owne
 
 // askToken asks the token endpoint for a new access token. What it says is on record,
 // and so is that it is about to be asked.
-func (c *Control) askToken(ctx context.Context, cred *store.Credential, sealed []*store.Secret) (vault.Token, error) {
-	secrets, err := c.unseal(ctx, sealed)
-	if err != nil {
-		return vault.Token{}, err
-	}
-	if c.cfg.HTTP == nil {
-		return vault.Token{}, unavailable(cred, "this server makes no connections to MCP servers")
-	}
+func (c *Control) askToken(ctx context.Context, cred *store.Credential, secrets api.Secrets) (vault.Token, error) {
 	r := cred.Auth.Refresh
 	if err := c.announce(renewalRecord(cred, "asked", "")); err != nil {
 		return vault.Token{}, fmt.Errorf("the audit record cannot be written: %w", err)
@@ -183,7 +264,7 @@ func (e *renewalError) Unwrap() []error { return []error{e.public, e.said} }
 
 // keepToken writes new tokens, unless the credential was changed meanwhile: what somebody
 // put there by hand is newer.
-func (c *Control) keepToken(ctx context.Context, cred *store.Credential, owner string, secrets api.Secrets, ends time.Time) error {
+func (c *Control) keepToken(ctx context.Context, cred *store.Credential, secrets api.Secrets, ends time.Time) error {
 	sealed, err := c.seal(ctx, string(cred.ID), secrets)
 	if err != nil {
 		return err

@@ -3,9 +3,7 @@ package control
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
-	"slices"
 	"time"
 
 	"github.com/bailey-platform/bailey/api"
@@ -17,37 +15,18 @@ import (
 // that it is one of. Sealing and opening may take a while, as the key may be somewhere
 // else: it is done outside transactions.
 
-// startVault finds the key that secrets are sealed with. A server without it can do
-// everything else; what is sealed with it cannot be used until it is back, and nothing
-// is sealed with a new one meanwhile.
-func (c *Control) startVault(ctx context.Context) error {
-	if c.cfg.Vault == nil {
-		return nil
-	}
-	var inUse []string
-	err := c.db.Read(ctx, func(tx *store.Tx) error {
-		keys, err := tx.SecretKeys()
-		for id := range keys {
-			inUse = append(inUse, id)
-		}
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("read which keys secrets are sealed with: %w", err)
-	}
-	slices.Sort(inUse)
-	if err := c.cfg.Vault.Start(ctx, inUse); err != nil {
-		c.cfg.Logger.Error("secrets cannot be used: their key is not here", "error", err)
-	}
-	return nil
-}
-
 // seal seals the secrets of an object, by field.
 func (c *Control) seal(ctx context.Context, owner string, secrets api.Secrets) ([]*store.Secret, error) {
 	var rows []*store.Secret
 	for field, secret := range secrets {
 		if c.cfg.Vault == nil {
 			return nil, noVault(errors.New("none is set up"))
+		}
+		if fault, err := c.findKey(ctx); err != nil {
+			return nil, err
+		} else if fault != nil {
+			c.cfg.Logger.Error("a secret could not be sealed", "error", fault)
+			return nil, noVault(fault)
 		}
 		sealed, err := c.cfg.Vault.Seal(ctx, vault.Owner{ID: owner, Field: field}, []byte(secret))
 		if err != nil {
@@ -98,109 +77,4 @@ func noVault(err error) error {
 		e.RetryAfter = 5 * time.Second
 	}
 	return e
-}
-
-// VaultKeys lists the keys that secrets are sealed with, the current one first.
-func (c *Control) VaultKeys(ctx context.Context, p Principal) (*api.VaultKeys, error) {
-	if err := p.admin(); err != nil {
-		return nil, err
-	}
-	if c.cfg.Vault == nil {
-		return nil, noVault(errors.New("none is set up"))
-	}
-	current, err := c.cfg.Vault.Check(ctx)
-	if err != nil {
-		c.cfg.Logger.Error("the key that secrets are sealed with cannot be used", "error", err)
-		return nil, noVault(err)
-	}
-	var uses map[string]int64
-	err = c.db.Read(ctx, func(tx *store.Tx) (err error) {
-		uses, err = tx.SecretKeys()
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	out := &api.VaultKeys{Data: []api.VaultKey{{ID: current, Type: "vault_key", Current: true, Secrets: uses[current]}}}
-	delete(uses, current)
-	for id, n := range uses {
-		out.Data = append(out.Data, api.VaultKey{ID: id, Type: "vault_key", Secrets: n})
-	}
-	slices.SortFunc(out.Data[1:], func(a, b api.VaultKey) int { return int(b.Secrets - a.Secrets) })
-	return out, nil
-}
-
-// rewrapBatch is how many secrets are re-wrapped between two looks at the database.
-const rewrapBatch = 100
-
-// RotateVaultKey makes a new key and moves every secret to it, while everything runs: each
-// is usable at every moment, under the one key or the other. It can be done again if it
-// did not come to its end; secrets that cannot be opened are counted and left alone.
-func (c *Control) RotateVaultKey(ctx context.Context, p Principal, in api.VaultKeyRotate) (*api.VaultKeyRotation, error) {
-	if err := p.admin(); err != nil {
-		return nil, err
-	}
-	if c.cfg.Vault == nil {
-		return nil, noVault(errors.New("none is set up"))
-	}
-	current, err := c.newVaultKey(ctx, in)
-	if err != nil {
-		return nil, err
-	}
-	out := &api.VaultKeyRotation{Type: "vault_key_rotation", KeyID: current}
-	for owner, field := "", ""; ; {
-		var batch []*store.Secret
-		err := c.db.Read(ctx, func(tx *store.Tx) (err error) {
-			batch, err = tx.SecretsNotUnder(current, owner, field, rewrapBatch)
-			return err
-		})
-		if err != nil || len(batch) == 0 {
-			return out, err
-		}
-		for _, row := range batch {
-			done, err := c.rewrap(ctx, row)
-			switch {
-			case err != nil && errors.Is(err, vault.ErrUnavailable):
-				return nil, noVault(err)
-			case err != nil:
-				c.cfg.Logger.Error("a secret could not be moved to the current key", "error", err)
-				out.Failed++
-			case done:
-				out.Rewrapped++
-			}
-		}
-		last := batch[len(batch)-1]
-		owner, field = last.Owner, last.Field
-	}
-}
-
-// newVaultKey makes the key that secrets are to be moved to, or finds the one there is.
-func (c *Control) newVaultKey(ctx context.Context, in api.VaultKeyRotate) (id string, err error) {
-	if !in.RewrapOnly {
-		if id, err = c.cfg.Vault.Rotate(ctx); err == nil {
-			return id, nil
-		}
-		if !errors.Is(err, vault.ErrUnavailable) {
-			return "", api.Invalid("no new key was made: %s", err)
-		}
-	} else if id, err = c.cfg.Vault.Check(ctx); err == nil {
-		return id, nil
-	}
-	c.cfg.Logger.Error("the key that secrets are sealed with cannot be used", "error", err)
-	return "", noVault(err)
-}
-
-// rewrap moves one secret to the current key, unless it was changed meanwhile: it is
-// under that key then.
-func (c *Control) rewrap(ctx context.Context, row *store.Secret) (done bool, err error) {
-	sealed, err := c.cfg.Vault.Rewrap(ctx, vault.Owner{ID: row.Owner, Field: row.Field}, vault.Sealed(row.Sealed))
-	if err != nil {
-		return false, err
-	}
-	next := &store.Secret{Owner: row.Owner, Field: row.Field, KeyID: sealed.KeyID(), Sealed: string(sealed)}
-	err = c.write(ctx, func(tx *store.Tx) error {
-		done, err = tx.ResealSecret(row, next)
-		return err
-	})
-	return done, err
 }

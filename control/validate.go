@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"time"
 
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/audit"
+	"github.com/bailey-platform/bailey/mcp"
 	"github.com/bailey-platform/bailey/store"
 	"github.com/bailey-platform/bailey/vault"
 )
@@ -86,19 +88,46 @@ func (c *Control) probe(ctx context.Context, p Principal, cred *store.Credential
 	if err != nil {
 		return err
 	}
-	probe := vault.ProbeMCP(ctx, c.cfg.HTTP, cred.Auth.MCPServerURL, string(secrets[api.FieldAccessToken]))
+	said, err := c.tryToken(ctx, cred.Auth.MCPServerURL, string(secrets[api.FieldAccessToken]))
 	out.MCPProbe = nil
+	failed, ok := errors.AsType[*mcp.Error](err)
 	switch {
-	case probe.Method == "":
+	case err == nil:
 		out.Status = api.CredentialValid
 		return nil
-	case probe.Refused:
+	case !ok:
+		return err
+	case said.Refused():
 		out.Status = api.CredentialInvalid
 	default:
 		out.Status = api.CredentialUnknown
 	}
-	out.MCPProbe = &api.MCPProbe{Method: probe.Method, HTTPResponse: publicResponse(probe.Response)}
+	out.MCPProbe = &api.MCPProbe{Method: failed.Doing, HTTPResponse: publicResponse(said)}
 	return nil
+}
+
+// tryTimeout bounds the whole of a try.
+const tryTimeout = 30 * time.Second
+
+// tryToken connects to an MCP server with a token, lists its tools and leaves. Errors are
+// [*mcp.Error]s; said is what the server answered then, if it did.
+func (c *Control) tryToken(ctx context.Context, serverURL, token string) (said *vault.Response, err error) {
+	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
+	defer cancel()
+	watch := vault.NewWatch(c.cfg.HTTP.Transport, token)
+	client := *c.cfg.HTTP
+	client.Transport, client.Timeout = watch, 0
+	s, err := mcp.Connect(ctx, mcp.Server{
+		Name: "of the credential", URL: serverURL, HTTP: &client, Logger: c.cfg.Logger,
+		Authorization: func(context.Context, string) (string, error) { return "Bearer " + token, nil },
+	})
+	if err != nil {
+		return watch.Kept(), err
+	}
+	defer s.Close()
+	watch.Forget()
+	_, err = s.Tools(ctx)
+	return watch.Kept(), err
 }
 
 // notRenewed says in out why a token was not renewed. An error is none of the token

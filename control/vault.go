@@ -119,6 +119,13 @@ func (c *Control) DeleteVault(ctx context.Context, p Principal, id api.VaultID) 
 		if _, err := tx.LockVault(id); err != nil {
 			return found(err, "vault", string(id))
 		}
+		credentials, err := tx.LiveCredentials(id, "")
+		if err != nil {
+			return err
+		}
+		for _, cred := range credentials {
+			tx.Notify(topicCredential(cred.ID))
+		}
 		return tx.DeleteVault(id)
 	})
 	return api.Deleted{ID: string(id), Type: "vault_deleted"}, err

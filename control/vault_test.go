@@ -484,6 +484,43 @@ func TestArchivingAVaultArchivesItsCredentials(t *testing.T) {
 	}
 }
 
+// Whoever waits for a credential hears of its end, however it comes.
+func TestTheEndOfACredentialIsTold(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(*world, api.VaultID, api.CredentialID) error{
+		"archived": func(w *world, v api.VaultID, id api.CredentialID) error {
+			_, err := w.ArchiveCredential(w.ctx, w.admin, v, id)
+			return err
+		},
+		"deleted": func(w *world, v api.VaultID, id api.CredentialID) error {
+			_, err := w.DeleteCredential(w.ctx, w.admin, v, id)
+			return err
+		},
+		"vault archived": func(w *world, v api.VaultID, _ api.CredentialID) error {
+			_, err := w.ArchiveVault(w.ctx, w.admin, v)
+			return err
+		},
+		"vault deleted": func(w *world, v api.VaultID, _ api.CredentialID) error {
+			_, err := w.DeleteVault(w.ctx, w.admin, v)
+			return err
+		},
+	} {
+		w := newVaultWorld(t, Config{})
+		v := w.vault()
+		cred := must1[*api.Credential](t)(w.put(v, static("https://h", "t")))
+		told := newSignal()
+		w.hub.subscribe(topicCredential(cred.ID), told)
+		if err := end(w, v, cred.ID); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-told.C:
+		default:
+			t.Errorf("%s: nobody was told", name)
+		}
+	}
+}
+
 // -- renewal ------------------------------------------------------------------------
 
 // A fakeAS stands for an authorization server that takes each refresh token once.
@@ -817,18 +854,18 @@ func TestWithoutARecordNoCredentialIsUsed(t *testing.T) {
 
 func TestRotatingTheKeyOfSecrets(t *testing.T) {
 	t.Parallel()
-	w := newVaultWorld(t, Config{})
+	w := newVaultWorld(t, Config{Sole: true})
 	v := w.vault()
 	for i := range 5 {
 		must1[*api.Credential](t)(w.put(v, static(fmt.Sprintf("https://h/%d", i), fmt.Sprintf("token-%d", i))))
 	}
 	s := w.sessionWith(v)
 	before := must1[*api.VaultKeys](t)(w.VaultKeys(w.ctx, w.admin))
-	if len(before.Data) != 1 || before.Data[0].Secrets != 5 {
+	if len(before.Data) != 1 || before.Data[0].Secrets != 6 { // and the server's own
 		t.Fatalf("keys %+v", before.Data)
 	}
 	done := must1[*api.VaultKeyRotation](t)(w.RotateVaultKey(w.ctx, w.admin, api.VaultKeyRotate{}))
-	if done.Rewrapped != 5 || done.Failed != 0 || done.KeyID == before.Data[0].ID {
+	if done.Rewrapped != 6 || done.Failed != 0 || done.KeyID == before.Data[0].ID {
 		t.Errorf("rotated: %+v", done)
 	}
 	again := must1[*api.VaultKeyRotation](t)(w.RotateVaultKey(w.ctx, w.admin, api.VaultKeyRotate{RewrapOnly: true}))
@@ -846,7 +883,7 @@ func TestRotatingTheKeyOfSecrets(t *testing.T) {
 
 func TestSecretsAreUsableWhileTheirKeyIsRotated(t *testing.T) {
 	t.Parallel()
-	w := newVaultWorld(t, Config{})
+	w := newVaultWorld(t, Config{Sole: true})
 	v := w.vault()
 	cred := must1[*api.Credential](t)(w.put(v, static("https://h", "token-0")))
 	s := w.sessionWith(v)

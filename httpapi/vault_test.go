@@ -128,7 +128,7 @@ func TestOwnClientOfVaults(t *testing.T) {
 	ok(count(c.Credentials(ctx, v.ID, client.ListOptions{PageSize: 2}), 3))
 	keys, err := c.VaultKeys(ctx)
 	ok(err)
-	done, err := c.RotateVaultKey(ctx, api.VaultKeyRotate{})
+	done, err := c.RotateVaultKey(ctx, api.VaultKeyRotate{SharedKeyFile: true})
 	ok(err)
 	if done.KeyID == keys.Data[0].ID || done.Rewrapped != keys.Data[0].Secrets {
 		t.Errorf("rotated %+v after %+v", done, keys)

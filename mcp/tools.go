@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strings"
 
+	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 )
 
@@ -30,7 +31,7 @@ type Tool struct {
 // Tools asks the server for its tools. A list with a name twice, or without end, is an
 // error; so is one beyond the bounds of this package. Schemas that the Messages API would
 // refuse are replaced by one for any object, and quoted in the description: the server
-// checks what it is sent in any case.
+// checks what it is sent in any case. A server that is not for tools at all has none.
 func (s *Session) Tools(ctx context.Context) ([]Tool, error) {
 	var tools []Tool
 	err := s.use(ctx, doingList, s.server.ListTimeout, func(ctx context.Context, c *conn) error {
@@ -40,6 +41,9 @@ func (s *Session) Tools(ctx context.Context) ([]Tool, error) {
 		params := &sdk.ListToolsParams{}
 		for page := 1; ; page++ {
 			list, err := c.ListTools(ctx, params)
+			if refusal := refusalIn(err); refusal != nil && refusal.Code == jsonrpc.CodeMethodNotFound && c.InitializeResult().Capabilities.Tools == nil {
+				return nil
+			}
 			if err != nil {
 				return err
 			}

@@ -18,7 +18,7 @@ type dialect struct {
 	name      string
 	snapshot  *sql.TxOptions // of a read-only transaction that sees one moment
 	forUpdate string         // locks the rows of a SELECT until the transaction ends
-	forShare  string         // lets others lock them so as well, and nobody remove them
+	forShare  string         // lets others lock them so as well, and nobody for update or removal
 	skip      string         // the same as forUpdate, passing over rows that somebody else has locked
 	alone     string         // keeps other transactions that run it waiting until this one ends
 	numbered  bool           // placeholders are $1, $2, … instead of ?

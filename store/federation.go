@@ -27,6 +27,12 @@ func (tx *Tx) LockServiceAccount(id api.ServiceAccountID) (*api.ServiceAccount, 
 	return one(tx, scanBody[api.ServiceAccount], "SELECT body FROM service_accounts WHERE id = ?"+tx.d.forUpdate, id)
 }
 
+// PinServiceAccount reads a service account and keeps who locks it waiting until the
+// transaction ends.
+func (tx *Tx) PinServiceAccount(id api.ServiceAccountID) (*api.ServiceAccount, error) {
+	return one(tx, scanBody[api.ServiceAccount], "SELECT body FROM service_accounts WHERE id = ?"+tx.d.forShare, id)
+}
+
 // ServiceAccounts lists service accounts by creation.
 func (tx *Tx) ServiceAccounts(archived bool, win Window) ([]*api.ServiceAccount, error) {
 	return bodies[api.ServiceAccount](tx, "service_accounts", archived, win)
@@ -51,6 +57,11 @@ func (tx *Tx) Issuer(id api.IssuerID) (*api.FederationIssuer, error) {
 // LockIssuer reads an issuer that the transaction is going to change, or rules of it.
 func (tx *Tx) LockIssuer(id api.IssuerID) (*api.FederationIssuer, error) {
 	return one(tx, scanBody[api.FederationIssuer], "SELECT body FROM federation_issuers WHERE id = ?"+tx.d.forUpdate, id)
+}
+
+// PinIssuer reads an issuer and keeps who locks it waiting until the transaction ends.
+func (tx *Tx) PinIssuer(id api.IssuerID) (*api.FederationIssuer, error) {
+	return one(tx, scanBody[api.FederationIssuer], "SELECT body FROM federation_issuers WHERE id = ?"+tx.d.forShare, id)
 }
 
 // Issuers lists issuers by creation.

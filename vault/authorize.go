@@ -107,6 +107,9 @@ func (a Authorization) Do(ctx context.Context) (*Grant, error) {
 	if err := handler.Authorize(ctx, req, resp); err != nil {
 		return nil, err
 	}
+	if g.AccessToken == "" { // the SDK does nothing about a 403 that asks for no scope
+		return nil, fmt.Errorf("the MCP server answered %d, and that is not for want of a token", resp.StatusCode)
+	}
 	return &g, nil
 }
 

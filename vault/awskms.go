@@ -127,7 +127,7 @@ func (k *awsKey) call(ctx context.Context, op string, in awsIn) (out awsOut, err
 	if err != nil {
 		return out, err
 	}
-	defer clear(body)
+	// It is not cleared: the transport may read it for longer than the request lasts.
 	endpoint := k.endpoint
 	if endpoint == "" {
 		endpoint = awsEndpoint(conf.Region)

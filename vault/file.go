@@ -139,12 +139,50 @@ func (k *fileKey) create() error {
 	if err := k.read(); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return k.write([]fileVersion{newVersion()})
+	return k.alone(func() error {
+		if err := k.read(); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		err := k.write([]fileVersion{newVersion()}, placeNew)
+		if errors.Is(err, fs.ErrExist) {
+			return k.read() // made on another host, where the lock does not count
+		}
+		return err
+	})
 }
 
-// write replaces the file, so that a crash leaves the old one or the new one, and reads
-// it back. The caller holds mu.
-func (k *fileKey) write(versions []fileVersion) (err error) {
+// alone runs fn while no other process changes the file: who read it before has to read
+// it again. The lock is on a file beside it, as the file itself is replaced. The caller
+// holds mu.
+func (k *fileKey) alone(fn func() error) error {
+	lock, err := os.OpenFile(k.path+".lock", os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("key file: %w", err)
+	}
+	defer lock.Close() // and so the lock ends
+	for {
+		err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX)
+		if err == nil {
+			return fn()
+		}
+		if !errors.Is(err, syscall.EINTR) {
+			return fmt.Errorf("key file: lock %s: %w", lock.Name(), err)
+		}
+	}
+}
+
+// placeNew gives a file its name unless another has it.
+func placeNew(from, to string) error {
+	err := os.Link(from, to)
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return os.Rename(from, to) // a file system without links: the lock has to do
+	}
+	return err
+}
+
+// write makes or replaces the file, so that a crash leaves the old one or the new one,
+// and reads it back. The caller holds mu and the lock.
+func (k *fileKey) write(versions []fileVersion, place func(from, to string) error) (err error) {
 	var text bytes.Buffer
 	text.WriteString(fileHead)
 	for _, v := range versions {
@@ -156,19 +194,19 @@ func (k *fileKey) write(versions []fileVersion) (err error) {
 	if err != nil {
 		return fmt.Errorf("key file: %w", err)
 	}
+	defer os.Remove(f.Name()) // gone already if it was renamed
 	_, err = f.Write(text.Bytes())
 	if err == nil {
 		err = f.Sync()
 	}
 	err = errors.Join(err, f.Close())
 	if err == nil {
-		err = os.Rename(f.Name(), k.path)
+		err = place(f.Name(), k.path)
 	}
 	if err == nil {
 		err = syncDir(dir) // a secret must not be durable before the key it is sealed with
 	}
 	if err != nil {
-		_ = os.Remove(f.Name()) // gone already if it was renamed
 		return fmt.Errorf("key file: %w", err)
 	}
 	return k.read()
@@ -228,11 +266,14 @@ func (k *fileKey) unwrap(_ context.Context, owner Owner, id string, wrapped []by
 func (k *fileKey) rotate(context.Context) (string, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if err := k.read(); err != nil {
-		return "", err
-	}
 	v := newVersion()
-	if err := k.write(append(k.versions[:len(k.versions):len(k.versions)], v)); err != nil {
+	err := k.alone(func() error {
+		if err := k.read(); err != nil {
+			return err
+		}
+		return k.write(append(k.versions[:len(k.versions):len(k.versions)], v), os.Rename)
+	})
+	if err != nil {
 		return "", err
 	}
 	return v.id, nil

@@ -18,11 +18,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/modelcontextprotocol/go-sdk/mcp"
 )
 
 // A fakeAS stands for an authorization server, and for an MCP server beside it that
-// takes its tokens.
+// refuses whoever has no token of its.
 type fakeAS struct {
 	*httptest.Server
 	t *testing.T
@@ -32,50 +31,31 @@ type fakeAS struct {
 	noDCR  bool
 	secret string // a registered client's; "" is a public one
 
+	refusal string // the challenge of the MCP server's 403; "" is a 401
+
 	mu        sync.Mutex
 	challenge string
 	log       []string
-	token     string // that the MCP server takes
 	tokenWas  func(w http.ResponseWriter, form url.Values, r *http.Request) bool
 }
 
 func newFakeAS(t *testing.T) *fakeAS {
-	as := &fakeAS{t: t, token: "good"}
+	as := &fakeAS{t: t}
 	mux := http.NewServeMux()
 	as.Server = httptest.NewServer(mux)
 	t.Cleanup(as.Close)
 	mux.HandleFunc("/", as.serve)
-	server := mcp.NewServer(&mcp.Implementation{Name: "fake", Version: "1"}, nil)
-	mcp.AddTool(server, &mcp.Tool{Name: "t"}, func(context.Context, *mcp.CallToolRequest, struct{}) (*mcp.CallToolResult, any, error) {
-		return &mcp.CallToolResult{}, nil, nil
-	})
-	streamable := mcp.NewStreamableHTTPHandler(func(*http.Request) *mcp.Server { return server }, nil)
-	sse := mcp.NewSSEHandler(func(*http.Request) *mcp.Server { return server }, nil)
-	guard := func(h http.Handler) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			as.mu.Lock()
-			good := r.Header.Get("Authorization") == "Bearer "+as.token
-			as.mu.Unlock()
-			if good {
-				h.ServeHTTP(w, r)
-				return
-			}
-			if !as.noPRM {
-				w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer resource_metadata="%s/prm", scope="read write"`, as.URL))
-			}
-			w.Header().Set("Content-Type", "application/json")
-			w.WriteHeader(401)
-			fmt.Fprintf(w, `{"error":"invalid_token","token":"%s","said":"%s"}`, strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "), r.Header.Get("Authorization"))
-		})
-	}
-	mux.Handle("/mcp", guard(streamable))
-	mux.Handle("/sse", guard(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method == "POST" && r.URL.Query().Get("sessionid") == "" {
-			http.Error(w, "use GET", http.StatusMethodNotAllowed)
+	mux.HandleFunc("/mcp", func(w http.ResponseWriter, _ *http.Request) {
+		switch {
+		case as.refusal != "":
+			w.Header().Set("WWW-Authenticate", as.refusal)
+			w.WriteHeader(403)
 			return
+		case !as.noPRM:
+			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer resource_metadata="%s/prm", scope="read write"`, as.URL))
 		}
-		sse.ServeHTTP(w, r)
-	})))
+		w.WriteHeader(401)
+	})
 	return as
 }
 
@@ -232,7 +212,8 @@ func TestAuthorizeRefusals(t *testing.T) {
 				return back, err
 			}
 		}, want: "issuer"},
-		"no server": {a: func(_ *fakeAS, a *Authorization) { a.ServerURL = "http://127.0.0.1:1/mcp" }, want: "ask the MCP server"},
+		"a 403 for something else": {as: func(as *fakeAS) { as.refusal = `Bearer error="invalid_request"` }, want: "403"},
+		"no server":                {a: func(_ *fakeAS, a *Authorization) { a.ServerURL = "http://127.0.0.1:1/mcp" }, want: "ask the MCP server"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -295,18 +276,24 @@ func TestRefreshRefusals(t *testing.T) {
 		code   string
 		body   string // as it is shown; "": as it was
 	}{
-		"refused":         {400, `{"error":"invalid_grant"}`, true, "invalid_grant", ""},
-		"for a while":     {400, `{"error":"temporarily_unavailable"}`, false, "temporarily_unavailable", ""},
-		"too many":        {429, `slow down`, false, "", ""},
-		"broken":          {500, `oops`, false, "", ""},
-		"a redirect":      {302, ``, false, "", ""},
-		"no token":        {200, `{"token_type":"Bearer"}`, false, "", ""},
-		"another type":    {200, `{"access_token":"SECRET-a","token_type":"DPoP"}`, false, "", `{"access_token":"[scrubbed]","token_type":"DPoP"}`},
-		"two lines":       {200, `{"access_token":"SECRET\nX: y"}`, false, "", `{"access_token":"[scrubbed]"}`},
-		"an error in 200": {200, `{"error":"bad_refresh_token"}`, false, "bad_refresh_token", ""},
-		"no JSON":         {200, `<html>SECRET-r and SECRET+s%2B and SECRET s+</html>`, false, "", `<html>[scrubbed] and [scrubbed] and [scrubbed]</html>`},
-		"a code of code":  {400, `{"error":"<script>"}`, true, "", ""},
-		"a long answer":   {400, `{"error":"invalid_grant","error_description":"` + strings.Repeat("ü", 2000) + `"}`, true, "invalid_grant", "cut"},
+		"refused":               {400, `{"error":"invalid_grant"}`, true, "invalid_grant", ""},
+		"for a while":           {400, `{"error":"temporarily_unavailable"}`, false, "temporarily_unavailable", ""},
+		"too many":              {429, `slow down`, false, "", ""},
+		"broken":                {500, `oops`, false, "", ""},
+		"a redirect":            {302, ``, false, "", ""},
+		"no token":              {200, `{"token_type":"Bearer"}`, false, "", ""},
+		"another type":          {200, `{"access_token":"SECRET-a","token_type":"DPoP"}`, false, "", `{"access_token":"[scrubbed]","token_type":"DPoP"}`},
+		"two lines":             {200, `{"access_token":"SECRET\nX: y"}`, false, "", `{"access_token":"[scrubbed]"}`},
+		"refused in a 200":      {200, `{"error":"bad_refresh_token"}`, true, "bad_refresh_token", ""},
+		"for a while, in a 200": {200, `{"error":"server_error"}`, false, "server_error", ""},
+		"too fast":              {400, `{"error":"slow_down"}`, false, "slow_down", ""},
+		"too many, with a code": {429, `{"error":"rate_limited"}`, false, "rate_limited", ""},
+		"broken, with a code":   {500, `{"error":"internal_error"}`, false, "internal_error", ""},
+		"refused in a 500":      {500, `{"error":"invalid_grant"}`, true, "invalid_grant", ""},
+		"no permission":         {403, `{"error":"access_denied"}`, true, "access_denied", ""},
+		"no JSON":               {200, `<html>SECRET-r and SECRET+s%2B and SECRET s+</html>`, false, "", `<html>[scrubbed] and [scrubbed] and [scrubbed]</html>`},
+		"a code of code":        {400, `{"error":"<script>"}`, true, "", ""},
+		"a long answer":         {400, `{"error":"invalid_grant","error_description":"` + strings.Repeat("ü", 2000) + `"}`, true, "invalid_grant", "cut"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -351,30 +338,6 @@ func TestRefreshRefusals(t *testing.T) {
 	var e *RefreshError
 	if !errors.As(err, &e) || e.Response != nil || e.Final() || strings.Contains(err.Error(), "SECRET") {
 		t.Errorf("an endpoint that is not there: %v", err)
-	}
-}
-
-func TestProbe(t *testing.T) {
-	t.Parallel()
-	as := newFakeAS(t)
-	for _, path := range []string{"/mcp", "/sse"} {
-		if got := ProbeMCP(t.Context(), as.Client(), as.URL+path, "good"); got.Method != "" {
-			t.Errorf("%s with a good token: %+v %+v", path, got, got.Response)
-		}
-		got := ProbeMCP(t.Context(), as.Client(), as.URL+path, "SECRET-token")
-		if got.Method != "initialize" || !got.Refused || got.Response == nil || got.Response.Status != 401 || got.Response.ContentType != "application/json" {
-			t.Errorf("%s with a bad one: %+v %+v", path, got, got.Response)
-			continue
-		}
-		if want := `{"error":"invalid_token","token":"[scrubbed]","said":"Bearer [scrubbed]"}`; got.Response.Body != want {
-			t.Errorf("%s: shown %q, want %q", path, got.Response.Body, want)
-		}
-	}
-	if got := ProbeMCP(t.Context(), as.Client(), as.URL+"/nothing", "good"); got.Method != "initialize" || got.Refused || got.Response == nil || got.Response.Status != 404 {
-		t.Errorf("no MCP server: %+v %+v", got, got.Response)
-	}
-	if got := ProbeMCP(t.Context(), as.Client(), "http://127.0.0.1:1/", "good"); got.Method != "initialize" || got.Refused || got.Response != nil {
-		t.Errorf("no server: %+v", got)
 	}
 }
 

@@ -73,14 +73,29 @@ func (e *RefreshError) Error() string {
 
 func (e *RefreshError) Unwrap() error { return e.Err }
 
+// refusals are the codes of RFC 6749, section 5.2: whatever the status, they are the answer
+// to what was asked.
+var refusals = []string{"invalid_request", "invalid_client", "invalid_grant", "unauthorized_client", "unsupported_grant_type", "invalid_scope"}
+
+// passing are the codes by which an endpoint asks for patience.
+var passing = []string{"temporarily_unavailable", "server_error", "slow_down"}
+
 // Final reports whether the endpoint has refused what it was asked: asking again for
 // the same changes nothing.
 func (e *RefreshError) Final() bool {
-	if e.Response == nil {
+	switch {
+	case e.Response == nil, slices.Contains(passing, e.Code):
 		return false
+	case slices.Contains(refusals, e.Code):
+		return true
 	}
-	s := e.Response.Status
-	return s >= 400 && s < 500 && s != http.StatusRequestTimeout && s != http.StatusTooManyRequests && e.Code != "temporarily_unavailable"
+	switch s := e.Response.Status; {
+	case s == http.StatusRequestTimeout, s == http.StatusTooManyRequests, s >= 500:
+		return false
+	default:
+		// Some refuse with status 200, and codes of their own.
+		return s >= 400 || e.Code != ""
+	}
 }
 
 // The bounds of what a token endpoint may answer, in bytes.

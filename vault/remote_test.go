@@ -216,4 +216,24 @@ func TestAWSKMS(t *testing.T) { // not parallel: AWS's SDK reads the process's e
 	if err := v.Start(t.Context(), []string{sealed.KeyID()}); err != nil {
 		t.Errorf("a start with secrets in use: %v", err)
 	}
+
+	// A transport may read a request for longer than it takes the answer to come.
+	late := &lateReader{}
+	if v, err = New(Options{Key: "awskms:alias/bailey?region=eu-central-1&endpoint=" + s.URL, HTTP: &http.Client{Transport: late}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.Seal(t.Context(), owner, []byte("a token")); err == nil {
+		t.Error("sealed without an answer")
+	}
+	if body, err := io.ReadAll(late.body); err != nil || !json.Valid(body) {
+		t.Errorf("the transport read %q, %v", body, err)
+	}
+}
+
+// A lateReader is a transport that fails before it has read the request.
+type lateReader struct{ body io.Reader }
+
+func (l *lateReader) RoundTrip(r *http.Request) (*http.Response, error) {
+	l.body = r.Body
+	return nil, errors.New("reset by peer")
 }

@@ -68,21 +68,37 @@ func New(o Options) (*Vault, error) {
 // Start finds the key. inUse are the ids of the keys that stored secrets are sealed
 // with: a key file that is not there is made only if none of them would have been in
 // it. An error says which key is missing and what to do; what is sealed with others
-// can be used all the same.
+// can be used all the same. Where several processes may start at once with files of their
+// own, it is for the caller to let one at a time, and to tell the next of its key.
 func (v *Vault) Start(ctx context.Context, inUse []string) error {
-	var missing error
+	if err := v.Missing(inUse); err != nil {
+		return err
+	}
+	if f, ok := v.current.(*fileKey); ok {
+		return f.create()
+	}
+	return nil
+}
+
+// Missing says which of the keys in use are not here, and what to do. It looks only for
+// those that are in files.
+func (v *Vault) Missing(inUse []string) (missing error) {
 	for _, id := range inUse {
 		if !slices.ContainsFunc(v.all, func(k key) bool { return k.has(id) }) {
 			missing = errors.Join(missing, fmt.Errorf("secrets are sealed with key %s: %w; put the key file back, or name the key as an old one", id, ErrNoKey))
 		}
 	}
-	if f, ok := v.current.(*fileKey); ok && missing == nil {
-		if err := f.create(); err != nil {
-			return err
-		}
-	}
 	return missing
 }
+
+// InFile reports whether the current key is in a file.
+func (v *Vault) InFile() bool {
+	_, ok := v.current.(*fileKey)
+	return ok
+}
+
+// IsCurrent reports whether id may be a version of the current key, not of an old one.
+func (v *Vault) IsCurrent(id string) bool { return v.current.has(id) }
 
 // Check seals and opens something, and returns the id of the key that does.
 func (v *Vault) Check(ctx context.Context) (keyID string, err error) {

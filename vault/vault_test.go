@@ -8,7 +8,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+
+	"golang.org/x/sync/errgroup"
 )
 
 var owner = Owner{"vcrd_1", "access_token"}
@@ -124,6 +127,74 @@ func TestRotationOfAKeyFile(t *testing.T) {
 		}
 		if s := seal(t, v, owner, "new"); s.KeyID() != id {
 			t.Errorf("%s seals with %s still", name, s.KeyID())
+		}
+	}
+}
+
+// Each has its own idea of the file, as processes have.
+func TestProcessesThatRotateAtOnceLoseNoKey(t *testing.T) {
+	t.Parallel()
+	_, path := open(t)
+	var mu sync.Mutex
+	var made []string
+	var all errgroup.Group
+	for range 8 {
+		all.Go(func() error {
+			v, err := New(Options{Key: "file:" + path})
+			for range 10 {
+				if err != nil {
+					break
+				}
+				var id string
+				id, err = v.Rotate(t.Context())
+				mu.Lock()
+				made = append(made, id)
+				mu.Unlock()
+			}
+			return err
+		})
+	}
+	if err := all.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	k := newFileKey(path)
+	lost := slices.DeleteFunc(made, k.has)
+	if len(lost) > 0 {
+		t.Errorf("%d of 80 keys are gone", len(lost))
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the file: %v, %v", info.Mode(), err)
+	}
+}
+
+func TestProcessesThatStartAtOnceMakeOneKey(t *testing.T) {
+	t.Parallel()
+	for range 20 {
+		path := filepath.Join(t.TempDir(), "vault.key")
+		var mu sync.Mutex
+		made := map[string]bool{}
+		var all errgroup.Group
+		begin := make(chan struct{})
+		for range 8 {
+			all.Go(func() error {
+				v, err := New(Options{Key: "file:" + path})
+				if err != nil {
+					return err
+				}
+				<-begin
+				if err := v.Start(t.Context(), nil); err != nil {
+					return err
+				}
+				id, err := v.Check(t.Context())
+				mu.Lock()
+				defer mu.Unlock()
+				made[id] = true
+				return err
+			})
+		}
+		close(begin)
+		if err := all.Wait(); err != nil || len(made) != 1 {
+			t.Fatalf("%d keys were made, %v", len(made), err)
 		}
 	}
 }

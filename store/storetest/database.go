@@ -69,6 +69,36 @@ func administer(t testing.TB, server, statement string) {
 	}
 }
 
+// Blocked reports whether somebody comes to wait for a lock in the PostgreSQL database at
+// dbURL before done is closed.
+func Blocked(t testing.TB, dbURL string, done <-chan struct{}) bool {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, dbURL)
+	if err != nil {
+		t.Errorf("connect to the server that %s names: %v", PostgresEnv, err)
+		return false
+	}
+	defer conn.Close(ctx)
+	for {
+		var waiting bool
+		err := conn.QueryRow(ctx, "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'").Scan(&waiting)
+		if err != nil {
+			t.Errorf("look for locks: %v", err)
+			return false
+		}
+		if waiting {
+			return true
+		}
+		select {
+		case <-done:
+			return false
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
 // driverOf splits a database URL into what database/sql wants.
 func driverOf(dbURL string) (driver, name string) {
 	if file, ok := strings.CutPrefix(dbURL, "sqlite:"); ok {
