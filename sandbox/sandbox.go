@@ -12,7 +12,7 @@
 //
 // Start reading at [Driver]. Every backend passes the contract suite in
 // sandbox/sandboxtest. What only some can do is a small interface of its own
-// ([Freezer], [Checkpointer], [Restorer]), and [Report] says who has it.
+// ([Freezer], [LimitCounter], [Checkpointer], [Restorer]), and [Report] says who has it.
 package sandbox
 
 import (
@@ -73,6 +73,23 @@ type Box interface {
 type Freezer interface {
 	Freeze(ctx context.Context) error
 	Thaw(ctx context.Context) error
+}
+
+// A LimitCounter is a box of which the kernel counts how often it ran into limits. It is
+// asked after every call, so that what a call ran into is known, and answers without a
+// look at the box's processes.
+type LimitCounter interface {
+	LimitHits() LimitHits
+}
+
+// LimitHits are counts since the start of a box, below 0 where nobody counts. Those of a
+// box that has ended are 0.
+type LimitHits struct {
+	Memory    int // processes that the kernel has ended because the box was out of memory
+	Processes int // processes and threads that it has not let the box have
+
+	// Ending says that the box does not outlive it: its end is a matter of moments.
+	Ending bool
 }
 
 // A Checkpointer is a box whose whole state, memory and processes included, can be
@@ -234,11 +251,6 @@ type Stats struct {
 	MemoryBytes int64
 	CPUTime     time.Duration
 	Processes   int
-
-	// MemoryKills is how many processes the kernel has ended since the start because the
-	// box was out of memory, while the box lived on. When it grows during a tool call,
-	// that is what the call ran into.
-	MemoryKills int
 }
 
 // A Report is what a backend's self-test found: facts, printed by

@@ -38,9 +38,10 @@ type running struct {
 	frozen bool
 
 	mu      sync.Mutex
-	session string        // whose it is; empty while it is the pool's
-	doom    *sandbox.Exit // why we ended it, if we did for a reason of the box's
-	over    bool          // its end is on record
+	session string            // whose it is; empty while it is the pool's
+	doom    *sandbox.Exit     // why we ended it, if we did for a reason of the box's
+	over    bool              // its end is on record
+	hits    sandbox.LimitHits // that were seen
 }
 
 const (
@@ -262,6 +263,40 @@ func (r *running) lost() bool {
 	default:
 		return false
 	}
+}
+
+// newHits returns the limits that the box has run into since this was last asked.
+func (r *running) newHits() sandbox.LimitHits {
+	counter, ok := r.box.(sandbox.LimitCounter)
+	if !ok {
+		return sandbox.LimitHits{Memory: -1, Processes: -1}
+	}
+	hits := counter.LimitHits()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	seen := r.hits
+	r.hits = hits
+	since := func(now, before int) int {
+		if now < 0 {
+			return now
+		}
+		return max(0, now-before)
+	}
+	hits.Memory, hits.Processes = since(hits.Memory, seen.Memory), since(hits.Processes, seen.Processes)
+	return hits
+}
+
+// endsSoon waits a moment for the end of the box, and reports whether it came.
+func (r *running) endsSoon() bool {
+	wait := time.NewTimer(endingWait)
+	defer wait.Stop()
+	select {
+	case <-r.client.Done():
+	case <-r.ended:
+	case <-wait.C:
+		return false
+	}
+	return true
 }
 
 // freeze stops the box's processes where they are, and reports false if that cannot

@@ -37,6 +37,9 @@ func (d *Driver) plan(h *host, root *rootfs.Root, spec sandbox.Spec, cpus int) (
 	if !d.root {
 		p.Limits.Processes += initThreads // being of the same user, it is counted
 	}
+	if h.held().Processes {
+		p.Limits.Processes += initThreads // the control group's comes first, which counts how often
+	}
 	scratch := scratch(spec.Limits)
 	p.Root = boxinit.Root{
 		Size: scratch, Files: scratch / fileMin,

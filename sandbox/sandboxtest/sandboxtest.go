@@ -658,11 +658,14 @@ func (s suite) memory(t *testing.T) {
 					return
 				case <-ticker.C:
 				}
-				stats, err := box.Stats()
-				if err != nil || stats.MemoryKills == 0 {
+				counter, ok := box.(sandbox.LimitCounter)
+				if !ok {
 					continue
 				}
-				if stats.MemoryBytes > spec.Limits.MemoryBytes {
+				if hits := counter.LimitHits(); hits.Memory == 0 || hits.Ending {
+					continue
+				}
+				if stats, err := box.Stats(); err == nil && stats.MemoryBytes > spec.Limits.MemoryBytes {
 					t.Errorf("%+v", stats)
 				}
 				// The agent is there, or the box is not.
