@@ -208,7 +208,9 @@ func (b *box) takeNotice() string {
 func (b *box) call(ctx context.Context, now *running, id string, c tool.Call) (tool.Result, error) {
 	now.setCall(id)
 	watched := b.of.space.watch(now, b.log)
+	began := time.Now()
 	result, err := now.client.Call(ctx, c)
+	took := time.Since(began)
 	watched()
 	now.setCall("")
 	if errors.Is(err, tool.ErrLost) {
@@ -223,7 +225,7 @@ func (b *box) call(ctx context.Context, now *running, id string, c tool.Call) (t
 			result.Content = append(result.Content, tool.Text(denied))
 		}
 	}
-	return b.judge(now, id, c, result), nil
+	return b.judge(now, id, c, took, result), nil
 }
 
 // lostDuring tells of the loss of a box in the middle of a call.

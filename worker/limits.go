@@ -25,7 +25,7 @@ const statusKilled = "exit code: 137"
 
 // judge adds to the result of a call which limits of the box it ran into, and puts them on
 // record.
-func (b *box) judge(now *running, id string, c tool.Call, result tool.Result) tool.Result {
+func (b *box) judge(now *running, id string, c tool.Call, took time.Duration, result tool.Result) tool.Result {
 	hits := now.newHits()
 	ending := hits.Ending || now.lost() || hits.Memory < 0 && endsWith(result, statusKilled)
 	if ending && now.endsSoon() && now.why().Cause == sandbox.CauseMemory {
@@ -42,6 +42,20 @@ func (b *box) judge(now *running, id string, c tool.Call, result tool.Result) to
 		result = noted(result, fmt.Sprintf("The sandbox ran out of memory, of which all its processes and scratch files together may take %d MiB: "+
 			"the kernel ended the largest process (SIGKILL, status 137; so far %d).%s", limits.MemoryBytes>>20, hits.Memory, useLessMemory))
 	}
+	if full := result.Full; full != nil && full.Bytes <= limits.DiskBytes {
+		hit("disk", full.Place+" is full")
+		result = noted(result, fmt.Sprintf("%s is full: it is scratch space, of which the sandbox has %d MiB here. "+
+			"Remove what is no longer needed, or write to %s, which is no part of it.", full.Place, full.Bytes>>20, sandbox.WorkPath))
+	}
+	if result.TimedOut {
+		if limit := c.Timeout(); took >= limit-limit/20 {
+			hit("time", fmt.Sprintf("the call was ended after %s", limit))
+			result = noted(result, fmt.Sprintf("The call was ended after %s, which is as long as one may take here (sessions.tool-timeout).%s", limit, inBackground))
+		} else {
+			result = noted(result, fmt.Sprintf("The command was ended by its timeout_ms, which is %d if it names none; up to %d is possible here.%s",
+				tool.TimeoutDefault.Milliseconds(), limit.Milliseconds(), inBackground))
+		}
+	}
 	refused := 0
 	if c.Tool == "bash" && hits.Processes != 0 {
 		result, refused = collapsed(result)
@@ -57,6 +71,8 @@ func (b *box) judge(now *running, id string, c tool.Call, result tool.Result) to
 	}
 	return result
 }
+
+const inBackground = " Run what takes longer in the background, with its output in a file that later calls look at: COMMAND >out.log 2>&1 &"
 
 // noted adds a sentence of ours to a result.
 func noted(r tool.Result, text string) tool.Result {

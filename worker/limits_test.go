@@ -79,6 +79,52 @@ func TestCallThatMetALimitOfALivingBox(t *testing.T) {
 			want: "RuntimeError: can't start new thread\n\n[Processes could not be started:", record: []string{"c1 processes"},
 		},
 		{
+			name: "a call's time",
+			run: func(*fakeBox) tool.Result {
+				time.Sleep(20 * time.Second)
+				r := tool.ErrorResult("half\n[timed out]\nsession restarted after timeout")
+				r.TimedOut = true
+				return r
+			},
+			want: "half\n[timed out]\nsession restarted after timeout\n" +
+				"[The call was ended after 20s, which is as long as one may take here (sessions.tool-timeout). " +
+				"Run what takes longer in the background, with its output in a file that later calls look at: COMMAND >out.log 2>&1 &]",
+			isError: true, record: []string{"c1 time"},
+		},
+		{
+			name: "less time, as the model wished",
+			run: func(*fakeBox) tool.Result {
+				time.Sleep(time.Second)
+				r := tool.ErrorResult("\n[timed out]\nsession restarted after timeout")
+				r.TimedOut = true
+				return r
+			},
+			want: "\n[timed out]\nsession restarted after timeout\n" +
+				"[The command was ended by its timeout_ms, which is 120000 if it names none; up to 20000 is possible here. " +
+				"Run what takes longer in the background, with its output in a file that later calls look at: COMMAND >out.log 2>&1 &]",
+			isError: true,
+		},
+		{
+			name: "scratch space",
+			run: func(*fakeBox) tool.Result {
+				r := tool.ErrorResult("dd: No space left on device\nexit code: 1")
+				r.Full = &tool.Full{Place: "/tmp", Bytes: 64 << 20}
+				return r
+			},
+			want: "dd: No space left on device\nexit code: 1\n[/tmp is full: it is scratch space, of which the sandbox has 64 MiB here. " +
+				"Remove what is no longer needed, or write to /workspace, which is no part of it.]",
+			isError: true, record: []string{"c1 disk"},
+		},
+		{
+			name: "a disk that is none of the box's",
+			run: func(*fakeBox) tool.Result {
+				r := tool.ErrorResult("dd: No space left on device\nexit code: 1")
+				r.Full = &tool.Full{Place: "/", Bytes: 64 << 40}
+				return r
+			},
+			want: "dd: No space left on device\nexit code: 1", isError: true,
+		},
+		{
 			name: "an old log that is shown where they are counted", counts: true,
 			run:  func(*fakeBox) tool.Result { return text(strings.Repeat(forkFails, 5)) },
 			want: strings.Repeat(forkFails, 5),
@@ -95,10 +141,13 @@ func TestCallThatMetALimitOfALivingBox(t *testing.T) {
 					return text("innocent")
 				}
 				f.plane.session("sesn_1", []toolUse{bash("c1"), bash("c2")})
-				f.start(func(c *Config) { c.Limits = sandbox.Limits{MemoryBytes: 256 << 20, Processes: 128} })
+				f.start(func(c *Config) {
+					c.Limits = sandbox.Limits{MemoryBytes: 256 << 20, Processes: 128}
+					c.ToolTimeout = 20 * time.Second
+				})
 				f.stopped("sesn_1")
 				got, isError, _ := f.plane.result("sesn_1", "c1")
-				if !strings.HasPrefix(got, tt.want) || isError != tt.isError || len(tt.record) == 0 && got != tt.want {
+				if !strings.HasPrefix(got, tt.want) || isError != tt.isError || tt.record == nil && got != tt.want {
 					t.Errorf("error %v: %s", isError, cmp.Diff(tt.want, got))
 				}
 				if got, _, _ := f.plane.result("sesn_1", "c2"); got != "innocent" {

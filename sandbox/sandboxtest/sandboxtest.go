@@ -758,6 +758,10 @@ func (s suite) diskFill(t *testing.T) {
 			t.Errorf("%s: %s", dir, text)
 		}
 	}
+	// The worker is told that it was this, and not the work folder.
+	if result, err := try(t, client, "bash", map[string]any{"command": "echo x >>/tmp/fill"}); err != nil || result.Full == nil || result.Full.Bytes > spec.Limits.DiskBytes {
+		t.Errorf("full: %+v, %v", result.Full, err)
+	}
 	total := bash(t, client, "du -scm /tmp "+sandbox.HomePath+" /var/tmp 2>/dev/null | tail -1 | cut -f1")
 	if total > "65" && len(total) >= 2 {
 		t.Errorf("%s MiB were written", total)
