@@ -206,6 +206,7 @@ func (b *box) takeNotice() string {
 // call runs a tool in the box that use returned. An error means that nothing
 // ran; whatever happened to the box meanwhile is a result that says so.
 func (b *box) call(ctx context.Context, now *running, id string, c tool.Call) (tool.Result, error) {
+	now.forgetVisit()
 	now.setCall(id)
 	watched := b.of.space.watch(now, b.log)
 	began := time.Now()

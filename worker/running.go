@@ -42,6 +42,8 @@ type running struct {
 	doom    *sandbox.Exit     // why we ended it, if we did for a reason of the box's
 	over    bool              // its end is on record
 	hits    sandbox.LimitHits // that were seen
+	shells  int               // of people, open now
+	visited bool              // a person was in it since its last call
 }
 
 const (
@@ -355,6 +357,35 @@ func (r *running) setCall(call string) {
 	session := r.session
 	r.mu.Unlock()
 	r.network.SetCall(session, call)
+}
+
+// enter says that a person's shell is open, until leave is called.
+func (r *running) enter() (leave func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.shells++
+	r.visited = true
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.shells--
+	}
+}
+
+// forgetVisit drops what the network has refused since the last call, if a person was in
+// the box: it is not the model's business what they tried. What ran on in the background
+// between calls is.
+func (r *running) forgetVisit() {
+	if r.network == nil {
+		return
+	}
+	r.mu.Lock()
+	was := r.visited
+	r.visited = r.shells > 0
+	r.mu.Unlock()
+	if was {
+		r.network.Denials()
+	}
 }
 
 // note puts something about the box on record that has happened already, so that there
