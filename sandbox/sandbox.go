@@ -187,7 +187,7 @@ type Limits struct {
 	MemoryBytes int64         // resident memory of the whole box; default 2 GiB
 	CPUs        float64       // cores' worth of CPU time; default 2
 	Processes   int           // processes and threads; default 1024
-	DiskBytes   int64         // scratch space outside the work folder; default 1 GiB
+	DiskBytes   int64         // scratch space outside the work folder, /dev/shm included; default 1 GiB
 	Lifetime    time.Duration // the box is stopped with [CauseTime] after this; default 24 h
 }
 
@@ -209,6 +209,18 @@ func (l Limits) Defaults() Limits {
 		l.Lifetime = 24 * time.Hour
 	}
 	return l
+}
+
+// sharedMax is the most that a box has for shared memory, in bytes.
+const sharedMax = 64 << 20
+
+// Scratch divides what a box may write outside its work folder between /dev/shm, which is
+// a file system of its own, and all other places. It is in memory, so half of that is left
+// to the programs. Both limits must be set.
+func (l Limits) Scratch() (files, shared int64) {
+	all := min(l.DiskBytes, l.MemoryBytes/2)
+	shared = min(sharedMax, all/4)
+	return all - shared, shared
 }
 
 // MemoryMin is the least memory a box can have, in bytes: what an isolating backend

@@ -104,13 +104,14 @@ func (b *box) setUp() (cradle.Config, error) {
 		}
 		b.group = group
 	}
+	scratch, _ := b.spec.Limits.Scratch()
 	config := cradle.Config{
 		Engine:   h.engine.path,
 		Flags:    h.engine.flags,
 		ID:       "box", // each has a runtime's state of its own
 		Layers:   b.root.Layers,
-		Scratch:  scratch(b.spec.Limits),
-		Inodes:   max(inodeMin, scratch(b.spec.Limits)>>12),
+		Scratch:  scratch,
+		Inodes:   max(inodeMin, scratch>>12),
 		Ordinary: !b.driver.root,
 		Network:  b.spec.Network != nil,
 	}

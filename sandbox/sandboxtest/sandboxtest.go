@@ -762,11 +762,11 @@ func (s suite) diskFill(t *testing.T) {
 	if result, err := try(t, client, "bash", map[string]any{"command": "echo x >>/tmp/fill"}); err != nil || result.Full == nil || result.Full.Bytes > spec.Limits.DiskBytes {
 		t.Errorf("full: %+v, %v", result.Full, err)
 	}
-	total := bash(t, client, "du -scm /tmp "+sandbox.HomePath+" /var/tmp 2>/dev/null | tail -1 | cut -f1")
+	total := bash(t, client, "du -scm /tmp "+sandbox.HomePath+" /var/tmp /dev/shm 2>/dev/null | tail -1 | cut -f1")
 	if total > "65" && len(total) >= 2 {
 		t.Errorf("%s MiB were written", total)
 	}
-	bash(t, client, "rm /tmp/fill "+sandbox.HomePath+"/fill /var/tmp/fill; echo x >/tmp/room; echo x >room")
+	bash(t, client, "rm /tmp/fill "+sandbox.HomePath+"/fill /var/tmp/fill /dev/shm/fill; echo x >/tmp/room; echo x >room")
 }
 
 // However much a command prints, the answer is bounded.
