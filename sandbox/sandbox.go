@@ -157,8 +157,9 @@ type Spec struct {
 	// Interface names ("nvidia.com/gpu=all"). Without any it sees none.
 	Devices []string
 
-	// Env is the whole environment inside the box ("KEY=value"); nothing is
-	// inherited from the worker. It must hold no secret.
+	// Env is the environment inside the box ("KEY=value"), over the variables that the
+	// image itself brings, see [Spec.EnvIn]; nothing is inherited from the worker. It must
+	// hold no secret.
 	Env []string
 
 	Limits Limits

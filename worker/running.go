@@ -55,7 +55,7 @@ const (
 
 // boxEnv is the environment of every box. Nothing of the worker's own is in it.
 var boxEnv = []string{
-	"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+	"PATH=" + sandbox.DefaultPath,
 	"HOME=" + sandbox.WorkPath,
 	"LANG=C.UTF-8",
 	"TERM=dumb",
@@ -83,7 +83,7 @@ func newStarter(c Config, record func(audit.Record) error) *starter {
 			Agent:   c.Agent,
 			Image:   c.Image,
 			Devices: c.Devices,
-			Env:     mergeEnv(boxEnv, c.BoxEnv),
+			Env:     sandbox.MergeEnv(boxEnv, c.BoxEnv),
 			Limits:  c.Limits,
 		},
 	}
@@ -140,22 +140,6 @@ func (st *starter) prepare(ctx context.Context, r *running) error {
 // setupTextMax bounds what is said of a failed set-up, in bytes. How it ended is at the
 // end.
 const setupTextMax = 4000
-
-// mergeEnv returns the variables of both lists, each once: those of over win.
-func mergeEnv(base, over []string) []string {
-	set := make(map[string]bool)
-	for _, v := range over {
-		name, _, _ := strings.Cut(v, "=")
-		set[name] = true
-	}
-	var all []string
-	for _, v := range base {
-		if name, _, _ := strings.Cut(v, "="); !set[name] {
-			all = append(all, v)
-		}
-	}
-	return append(all, over...)
-}
 
 // meet starts a box and its agent.
 func (st *starter) meet(ctx context.Context, id, session, folder string, variables []Variable, log *slog.Logger) (*running, error) {

@@ -88,7 +88,7 @@ func (d *Driver) describe(found *daemon, spec sandbox.Spec, i image) (client.Con
 			Image:        i.id,
 			Entrypoint:   command[:1],
 			Cmd:          command[1:],
-			Env:          spec.Env,
+			Env:          spec.EnvIn(i.env),
 			WorkingDir:   sandbox.WorkPath,
 			Labels:       map[string]string{driverLabel: found.tag, boxLabel: spec.ID},
 			Healthcheck:  &container.HealthConfig{Test: []string{"NONE"}},

@@ -41,7 +41,7 @@ func TestDescribe(t *testing.T) {
 		Limits:   sandbox.Limits{MemoryBytes: 1 << 30, CPUs: 1000, Processes: 99, DiskBytes: (17*12 + 64) << 20},
 	}
 	spec.Limits = spec.Limits.Defaults()
-	got, err := d.describe(fakeDaemon(t, Docker, "1.41", system.Info{}), spec, image{id: "sha256:1", volumes: []string{"/data/", "/tmp", sandbox.WorkPath}})
+	got, err := d.describe(fakeDaemon(t, Docker, "1.41", system.Info{}), spec, image{id: "sha256:1", env: []string{"A=image", "B=c"}, volumes: []string{"/data/", "/tmp", sandbox.WorkPath}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +54,7 @@ func TestDescribe(t *testing.T) {
 		Name: "bailey-feed-one",
 		Config: &container.Config{
 			Hostname: "box", User: "61000:61000", Image: "sha256:1", Entrypoint: []string{"/agent"}, Cmd: []string{"serve"},
-			Env: []string{"A=b"}, WorkingDir: "/workspace", Labels: map[string]string{"io.bailey.driver": "feed", "io.bailey.box": "one"},
+			Env: []string{"B=c", "A=b"}, WorkingDir: "/workspace", Labels: map[string]string{"io.bailey.driver": "feed", "io.bailey.box": "one"},
 			Healthcheck: &container.HealthConfig{Test: []string{"NONE"}},
 			AttachStdin: true, AttachStdout: true, AttachStderr: true, OpenStdin: true, StdinOnce: true,
 		},

@@ -24,7 +24,7 @@ var harmless = []string{"/dev/full", "/dev/null", "/dev/random", "/dev/tty", "/d
 func (d *Driver) plan(h *host, root *rootfs.Root, spec sandbox.Spec, cpus int) (boxinit.Plan, error) {
 	p := boxinit.Plan{
 		Command:  spec.Command,
-		Env:      spec.Env,
+		Env:      spec.EnvIn(root.Env),
 		Dir:      sandbox.WorkPath,
 		User:     sandbox.User,
 		Change:   d.root,

@@ -129,6 +129,7 @@ func (b *box) setUp() (cradle.Config, error) {
 		mappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 0, Size: users.PerBox}}
 	}
 	config.Mounts = mounts(b.spec, b.root, b.devices, config.Owner)
+	b.spec.Env = b.spec.EnvIn(b.root.Env)
 	data, err := json.Marshal(bundle(b.spec, b.devices, mappings))
 	config.Bundle = data
 	return config, err
