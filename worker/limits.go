@@ -20,8 +20,11 @@ import (
 // looks as if that were about to come.
 const endingWait = time.Second
 
-// statusKilled is how a result ends whose command was killed.
-const statusKilled = "exit code: 137"
+// How results end of a command that was killed, and of a new shell.
+const (
+	statusKilled = "exit code: 137"
+	restarted    = "bash session restarted"
+)
 
 // judge adds to the result of a call which limits of the box it ran into, and puts them on
 // record.
@@ -40,11 +43,11 @@ func (b *box) judge(now *running, id string, c tool.Call, took time.Duration, re
 	if hits.Memory > 0 && !hits.Ending {
 		hit("memory", fmt.Sprintf("processes that were ended: %d", hits.Memory))
 		result = noted(result, fmt.Sprintf("The sandbox ran out of memory, of which all its processes and scratch files together may take %d MiB: "+
-			"the kernel ended the largest process (SIGKILL, status 137; so far %d).%s", limits.MemoryBytes>>20, hits.Memory, useLessMemory))
+			"the kernel ended the largest process (SIGKILL, status 137; in all %d).%s", limits.MemoryBytes>>20, hits.Memory, useLessMemory))
 	}
 	if full := result.Full; full != nil && full.Bytes <= limits.DiskBytes {
 		hit("disk", full.Place+" is full")
-		result = noted(result, fmt.Sprintf("%s is full: it is scratch space, of which the sandbox has %d MiB here. "+
+		result = noted(result, fmt.Sprintf("The scratch space at %s is full: the sandbox has %d MiB there. "+
 			"Remove what is no longer needed, or write to %s, which is no part of it.", full.Place, full.Bytes>>20, sandbox.WorkPath))
 	}
 	if result.TimedOut {
@@ -66,7 +69,10 @@ func (b *box) judge(now *running, id string, c tool.Call, took time.Duration, re
 			detail = fmt.Sprintf("as the output says; lines of it: %d", refused)
 		}
 		hit("processes", detail)
-		result = noted(result, fmt.Sprintf("Processes could not be started: the sandbox may have %d processes and threads at a time, and it has as many. "+
+		if endsWith(result, restarted) {
+			return result // which was the remedy
+		}
+		result = noted(result, fmt.Sprintf("Processes could not be started: the sandbox may have %d processes and threads at a time, and had as many. "+
 			`Start fewer, and wait for them to end; a bash call with {"restart": true} ends what the shell has started.`, limits.Processes))
 	}
 	return result

@@ -41,7 +41,7 @@ func TestCallThatMetALimitOfALivingBox(t *testing.T) {
 				return tool.ErrorResult("\nexit code: 137")
 			},
 			want: "\nexit code: 137\n[The sandbox ran out of memory, of which all its processes and scratch files together may take 256 MiB: " +
-				"the kernel ended the largest process (SIGKILL, status 137; so far 1). Use less memory at a time: smaller inputs, fewer processes, streaming instead of loading.]",
+				"the kernel ended the largest process (SIGKILL, status 137; in all 1). Use less memory at a time: smaller inputs, fewer processes, streaming instead of loading.]",
 			isError: true, record: []string{"c1 memory"},
 		},
 		{
@@ -69,9 +69,17 @@ func TestCallThatMetALimitOfALivingBox(t *testing.T) {
 				return tool.ErrorResult("begun\n" + strings.Repeat(forkFails, 500) + "half\n" + forkFails + "\nexit code: 254")
 			},
 			want: "begun\n" + strings.Repeat(forkFails, 3) + "[498 more such lines are left out]\nhalf\n\nexit code: 254\n" +
-				"[Processes could not be started: the sandbox may have 128 processes and threads at a time, and it has as many. " +
+				"[Processes could not be started: the sandbox may have 128 processes and threads at a time, and had as many. " +
 				`Start fewer, and wait for them to end; a bash call with {"restart": true} ends what the shell has started.]`,
 			isError: true, record: []string{"c1 processes"},
+		},
+		{
+			name: "processes, until the shell is restarted", counts: true,
+			run: func(b *fakeBox) tool.Result {
+				b.hit(func(h *sandbox.LimitHits) { h.Processes += 9 })
+				return text("bash session restarted")
+			},
+			want: "bash session restarted", record: []string{"c1 processes"},
 		},
 		{
 			name: "processes, as the output says",
@@ -111,7 +119,7 @@ func TestCallThatMetALimitOfALivingBox(t *testing.T) {
 				r.Full = &tool.Full{Place: "/tmp", Bytes: 64 << 20}
 				return r
 			},
-			want: "dd: No space left on device\nexit code: 1\n[/tmp is full: it is scratch space, of which the sandbox has 64 MiB here. " +
+			want: "dd: No space left on device\nexit code: 1\n[The scratch space at /tmp is full: the sandbox has 64 MiB there. " +
 				"Remove what is no longer needed, or write to /workspace, which is no part of it.]",
 			isError: true, record: []string{"c1 disk"},
 		},
