@@ -31,6 +31,7 @@ func bind(list []Credential, env func(string) (string, bool)) (bound []netjail.C
 		secrets = append(secrets, s)
 		bound = append(bound, netjail.Credential{
 			Name: c.Name, Hosts: c.Hosts, Value: s.value,
+			AtHand: len(c.From.Command) == 0, // a command may ask somebody, or be counted
 			Where: netjail.Where{
 				Header: slices.Contains(c.Where, "header"), Body: slices.Contains(c.Where, "body"), Query: slices.Contains(c.Where, "query"),
 			},

@@ -118,6 +118,19 @@ func TestASecretThatFailsIsNotAskedForEachTime(t *testing.T) {
 	})
 }
 
+// TestWhatIsAtHand: no command runs before its value is used.
+func TestWhatIsAtHand(t *testing.T) {
+	t.Parallel()
+	bound, _ := bind([]Credential{
+		{Name: "FILE", From: Source{File: "/x"}}, {Name: "VARIABLE", From: Source{Env: "X"}}, {Name: "COMMAND", From: Source{Command: []string{"x"}}},
+	}, nil)
+	for _, c := range bound {
+		if c.AtHand != (c.Name != "COMMAND") {
+			t.Errorf("%s: at hand %t", c.Name, c.AtHand)
+		}
+	}
+}
+
 // TestASlowSecretHoldsNobodyUp: whoever asks for it can leave, and it is fetched once for
 // all who stay.
 func TestASlowSecretHoldsNobodyUp(t *testing.T) {

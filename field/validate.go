@@ -240,6 +240,9 @@ func (s *Settings) credentials() error {
 	}
 	// The jail knows the rest, and is made of nothing but what is checked here.
 	bound, _ := bind(s.Credentials, nil)
+	for i := range bound {
+		bound[i].AtHand = false // the values are not looked at here
+	}
 	jail, err := netjail.New(netjail.Options{Credentials: bound, Record: func(netjail.Decision) error { return nil }})
 	if err != nil {
 		return fmt.Errorf("credentials: %w", err)

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/bailey-platform/bailey/egress"
 )
@@ -40,6 +41,11 @@ type Credential struct {
 	// it may rotate, and may be called by several goroutines. A value has
 	// [ValueMin] to [ValueMax] bytes.
 	Value func(context.Context) (string, error)
+
+	// AtHand says that to ask for the value costs nothing and is nobody's business, so
+	// that it is asked when the credential is bound and recognised from then on, rather
+	// than from its first use.
+	AtHand bool
 }
 
 // Where says in which parts of a request a credential is put in. Where it is not, its
@@ -122,7 +128,26 @@ func (j *Jail) bind(list []Credential) ([]*credential, error) {
 		b.placeholder = j.secrets.placeholder(c.Name)
 		bound = append(bound, b)
 	}
+	j.recognise(bound)
 	return bound, nil
+}
+
+// atHandMax is how long the values of credentials that are at hand may take to arrive.
+const atHandMax = 2 * time.Second
+
+// recognise learns the values that are at hand: the box may come by them in another way
+// than through us. One that cannot be had is no error before it is used.
+func (j *Jail) recognise(list []*credential) {
+	ctx, cancel := context.WithTimeout(j.ctx, atHandMax)
+	defer cancel()
+	for _, c := range list {
+		if !c.AtHand {
+			continue
+		}
+		if value, err := c.Value(ctx); err == nil && len(value) >= ValueMin && len(value) <= ValueMax {
+			j.secrets.learn(c.name, value)() // it is remembered, but is in no request
+		}
+	}
 }
 
 func isVariable(s string) bool {

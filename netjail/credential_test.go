@@ -187,6 +187,38 @@ func TestBypassPlaceholderOfAnotherBox(t *testing.T) {
 	}
 }
 
+// A value that is at hand is recognised although the box never used it; one that is not is
+// not asked for.
+func TestValuesAtHandAreRecognisedFromTheStart(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	header := netjail.Where{Header: true}
+	hosts := []string{"api.example"}
+	list := []netjail.Credential{
+		{Name: "FILE", Hosts: hosts, Where: header, AtHand: true, Value: value("of-a-file")},
+		{Name: "GONE", Hosts: hosts, Where: header, AtHand: true, Value: func(context.Context) (string, error) {
+			return "", errors.New("no such file")
+		}},
+		{Name: "SHORT", Hosts: hosts, Where: header, AtHand: true, Value: value("text")},
+		{Name: "COMMAND", Hosts: hosts, Where: header, Value: func(context.Context) (string, error) {
+			t.Error("a value was asked for that is not at hand")
+			return "of-a-command", nil
+		}},
+	}
+	b := w.box(netjail.Options{Credentials: list})
+	text := "of-a-file, of-another, of-a-command, text"
+	if got, want := string(b.jail.Redact([]byte(text))), b.env("FILE")+", of-another, of-a-command, text"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	list[0].Value = value("of-another")
+	if err := b.jail.SetCredentials(list); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := string(b.jail.Redact([]byte(text))), b.env("FILE")+", "+b.env("FILE")+", of-a-command, text"; got != want {
+		t.Errorf("after a change %q, want %q", got, want)
+	}
+}
+
 // A redirect takes the box elsewhere with what it has: the placeholder.
 func TestBypassRedirectWithCredential(t *testing.T) {
 	t.Parallel()

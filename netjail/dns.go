@@ -153,7 +153,7 @@ func pack(header dnsmessage.Header, question *dnsmessage.Question, address *[4]b
 // tries what the jail would not serve, and without HTTPS and SVCB nobody learns keys for
 // an encrypted greeting.
 func (j *Jail) resolve(q dnsmessage.Question) (address *[4]byte, rcode dnsmessage.RCode) {
-	asked := q.Name.String()
+	asked := strings.TrimSuffix(q.Name.String(), ".") // as names are written everywhere else
 	host, err := egress.ParseHost(asked)
 	rules := j.state.Load().rules
 	var verdict egress.Verdict

@@ -147,6 +147,12 @@ func TestNameServer(t *testing.T) {
 	if asked := w.lookedUp(); len(asked) != 0 {
 		t.Errorf("names were looked up before anybody connected: %v", asked)
 	}
+	// Names are on record in one form, allowed or not.
+	for _, d := range b.recorded(netjail.ActionDNS) {
+		if want := map[bool]string{true: ".example", false: "denied.example"}[d.Allow]; !strings.HasSuffix(d.Host, want) {
+			t.Errorf("decision %+v", d)
+		}
+	}
 }
 
 func TestNameServerByTCP(t *testing.T) {

@@ -17,8 +17,8 @@ import (
 	"sync/atomic"
 )
 
-// secrets are the values of credentials that were used, to be recognised in what comes
-// back.
+// secrets are the values of credentials that were used or are at hand, to be recognised in
+// what comes back.
 type secrets struct {
 	current atomic.Pointer[patterns]
 
@@ -27,7 +27,7 @@ type secrets struct {
 	values       map[string][]learned // by name, the latest last
 }
 
-// learned is a value that was used.
+// learned is such a value.
 type learned struct {
 	value string
 	uses  int // requests under way that it was put into
@@ -122,8 +122,9 @@ func (s *secrets) rebuild() {
 
 func (s *secrets) patterns() *patterns { return s.current.Load() }
 
-// Redact returns text with every value of a credential that the box used, and the usual
-// encodings of it, replaced by its placeholder. It may return text itself.
+// Redact returns text with every value of a credential that the box used or that is at
+// hand, and the usual encodings of it, replaced by its placeholder. It may return text
+// itself.
 func (j *Jail) Redact(text []byte) []byte { return j.secrets.patterns().redact(text) }
 
 // partMin is the least length of a part of an encoded value that is recognised.

@@ -12,7 +12,7 @@
 //
 // Start reading at [Driver]. Every backend passes the contract suite in
 // sandbox/sandboxtest. What only some can do is a small interface of its own
-// ([Freezer], [Checkpointer], [Restorer]), and [Report] says who has it.
+// ([Freezer], [LimitCounter], [Checkpointer], [Restorer]), and [Report] says who has it.
 package sandbox
 
 import (
@@ -73,6 +73,23 @@ type Box interface {
 type Freezer interface {
 	Freeze(ctx context.Context) error
 	Thaw(ctx context.Context) error
+}
+
+// A LimitCounter is a box of which the kernel counts how often it ran into limits. It is
+// asked after every call, so that what a call ran into is known, and answers without a
+// look at the box's processes.
+type LimitCounter interface {
+	LimitHits() LimitHits
+}
+
+// LimitHits are counts since the start of a box, below 0 where nobody counts. Those of a
+// box that has ended are 0.
+type LimitHits struct {
+	Memory    int // processes that the kernel has ended because the box was out of memory
+	Processes int // processes and threads that it has not let the box have
+
+	// Ending says that the box does not outlive it: its end is a matter of moments.
+	Ending bool
 }
 
 // A Checkpointer is a box whose whole state, memory and processes included, can be
@@ -140,8 +157,9 @@ type Spec struct {
 	// Interface names ("nvidia.com/gpu=all"). Without any it sees none.
 	Devices []string
 
-	// Env is the whole environment inside the box ("KEY=value"); nothing is
-	// inherited from the worker. It must hold no secret.
+	// Env is the environment inside the box ("KEY=value"), over the variables that the
+	// image itself brings, see [Spec.EnvIn]; nothing is inherited from the worker. It must
+	// hold no secret.
 	Env []string
 
 	Limits Limits
@@ -170,7 +188,7 @@ type Limits struct {
 	MemoryBytes int64         // resident memory of the whole box; default 2 GiB
 	CPUs        float64       // cores' worth of CPU time; default 2
 	Processes   int           // processes and threads; default 1024
-	DiskBytes   int64         // scratch space outside the work folder; default 1 GiB
+	DiskBytes   int64         // scratch space outside the work folder, /dev/shm included; default 1 GiB
 	Lifetime    time.Duration // the box is stopped with [CauseTime] after this; default 24 h
 }
 
@@ -192,6 +210,18 @@ func (l Limits) Defaults() Limits {
 		l.Lifetime = 24 * time.Hour
 	}
 	return l
+}
+
+// sharedMax is the most that a box has for shared memory, in bytes.
+const sharedMax = 64 << 20
+
+// Scratch divides what a box may write outside its work folder between /dev/shm, which is
+// a file system of its own, and all other places. It is in memory, so half of that is left
+// to the programs. Both limits must be set.
+func (l Limits) Scratch() (files, shared int64) {
+	all := min(l.DiskBytes, l.MemoryBytes/2)
+	shared = min(sharedMax, all/4)
+	return all - shared, shared
 }
 
 // MemoryMin is the least memory a box can have, in bytes: what an isolating backend
@@ -234,11 +264,6 @@ type Stats struct {
 	MemoryBytes int64
 	CPUTime     time.Duration
 	Processes   int
-
-	// MemoryKills is how many processes the kernel has ended since the start because the
-	// box was out of memory, while the box lived on. When it grows during a tool call,
-	// that is what the call ran into.
-	MemoryKills int
 }
 
 // A Report is what a backend's self-test found: facts, printed by

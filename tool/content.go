@@ -68,13 +68,18 @@ const blocksMax = 16
 // as a frame of nothing but commas would otherwise cost a multiple of its size.
 func decodeResult(raw json.RawMessage) (Result, error) {
 	var parts struct {
-		Content json.RawMessage `json:"content"`
-		IsError bool            `json:"is_error"`
+		Content  json.RawMessage `json:"content"`
+		IsError  bool            `json:"is_error"`
+		TimedOut bool            `json:"timed_out"`
+		Full     *Full           `json:"full"`
 	}
 	if err := decode(raw, &parts); err != nil {
 		return Result{}, err
 	}
-	result := Result{IsError: parts.IsError}
+	result := Result{IsError: parts.IsError, TimedOut: parts.TimedOut}
+	if parts.Full != nil && slices.Contains(ScratchPlaces, parts.Full.Place) {
+		result.Full = parts.Full
+	}
 	blocks := json.NewDecoder(bytes.NewReader(parts.Content))
 	if start, err := blocks.Token(); err != nil || start != json.Delim('[') {
 		return Result{}, fmt.Errorf("%w: a result without content", ErrFrame)

@@ -114,7 +114,20 @@ func (c Call) Timeout() time.Duration {
 type Result struct {
 	Content []json.RawMessage `json:"content"`
 	IsError bool              `json:"is_error"`
+
+	// What the agent knows of limits that the call ran into, for the worker.
+	TimedOut bool  `json:"timed_out,omitempty"` // it was ended as its time was up
+	Full     *Full `json:"full,omitempty"`      // it found no space left, and this place has none
 }
+
+// Full is one of [ScratchPlaces] that is full.
+type Full struct {
+	Place string `json:"place"`
+	Bytes int64  `json:"bytes"` // of its file system, in use or not
+}
+
+// ScratchPlaces are where a box may have file systems of its own, which go with it.
+var ScratchPlaces = []string{"/", "/tmp", "/var/tmp", "/home/agent", "/dev/shm"}
 
 // ErrFrame is in the chain of every error that a malformed frame causes.
 var ErrFrame = errors.New("malformed frame")

@@ -206,9 +206,12 @@ func (b *box) takeNotice() string {
 // call runs a tool in the box that use returned. An error means that nothing
 // ran; whatever happened to the box meanwhile is a result that says so.
 func (b *box) call(ctx context.Context, now *running, id string, c tool.Call) (tool.Result, error) {
+	now.forgetVisit()
 	now.setCall(id)
 	watched := b.of.space.watch(now, b.log)
+	began := time.Now()
 	result, err := now.client.Call(ctx, c)
+	took := time.Since(began)
 	watched()
 	now.setCall("")
 	if errors.Is(err, tool.ErrLost) {
@@ -223,18 +226,23 @@ func (b *box) call(ctx context.Context, now *running, id string, c tool.Call) (t
 			result.Content = append(result.Content, tool.Text(denied))
 		}
 	}
-	return result, nil
+	return b.judge(now, id, c, took, result), nil
 }
 
 // lostDuring tells of the loss of a box in the middle of a call.
 func (b *box) lostDuring(now *running) string {
+	return b.lossOf(now) + " Whether the interrupted call had an effect is unknown."
+}
+
+// lossOf gives up a box that is lost, unless that was done already, and says what
+// happened to it.
+func (b *box) lossOf(now *running) string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	why := "The sandbox was stopped while the tool ran."
-	if b.now == now {
-		why = b.lose()
+	if b.now != now {
+		return "The sandbox was stopped while the tool ran."
 	}
-	return why + " Whether the interrupted call had an effect is unknown."
+	return b.lose()
 }
 
 // lose gives up the current box and says, for the model, what happened to it.
@@ -251,13 +259,15 @@ func (b *box) lose() string {
 	return lossText(exit, b.of.starter.spec.Limits.Defaults())
 }
 
+const useLessMemory = " Use less memory at a time: smaller inputs, fewer processes, streaming instead of loading."
+
 // lossText tells the model what ended its box and what to do about it.
 func lossText(e sandbox.Exit, l sandbox.Limits) string {
 	var why, what string
 	switch e.Cause {
 	case sandbox.CauseMemory:
 		why = fmt.Sprintf("it used more memory than its limit of %d MiB", l.MemoryBytes>>20)
-		what = " Use less memory at a time: smaller inputs, fewer processes, streaming instead of loading."
+		what = useLessMemory
 	case sandbox.CauseTime:
 		why = fmt.Sprintf("it ran longer than its limit of %s", l.Lifetime)
 		what = " Split long work into steps that can be continued."

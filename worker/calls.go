@@ -253,6 +253,12 @@ func (s *session) execute(c *call, begun bool) json.RawMessage {
 		if err := s.record(rec); err != nil {
 			log.Error("call refused: audit record not written", "error", err)
 			s.metrics.calls.WithLabelValues(ev.Name, string(runRefused)).Inc()
+			// Where it could be written, if another sink was what failed, it is not to look as
+			// if the call had been run and its end been lost.
+			rec.Action, rec.End, rec.Outcome, rec.Detail = audit.ToolEnd, time.Now(), string(runRefused), "nothing was run: the audit record could not be written"
+			if err := s.record(rec); err != nil {
+				log.Error("audit record not written", "action", rec.Action, "error", err)
+			}
 			return resultEvent(ev.ID, tool.ErrorResult("The audit record cannot be written, so nothing was run. The operator of this environment has to see to it."))
 		}
 		done = s.runTool(c)

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -515,6 +516,10 @@ func TestAuditFull(t *testing.T) {
 				f.wantResult("sesn_1", "c2", "c2", false)
 				if n := len(f.driver.ran()); n != tt.ran+1 {
 					t.Errorf("%d calls ran, want %d", n, tt.ran+1)
+				}
+				// Where the record goes on, it does not look as if something had been run.
+				if got := slices.Contains(f.records(), "tool.end bash c1 refused"); got != (tt.ran == 0) {
+					t.Errorf("records %q", f.records())
 				}
 			})
 		})

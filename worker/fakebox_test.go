@@ -24,6 +24,7 @@ type fakeDriver struct {
 
 	startErr error
 	freezes  bool // boxes can be frozen
+	counts   bool // boxes count the limits they run into
 	boxes    []*fakeBox
 	calls    []string // "tool input" of each call that reached a box
 }
@@ -64,8 +65,11 @@ func (d *fakeDriver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Box,
 	b.outR, b.outW = io.Pipe()
 	go b.serve()
 	d.boxes = append(d.boxes, b)
-	if d.freezes {
+	switch {
+	case d.freezes:
 		return freezer{b}, nil
+	case d.counts:
+		return counter{b}, nil
 	}
 	return b, nil
 }
@@ -101,6 +105,22 @@ func (b *fakeBox) uses(stats func() sandbox.Stats) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.stats = stats
+}
+
+// counter is a fakeBox that counts the limits it runs into.
+type counter struct{ *fakeBox }
+
+func (c counter) LimitHits() sandbox.LimitHits {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.hits
+}
+
+// hit changes the counts.
+func (b *fakeBox) hit(add func(*sandbox.LimitHits)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	add(&b.hits)
 }
 
 // setRun changes run under way.
@@ -155,6 +175,7 @@ type fakeBox struct {
 	turns   int
 	thawErr error
 	stats   func() sandbox.Stats
+	hits    sandbox.LimitHits
 }
 
 func (b *fakeBox) Stdio() (io.WriteCloser, io.Reader) { return b.inW, b.outR }

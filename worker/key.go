@@ -3,9 +3,13 @@ package worker
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // A KeySource returns the environment key. It is asked at the start and again
@@ -18,15 +22,57 @@ func StaticKey(key string) KeySource {
 	return func() (string, error) { return key, nil }
 }
 
-// KeyFile is a key in a file, white space around it ignored.
+// KeyFile is a key in a file, white space around it ignored. A file that others on this
+// host can read is refused: see [checkKeyFile].
 func KeyFile(path string) KeySource {
 	return func() (string, error) {
-		b, err := os.ReadFile(path)
+		file, err := os.Open(path)
+		if err != nil {
+			return "", fmt.Errorf("read environment key: %w", err)
+		}
+		defer file.Close()
+		if err := checkKeyFile(file); err != nil {
+			return "", fmt.Errorf("read environment key: %w", err)
+		}
+		b, err := io.ReadAll(io.LimitReader(file, keyFileMax))
 		if err != nil {
 			return "", fmt.Errorf("read environment key: %w", err)
 		}
 		return strings.TrimSpace(string(b)), nil
 	}
+}
+
+// keyFileMax bounds what is read of a file with a key, in bytes.
+const keyFileMax = 64 << 10
+
+// checkKeyFile refuses a file that others can write to or read. Two ways of handing out
+// secrets are common and as good: a file of root's that the group of a service may read,
+// and one of root's in memory that is for one service alone, whatever its mode says
+// (Kubernetes, Docker).
+func checkKeyFile(file *os.File) error {
+	info, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	mode, owner := info.Mode().Perm(), -1
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		owner = int(st.Uid)
+	}
+	var fs unix.Statfs_t
+	inMemory := unix.Fstatfs(int(file.Fd()), &fs) == nil && (fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.RAMFS_MAGIC)
+	allowed := os.FileMode(0o700)
+	switch {
+	case !info.Mode().IsRegular():
+		return nil // what comes through a pipe is nobody else's
+	case owner == 0 && inMemory:
+		allowed = 0o755
+	case owner == 0:
+		allowed = 0o750
+	}
+	if mode&^allowed == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s: others can get at it (mode %#o): chmod 600 it, and if they may have read it, make another key", file.Name(), mode)
 }
 
 // A credential is what a request is authorised with. When the plane refuses a

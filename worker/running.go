@@ -38,9 +38,12 @@ type running struct {
 	frozen bool
 
 	mu      sync.Mutex
-	session string        // whose it is; empty while it is the pool's
-	doom    *sandbox.Exit // why we ended it, if we did for a reason of the box's
-	over    bool          // its end is on record
+	session string            // whose it is; empty while it is the pool's
+	doom    *sandbox.Exit     // why we ended it, if we did for a reason of the box's
+	over    bool              // its end is on record
+	hits    sandbox.LimitHits // that were seen
+	shells  int               // of people, open now
+	visited bool              // a person was in it since its last call
 }
 
 const (
@@ -52,7 +55,7 @@ const (
 
 // boxEnv is the environment of every box. Nothing of the worker's own is in it.
 var boxEnv = []string{
-	"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+	"PATH=" + sandbox.DefaultPath,
 	"HOME=" + sandbox.WorkPath,
 	"LANG=C.UTF-8",
 	"TERM=dumb",
@@ -80,7 +83,7 @@ func newStarter(c Config, record func(audit.Record) error) *starter {
 			Agent:   c.Agent,
 			Image:   c.Image,
 			Devices: c.Devices,
-			Env:     mergeEnv(boxEnv, c.BoxEnv),
+			Env:     sandbox.MergeEnv(boxEnv, c.BoxEnv),
 			Limits:  c.Limits,
 		},
 	}
@@ -137,22 +140,6 @@ func (st *starter) prepare(ctx context.Context, r *running) error {
 // setupTextMax bounds what is said of a failed set-up, in bytes. How it ended is at the
 // end.
 const setupTextMax = 4000
-
-// mergeEnv returns the variables of both lists, each once: those of over win.
-func mergeEnv(base, over []string) []string {
-	set := make(map[string]bool)
-	for _, v := range over {
-		name, _, _ := strings.Cut(v, "=")
-		set[name] = true
-	}
-	var all []string
-	for _, v := range base {
-		if name, _, _ := strings.Cut(v, "="); !set[name] {
-			all = append(all, v)
-		}
-	}
-	return append(all, over...)
-}
 
 // meet starts a box and its agent.
 func (st *starter) meet(ctx context.Context, id, session, folder string, variables []Variable, log *slog.Logger) (*running, error) {
@@ -264,6 +251,40 @@ func (r *running) lost() bool {
 	}
 }
 
+// newHits returns the limits that the box has run into since this was last asked.
+func (r *running) newHits() sandbox.LimitHits {
+	counter, ok := r.box.(sandbox.LimitCounter)
+	if !ok {
+		return sandbox.LimitHits{Memory: -1, Processes: -1}
+	}
+	hits := counter.LimitHits()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	seen := r.hits
+	r.hits = hits
+	since := func(now, before int) int {
+		if now < 0 {
+			return now
+		}
+		return max(0, now-before)
+	}
+	hits.Memory, hits.Processes = since(hits.Memory, seen.Memory), since(hits.Processes, seen.Processes)
+	return hits
+}
+
+// endsSoon waits a moment for the end of the box, and reports whether it came.
+func (r *running) endsSoon() bool {
+	wait := time.NewTimer(endingWait)
+	defer wait.Stop()
+	select {
+	case <-r.client.Done():
+	case <-r.ended:
+	case <-wait.C:
+		return false
+	}
+	return true
+}
+
 // freeze stops the box's processes where they are, and reports false if that cannot
 // be done to boxes of this kind.
 func (r *running) freeze(ctx context.Context) (bool, error) {
@@ -320,6 +341,35 @@ func (r *running) setCall(call string) {
 	session := r.session
 	r.mu.Unlock()
 	r.network.SetCall(session, call)
+}
+
+// enter says that a person's shell is open, until leave is called.
+func (r *running) enter() (leave func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.shells++
+	r.visited = true
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.shells--
+	}
+}
+
+// forgetVisit drops what the network has refused since the last call, if a person was in
+// the box: it is not the model's business what they tried. What ran on in the background
+// between calls is.
+func (r *running) forgetVisit() {
+	if r.network == nil {
+		return
+	}
+	r.mu.Lock()
+	was := r.visited
+	r.visited = r.shells > 0
+	r.mu.Unlock()
+	if was {
+		r.network.Denials()
+	}
 }
 
 // note puts something about the box on record that has happened already, so that there

@@ -58,11 +58,3 @@ func TestABoxThatCannotBeSetUpIsNotUsedAndItsCallIsTold(t *testing.T) {
 		}
 	})
 }
-
-func TestMergeEnv(t *testing.T) {
-	t.Parallel()
-	got := mergeEnv([]string{"PATH=/bin", "HOME=/w"}, []string{"PATH=/opt/bin:/bin", "A=1"})
-	if diff := cmp.Diff([]string{"HOME=/w", "PATH=/opt/bin:/bin", "A=1"}, got); diff != "" {
-		t.Error(diff)
-	}
-}

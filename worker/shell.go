@@ -177,6 +177,7 @@ func (w *Worker) Shell(ctx context.Context, session string, r ShellRequest) (too
 		return none, fmt.Errorf("%w: %w", ErrNoBox, errors.Join(err, context.Cause(ctx)))
 	}
 	defer done()
+	defer now.enter()()
 
 	t, err := newTap(w.cfg.DataDir, session, r, rules.Transcript)
 	if err != nil {

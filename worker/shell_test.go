@@ -134,6 +134,48 @@ func TestShell(t *testing.T) {
 	})
 }
 
+// TestShellsDenialsAreNotTold: the model is told what its own tools were refused, those in
+// the background included, and nothing of what a person tried.
+func TestShellsDenialsAreNotTold(t *testing.T) {
+	freezing(t, func(f *field) {
+		nets := &fakeNetworks{t: t}
+		f.plane.session("sesn_1", []toolUse{bash("c1"), {id: "x", name: "web_search"}})
+		w := f.start(func(c *Config) { allow(c); c.Networks = nets })
+		f.answered("sesn_1", "c1")
+		denied := func(host string) {
+			if err := nets.last().connect(host, false); err != nil {
+				t.Error(err)
+			}
+		}
+		denied("background.example:443")
+		f.next("sesn_1", bash("c2"))
+		f.answered("sesn_1", "c2")
+		f.wantResult("sesn_1", "c2", "blocked: background.example:443 is not allowed.", false)
+
+		p := opens(f.T, f.Context(), w, "sesn_1")
+		synctest.Wait()
+		denied("persons.example:443")
+		f.next("sesn_1", bash("c3"))
+		f.answered("sesn_1", "c3")
+		denied("persons.example:443")
+		if _, err := p.in.Write([]byte("exit\n")); err != nil {
+			t.Fatal(err)
+		}
+		<-p.done
+		f.next("sesn_1", bash("c4"))
+		f.answered("sesn_1", "c4")
+		for _, call := range []string{"c3", "c4"} {
+			if got, _, _ := f.plane.result("sesn_1", call); strings.Contains(got, "blocked") {
+				t.Errorf("%s says %q", call, got)
+			}
+		}
+		denied("background.example:443")
+		f.next("sesn_1", bash("c5"))
+		f.answered("sesn_1", "c5")
+		f.wantResult("sesn_1", "c5", "blocked: background.example:443 is not allowed.", false)
+	})
+}
+
 func TestShellRefused(t *testing.T) {
 	freezing(t, func(f *field) {
 		f.plane.session("sesn_1", []toolUse{bash("c1")})

@@ -294,8 +294,9 @@ func writeIfThere(dir, file, value string) error {
 
 // A Group is one box's control group.
 type Group struct {
-	dirs map[string]string
-	held Held
+	dirs    map[string]string
+	held    Held
+	limited bool // in its number of processes
 }
 
 // Make makes the group of the box with this id, with its limits on memory and CPU time
@@ -370,7 +371,11 @@ func (g *Group) LimitProcesses(n int) error {
 	if !g.held.Processes {
 		return fmt.Errorf("limit the number of processes: %w", errors.ErrUnsupported)
 	}
-	return write(g.one(pids), "pids.max", strconv.Itoa(n))
+	if err := write(g.one(pids), "pids.max", strconv.Itoa(n)); err != nil {
+		return err
+	}
+	g.limited = true
+	return nil
 }
 
 // one returns the directory of a controller.
@@ -426,6 +431,18 @@ func (g *Group) Kills() int64 {
 		return Counter(dir, "memory.events", "oom_kill ")
 	}
 	return Counter(g.dirs[memory], "memory.oom_control", "oom_kill ")
+}
+
+// LimitHits is how often the group ran into its limits.
+func (g *Group) LimitHits() sandbox.LimitHits {
+	hits := sandbox.LimitHits{Memory: -1, Processes: -1}
+	if g.held.Memory {
+		hits.Memory = int(g.Kills())
+	}
+	if g.limited {
+		hits.Processes = int(Counter(g.one(pids), "pids.events", "max "))
+	}
+	return hits
 }
 
 // Stats reports what the box uses. What no controller counts is 0.

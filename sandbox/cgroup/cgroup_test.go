@@ -213,8 +213,11 @@ func TestVersion2(t *testing.T) {
 			}
 			tree(t, dir, map[string]string{
 				"memory.events": "low 0\nhigh 0\nmax 12\noom 1\noom_kill 1\noom_group_kill 1\n", "memory.current": "4096\n",
-				"cpu.stat": "usage_usec 2500\nuser_usec 1\n", "pids.current": "3\n",
+				"cpu.stat": "usage_usec 2500\nuser_usec 1\n", "pids.current": "3\n", "pids.events": "max 7\n",
 			})
+			if diff := cmp.Diff(sandbox.LimitHits{Memory: 1, Processes: 7}, g.LimitHits()); diff != "" {
+				t.Error(diff)
+			}
 			if !g.Killed() {
 				t.Error("the kill is not seen")
 			}

@@ -27,8 +27,7 @@ const (
 )
 
 const (
-	filesMax = 8192     // descriptors a process in a box may have open
-	shmMax   = 64 << 20 // bytes of shared memory in a box
+	filesMax = 8192 // descriptors a process in a box may have open
 )
 
 // gate is a shell that waits for a line before it becomes the box's command. A shell
@@ -46,6 +45,7 @@ func (d *Driver) describe(found *daemon, spec sandbox.Spec, i image) (client.Con
 		command = append(slices.Clone(gate), command...)
 	}
 	off, processes := false, int64(spec.Limits.Processes)
+	_, shared := spec.Limits.Scratch()
 	user, group := sandbox.User, sandbox.User
 	if !found.rootless && !d.root {
 		user, group = os.Geteuid(), os.Getegid() // whose the work folder is
@@ -57,7 +57,7 @@ func (d *Driver) describe(found *daemon, spec sandbox.Spec, i image) (client.Con
 		SecurityOpt:    []string{"no-new-privileges"},
 		CgroupnsMode:   container.CgroupnsModePrivate,
 		IpcMode:        container.IPCModePrivate,
-		ShmSize:        min(shmMax, spec.Limits.DiskBytes),
+		ShmSize:        shared,
 		LogConfig:      container.LogConfig{Type: "none"},
 		RestartPolicy:  container.RestartPolicy{Name: container.RestartPolicyDisabled},
 		Runtime:        d.options.Runtime,
@@ -88,7 +88,7 @@ func (d *Driver) describe(found *daemon, spec sandbox.Spec, i image) (client.Con
 			Image:        i.id,
 			Entrypoint:   command[:1],
 			Cmd:          command[1:],
-			Env:          spec.Env,
+			Env:          spec.EnvIn(i.env),
 			WorkingDir:   sandbox.WorkPath,
 			Labels:       map[string]string{driverLabel: found.tag, boxLabel: spec.ID},
 			Healthcheck:  &container.HealthConfig{Test: []string{"NONE"}},
@@ -107,8 +107,7 @@ const cpuPeriod = 100_000
 
 // scratch is where a box may write, besides its work folder: the root is read-only, as
 // few of a daemon's ways to store it can limit its size. volumes are the directories
-// that the image wants kept, and that are scratch space here. The parts are in memory, half
-// of which is left to the programs.
+// that the image wants kept, and that are scratch space here.
 func scratch(kind Kind, limits sandbox.Limits, volumes []string, user int) map[string]string {
 	shares := map[string]int64{"/tmp": 8, sandbox.HomePath: 6, "/var/tmp": 1, "/run": 1}
 	for _, dir := range volumes {
@@ -120,7 +119,7 @@ func scratch(kind Kind, limits sandbox.Limits, volumes []string, user int) map[s
 	for _, share := range shares {
 		all += share
 	}
-	total := min(limits.DiskBytes, limits.MemoryBytes/2)
+	total, _ := limits.Scratch()
 	parts := make(map[string]string, len(shares))
 	for dir, share := range shares {
 		size := total / all * share

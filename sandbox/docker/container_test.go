@@ -38,10 +38,10 @@ func TestDescribe(t *testing.T) {
 		ReadOnly: map[string]string{"/mnt/b": "/host/b", "/mnt": "/host/a"},
 		Files:    map[string]string{"/etc/resolv.conf": "/host/resolv.conf"},
 		Env:      []string{"A=b"},
-		Limits:   sandbox.Limits{MemoryBytes: 512 << 20, CPUs: 1000, Processes: 99, DiskBytes: 17 * 8 << 20},
+		Limits:   sandbox.Limits{MemoryBytes: 1 << 30, CPUs: 1000, Processes: 99, DiskBytes: (17*12 + 64) << 20},
 	}
 	spec.Limits = spec.Limits.Defaults()
-	got, err := d.describe(fakeDaemon(t, Docker, "1.41", system.Info{}), spec, image{id: "sha256:1", volumes: []string{"/data/", "/tmp", sandbox.WorkPath}})
+	got, err := d.describe(fakeDaemon(t, Docker, "1.41", system.Info{}), spec, image{id: "sha256:1", env: []string{"A=image", "B=c"}, volumes: []string{"/data/", "/tmp", sandbox.WorkPath}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +54,7 @@ func TestDescribe(t *testing.T) {
 		Name: "bailey-feed-one",
 		Config: &container.Config{
 			Hostname: "box", User: "61000:61000", Image: "sha256:1", Entrypoint: []string{"/agent"}, Cmd: []string{"serve"},
-			Env: []string{"A=b"}, WorkingDir: "/workspace", Labels: map[string]string{"io.bailey.driver": "feed", "io.bailey.box": "one"},
+			Env: []string{"B=c", "A=b"}, WorkingDir: "/workspace", Labels: map[string]string{"io.bailey.driver": "feed", "io.bailey.box": "one"},
 			Healthcheck: &container.HealthConfig{Test: []string{"NONE"}},
 			AttachStdin: true, AttachStdout: true, AttachStderr: true, OpenStdin: true, StdinOnce: true,
 		},
@@ -63,18 +63,18 @@ func TestDescribe(t *testing.T) {
 			CgroupnsMode: "private", IpcMode: "private", ShmSize: 64 * mib, LogConfig: container.LogConfig{Type: "none"},
 			RestartPolicy: container.RestartPolicy{Name: "no"}, Runtime: "runsc", Init: &off,
 			Tmpfs: map[string]string{
-				"/tmp":        "rw,nosuid,nodev,exec,mode=1777,size=67108864,nr_inodes=16384",
-				"/home/agent": "rw,nosuid,nodev,exec,mode=1777,size=50331648,nr_inodes=12288,uid=61000,gid=61000",
-				"/var/tmp":    "rw,nosuid,nodev,exec,mode=1777,size=8388608,nr_inodes=4096",
-				"/run":        "rw,nosuid,nodev,exec,mode=1777,size=8388608,nr_inodes=4096",
-				"/data":       "rw,nosuid,nodev,exec,mode=1777,size=8388608,nr_inodes=4096",
+				"/tmp":        "rw,nosuid,nodev,exec,mode=1777,size=100663296,nr_inodes=24576",
+				"/home/agent": "rw,nosuid,nodev,exec,mode=1777,size=75497472,nr_inodes=18432,uid=61000,gid=61000",
+				"/var/tmp":    "rw,nosuid,nodev,exec,mode=1777,size=12582912,nr_inodes=4096",
+				"/run":        "rw,nosuid,nodev,exec,mode=1777,size=12582912,nr_inodes=4096",
+				"/data":       "rw,nosuid,nodev,exec,mode=1777,size=12582912,nr_inodes=4096",
 			},
 			Mounts: []mount.Mount{
 				bind("/host/work", "/workspace", false), bind("/host/agent", "/.bailey/agent", true),
 				bind("/host/a", "/mnt", true), bind("/host/b", "/mnt/b", true), bind("/host/resolv.conf", "/etc/resolv.conf", true),
 			},
 			Resources: container.Resources{
-				Memory: 512 * mib, MemorySwap: 512 * mib, CPUQuota: 100_000_000, CPUPeriod: 100_000, PidsLimit: &processes,
+				Memory: 1024 * mib, MemorySwap: 1024 * mib, CPUQuota: 100_000_000, CPUPeriod: 100_000, PidsLimit: &processes,
 				Ulimits: got.HostConfig.Ulimits,
 			},
 		},

@@ -77,8 +77,8 @@ type Driver struct {
 	claims sandbox.Claims // of the live boxes
 
 	mu     sync.Mutex
-	daemon *daemon           // nil before the first use
-	images map[string]string // the daemon's names of images that were imported
+	daemon *daemon             // nil before the first use
+	images map[string]imported // by what a Spec calls them
 }
 
 // New returns a driver. It does nothing yet, so that a worker without boxes leaves
@@ -88,7 +88,7 @@ func New(options Options) *Driver {
 		options: options,
 		log:     options.Logger,
 		root:    os.Geteuid() == 0,
-		images:  make(map[string]string),
+		images:  make(map[string]imported),
 	}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)

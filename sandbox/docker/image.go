@@ -31,6 +31,13 @@ const repository = "localhost/bailey-box"
 type image struct {
 	id      string
 	volumes []string // directories that it wants kept
+	env     []string // variables that it says its programs have
+}
+
+// imported is an image of the host's that the daemon has imported.
+type imported struct {
+	ref string   // the daemon's name for it
+	env []string // which it does not know of
 }
 
 // image makes an image one that the daemon has, by the name that a Spec gives it.
@@ -46,68 +53,68 @@ func (d *Driver) image(ctx context.Context, found *daemon, name string) (image, 
 				"name a directory, a tar archive or an OCI layout, which is imported once"},
 		}
 	}
-	ref := name
+	from := imported{ref: name}
 	if filepath.IsAbs(name) {
 		// One at a time, and each once.
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		var ok bool
-		if ref, ok = d.images[name]; !ok {
+		if from, ok = d.images[name]; !ok {
 			var err error
-			if ref, err = found.importImage(ctx, name); err != nil {
+			if from, err = found.importImage(ctx, name); err != nil {
 				return image{}, err
 			}
-			d.images[name] = ref
+			d.images[name] = from
 		}
 	}
-	got, err := found.client.ImageInspect(ctx, ref)
+	got, err := found.client.ImageInspect(ctx, from.ref)
 	if errdefs.IsNotFound(err) {
 		return image{}, fmt.Errorf("image %q: the daemon does not have it, and it is not fetched from elsewhere; %s pull %[1]s", name, d.Name())
 	}
 	if err != nil {
 		return image{}, fmt.Errorf("image %q: %w", name, err)
 	}
-	i := image{id: got.ID}
+	i := image{id: got.ID, env: from.env}
 	if got.Config != nil {
+		i.env = append(i.env, got.Config.Env...)
 		i.volumes = slices.Sorted(maps.Keys(got.Config.Volumes))
 	}
 	return i, nil
 }
 
-// importImage has the daemon import what is at a path of the host, unless it has, and
-// returns the daemon's name for it. What is in a directory is looked at once in the
-// life of a driver.
-func (found *daemon) importImage(ctx context.Context, path string) (ref string, err error) {
+// importImage has the daemon import what is at a path of the host, unless it has. What is
+// in a directory is looked at once in the life of a driver.
+func (found *daemon) importImage(ctx context.Context, path string) (_ imported, err error) {
 	root, err := rootfs.Open(ctx, path, filepath.Join(found.dir, "images"))
 	if err != nil {
-		return "", err
+		return imported{}, err
 	}
 	defer func() { err = errors.Join(err, root.Close()) }()
 	files, err := merge(ctx, root.Layers)
 	if err != nil {
-		return "", err
+		return imported{}, err
 	}
-	ref = repository + ":" + files.fingerprint()
-	if _, err := found.client.ImageInspect(ctx, ref); err == nil || !errdefs.IsNotFound(err) {
-		return ref, err
+	made := imported{repository + ":" + files.fingerprint(), root.Env}
+	if _, err := found.client.ImageInspect(ctx, made.ref); err == nil || !errdefs.IsNotFound(err) {
+		return made, err
 	}
 	r, w := io.Pipe()
 	go func() { w.CloseWithError(files.archive(ctx, w)) }()
 	defer r.Close()
-	progress, err := found.client.ImageImport(ctx, client.ImageImportSource{Source: r, SourceName: "-"}, ref, client.ImageImportOptions{})
+	progress, err := found.client.ImageImport(ctx, client.ImageImportSource{Source: r, SourceName: "-"}, made.ref, client.ImageImportOptions{})
 	if err != nil {
-		return "", fmt.Errorf("import image %q: %w", path, err)
+		return imported{}, fmt.Errorf("import image %q: %w", path, err)
 	}
 	defer progress.Close()
 	for messages := json.NewDecoder(progress); ; {
 		var message struct{ Error string }
 		switch err := messages.Decode(&message); {
 		case errors.Is(err, io.EOF):
-			return ref, nil
+			return made, nil
 		case err != nil:
-			return "", fmt.Errorf("import image %q: %w", path, err)
+			return imported{}, fmt.Errorf("import image %q: %w", path, err)
 		case message.Error != "":
-			return "", fmt.Errorf("import image %q: %s", path, message.Error)
+			return imported{}, fmt.Errorf("import image %q: %s", path, message.Error)
 		}
 	}
 }

@@ -86,6 +86,16 @@ func (b *box) Stats() (sandbox.Stats, error) {
 	return sandbox.Stats{MemoryBytes: b.memory(), CPUTime: b.cpuTime()}, nil
 }
 
+// LimitHits implements [sandbox.LimitCounter].
+func (b *box) LimitHits() sandbox.LimitHits {
+	if b.group == nil {
+		return sandbox.LimitHits{Memory: -1, Processes: -1}
+	}
+	hits := b.group.LimitHits()
+	hits.Ending = hits.Memory > 0 // see watch
+	return hits
+}
+
 // killAfter is how long gVisor may take to wind up a box that was killed.
 const killAfter = 3 * time.Second
 

@@ -19,8 +19,7 @@ import (
 )
 
 const (
-	filesMax = 8192     // descriptors a process in a box may have open
-	shmMax   = 64 << 20 // bytes of shared memory in a box
+	filesMax = 8192 // descriptors a process in a box may have open
 )
 
 // bundle is a box's description for gVisor, in the terms of the OCI runtime
@@ -28,6 +27,7 @@ const (
 // will run, which gets what the bundle needs there.
 func bundle(on *stage.Stage, seen []rootfs.Mount, spec sandbox.Spec, d cdi.Devices, root bool) specs.Spec {
 	processes := uint64(spec.Limits.Processes)
+	_, shared := spec.Limits.Scratch()
 	b := specs.Spec{
 		Version:  "1.0.2",
 		Hostname: rootfs.Hostname,
@@ -53,7 +53,7 @@ func bundle(on *stage.Stage, seen []rootfs.Mount, spec sandbox.Spec, d cdi.Devic
 			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"ro", "nosuid", "noexec", "nodev"}},
 			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs"},
 			{Destination: "/dev/shm", Type: "tmpfs", Source: "shm",
-				Options: []string{"nosuid", "noexec", "nodev", "mode=1777", fmt.Sprintf("size=%d", shmMax)}},
+				Options: []string{"nosuid", "noexec", "nodev", "mode=1777", fmt.Sprintf("size=%d", shared)}},
 		},
 		Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{
 			{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
@@ -116,6 +116,7 @@ func writeBundle(dir string, b specs.Spec) error {
 // arguments is gVisor's command line, up to the subcommand that makes the container.
 // It is run in the box's directory, which keeps the path of the control socket short.
 func arguments(spec sandbox.Spec, root bool) []string {
+	scratch, _ := spec.Limits.Scratch()
 	stack := "none"
 	if spec.Network != nil {
 		stack = "sandbox"
@@ -133,18 +134,12 @@ func arguments(spec sandbox.Spec, root bool) []string {
 		// both are the same user, and this way is faster.
 		fmt.Sprintf("--directfs=%t", !root),
 		"--file-access-mounts=exclusive", // but for those marked as changing
-		fmt.Sprintf("--overlay2=root:memory,size=%d", scratch(spec.Limits)),
+		fmt.Sprintf("--overlay2=root:memory,size=%d", scratch),
 	}
 }
 
 // logFile is where gVisor says what went wrong, in the box's directory.
 const logFile = "log"
-
-// scratch is how much a box may write outside its work folder. It is in memory, so
-// half of that is left to the programs.
-func scratch(limits sandbox.Limits) int64 {
-	return min(limits.DiskBytes, limits.MemoryBytes/2)
-}
 
 // reserved are the paths of a box that nothing may be mounted over.
 var reserved = []string{"/bin", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr", "/tmp",

@@ -97,6 +97,7 @@ func (b *box) setUp(ctx context.Context) error {
 	if b.root, err = b.host.open(ctx, b.spec.Image); err != nil {
 		return err
 	}
+	b.spec.Env = b.spec.EnvIn(b.root.Env)
 	b.stage = &stage.Stage{
 		Dir:    filepath.Join(b.dir, "stage"),
 		Layers: b.root.Layers,

@@ -80,9 +80,15 @@ func (b *box) Stats() (sandbox.Stats, error) {
 	if !held.Memory || !held.CPU || !held.Processes {
 		return b.measure(most), nil
 	}
-	stats := b.group.Stats()
-	stats.MemoryKills = int(b.group.Kills())
-	return stats, nil
+	return b.group.Stats(), nil
+}
+
+// LimitHits implements [sandbox.LimitCounter].
+func (b *box) LimitHits() sandbox.LimitHits {
+	if b.group == nil {
+		return sandbox.LimitHits{Memory: -1, Processes: -1}
+	}
+	return b.group.LimitHits()
 }
 
 // end kills the first process of the box, and the kernel with it all others.

@@ -13,8 +13,9 @@
 // the box's first process. The kernel ends that when the worker dies, and with it all of the box.
 //
 // Out of memory, the kernel ends the process in the box that has most of it: a tool's,
-// as a rule, and the box lives on (see MemoryKills of [sandbox.Stats]). If it was the box's own command, the box ends with
-// [sandbox.CauseMemory]. A full disk is an error of whoever writes.
+// as a rule, and the box lives on (see [sandbox.LimitHits]). If it was the box's own
+// command, the box ends with [sandbox.CauseMemory]. A full disk is an error of whoever
+// writes.
 //
 // The package must not know what runs in a box or who asked for it. Start reading at
 // [Driver.Start].

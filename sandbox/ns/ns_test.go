@@ -300,6 +300,36 @@ func TestDevices(t *testing.T) {
 	refused(t, run, "echo x >/opt/things/library", "echo x >/dev/things/new")
 }
 
+// Where the kernel counts, a box that lives on tells which limits it has run into.
+func TestLimitsThatWereMetAreCounted(t *testing.T) {
+	needLauncher(t)
+	if os.Geteuid() != 0 {
+		t.Skip("counting needs control groups")
+	}
+	t.Parallel()
+	d := open(t.TempDir())
+	report, err := d.Check(t.Context())
+	if err != nil || report.Limits["memory"] != sandbox.Hard || report.Limits["processes"] != sandbox.Hard {
+		t.Skipf("limits are not held here: %v, %v", report.Limits, err)
+	}
+	box, run := attacked(t, d, func(spec *sandbox.Spec) { spec.Limits.MemoryBytes, spec.Limits.Processes = 192<<20, 60 })
+	counter := box.(sandbox.LimitCounter)
+	if hits := counter.LimitHits(); hits != (sandbox.LimitHits{}) {
+		t.Errorf("at first: %+v", hits)
+	}
+	if text, failed := run("x=x; while :; do x=$x$x; done"); !failed {
+		t.Error(text)
+	}
+	// It is one process after the other that the kernel ends, if one does not do.
+	if hits := counter.LimitHits(); hits.Memory < 1 || hits.Processes != 0 || hits.Ending {
+		t.Errorf("out of memory: %+v", hits)
+	}
+	run("seq 100 | xargs -P 100 -I {} sleep 1")
+	if hits := counter.LimitHits(); hits.Processes < 1 || hits.Ending {
+		t.Errorf("out of processes: %+v", hits)
+	}
+}
+
 // nothingLeft checks that no box of the driver at root has left a trace.
 func nothingLeft(t *testing.T, root string) {
 	t.Helper()

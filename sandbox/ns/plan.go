@@ -13,9 +13,8 @@ import (
 )
 
 const (
-	openFilesMax = 8192     // descriptors a process in a box may have open
-	sharedMax    = 64 << 20 // bytes of shared memory in a box
-	initThreads  = 16       // of a box's first process, at the most
+	openFilesMax = 8192 // descriptors a process in a box may have open
+	initThreads  = 16   // of a box's first process, at the most
 )
 
 // harmless are the devices that every box has. They hold nothing and keep nothing.
@@ -25,7 +24,7 @@ var harmless = []string{"/dev/full", "/dev/null", "/dev/random", "/dev/tty", "/d
 func (d *Driver) plan(h *host, root *rootfs.Root, spec sandbox.Spec, cpus int) (boxinit.Plan, error) {
 	p := boxinit.Plan{
 		Command:  spec.Command,
-		Env:      spec.Env,
+		Env:      spec.EnvIn(root.Env),
 		Dir:      sandbox.WorkPath,
 		User:     sandbox.User,
 		Change:   d.root,
@@ -37,11 +36,13 @@ func (d *Driver) plan(h *host, root *rootfs.Root, spec sandbox.Spec, cpus int) (
 	if !d.root {
 		p.Limits.Processes += initThreads // being of the same user, it is counted
 	}
-	scratch := scratch(spec.Limits)
+	if h.held().Processes {
+		p.Limits.Processes += initThreads // the control group's comes first, which counts how often
+	}
+	scratch, shared := spec.Limits.Scratch()
 	p.Root = boxinit.Root{
-		Size: scratch, Files: scratch / fileMin,
-		Shared: min(sharedMax, spec.Limits.MemoryBytes/4),
-		Texts:  map[string]string{"meminfo": memory(spec.Limits), "cpuinfo": processors(h.cpuinfo, cpus)},
+		Size: scratch, Files: scratch / fileMin, Shared: shared,
+		Texts: map[string]string{"meminfo": memory(spec.Limits), "cpuinfo": processors(h.cpuinfo, cpus)},
 	}
 	for _, list := range []string{"online", "possible", "present"} {
 		p.Root.Texts["sys/devices/system/cpu/"+list] = fmt.Sprintf("0-%d\n", cpus-1)
@@ -110,12 +111,6 @@ func processors(all string, count int) string {
 // fileMin is how much of the scratch space a file is counted for, when there are many
 // small ones: what the kernel keeps of each.
 const fileMin = 4096
-
-// scratch is how much a box may write outside its work folder. It is in memory, so
-// half of that is left to the programs.
-func scratch(limits sandbox.Limits) int64 {
-	return min(limits.DiskBytes, limits.MemoryBytes/2)
-}
 
 // reserved are the paths of a box that nothing may be mounted over.
 var reserved = []string{"/bin", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr", "/tmp",

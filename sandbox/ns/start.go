@@ -95,7 +95,7 @@ func (b *box) setUp(ctx context.Context) (err error) {
 		return fmt.Errorf("control group: %w", err)
 	}
 	if b.host.held().Processes {
-		// The limit of each user is the exact one; this one bounds the box as a whole.
+		// It bounds the box as a whole, its first process included.
 		if err := b.group.LimitProcesses(b.spec.Limits.Processes + initThreads); err != nil {
 			return fmt.Errorf("control group: %w", err)
 		}

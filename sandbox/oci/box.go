@@ -80,6 +80,16 @@ func (b *box) Stats() (sandbox.Stats, error) {
 	return b.group.Stats(), nil
 }
 
+// LimitHits implements [sandbox.LimitCounter].
+func (b *box) LimitHits() sandbox.LimitHits {
+	if b.group == nil {
+		return sandbox.LimitHits{Memory: -1, Processes: -1}
+	}
+	hits := b.group.LimitHits()
+	hits.Ending = hits.Memory > 0 // see watch
+	return hits
+}
+
 // end kills the box, for the reason given unless there was one before. It does not
 // wait.
 func (b *box) end(cause sandbox.Cause, detail string) {

@@ -18,7 +18,6 @@ import (
 
 const (
 	filesMax = 8192     // descriptors a process in a box may have open
-	shmMax   = 64 << 20 // bytes of shared memory in a box
 	inodeMin = 16 << 10 // files that every box may make
 )
 
@@ -36,6 +35,7 @@ var (
 // Its network is that of the cradle, and so are its mounts but those made here.
 func bundle(spec sandbox.Spec, devices cdi.Devices, mappings []specs.LinuxIDMapping) specs.Spec {
 	processes, files := uint64(spec.Limits.Processes), filesLimit()
+	_, shared := spec.Limits.Scratch()
 	b := specs.Spec{
 		Version:  "1.0.2",
 		Hostname: rootfs.Hostname,
@@ -60,7 +60,7 @@ func bundle(spec sandbox.Spec, devices cdi.Devices, mappings []specs.LinuxIDMapp
 			{Destination: "/dev/pts", Type: "devpts", Source: "devpts",
 				Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"}},
 			{Destination: "/dev/shm", Type: "tmpfs", Source: "shm",
-				Options: []string{"nosuid", "noexec", "nodev", "mode=1777", fmt.Sprintf("size=%d", shmMax)}},
+				Options: []string{"nosuid", "noexec", "nodev", "mode=1777", fmt.Sprintf("size=%d", shared)}},
 			// Nothing: it describes the host.
 			{Destination: "/sys", Type: "tmpfs", Source: "tmpfs", Options: []string{"ro", "nosuid", "noexec", "nodev", "mode=555", "size=4k"}},
 		},
@@ -130,12 +130,6 @@ func (b *box) sources() []string {
 		list = append(list, m.Source)
 	}
 	return list
-}
-
-// scratch is how much a box may write outside its work folder. It is in memory, so
-// half of that is left to the programs.
-func scratch(limits sandbox.Limits) int64 {
-	return min(limits.DiskBytes, limits.MemoryBytes/2)
 }
 
 // reserved are the paths of a box that nothing may be mounted over.

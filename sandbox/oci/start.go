@@ -104,13 +104,14 @@ func (b *box) setUp() (cradle.Config, error) {
 		}
 		b.group = group
 	}
+	scratch, _ := b.spec.Limits.Scratch()
 	config := cradle.Config{
 		Engine:   h.engine.path,
 		Flags:    h.engine.flags,
 		ID:       "box", // each has a runtime's state of its own
 		Layers:   b.root.Layers,
-		Scratch:  scratch(b.spec.Limits),
-		Inodes:   max(inodeMin, scratch(b.spec.Limits)>>12),
+		Scratch:  scratch,
+		Inodes:   max(inodeMin, scratch>>12),
 		Ordinary: !b.driver.root,
 		Network:  b.spec.Network != nil,
 	}
@@ -128,6 +129,7 @@ func (b *box) setUp() (cradle.Config, error) {
 		mappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 0, Size: users.PerBox}}
 	}
 	config.Mounts = mounts(b.spec, b.root, b.devices, config.Owner)
+	b.spec.Env = b.spec.EnvIn(b.root.Env)
 	data, err := json.Marshal(bundle(b.spec, b.devices, mappings))
 	config.Bundle = data
 	return config, err

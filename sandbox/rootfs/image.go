@@ -131,6 +131,9 @@ func (r *Root) addLayout(ctx context.Context, store store, dir string) (string, 
 	if err != nil {
 		return "", err
 	}
+	if r.Env, err = variables(image); err != nil {
+		return "", err
+	}
 	return r.hold(store.get(ctx, "image-"+digest.Hex, func(ctx context.Context, dir string) error {
 		if err := verify(ctx, image, digest, unpackBounds); err != nil {
 			return err
@@ -146,6 +149,40 @@ func (r *Root) addLayout(ctx context.Context, store store, dir string) (string, 
 		_, err := io.Copy(io.Discard, in)
 		return err
 	}))
+}
+
+// envMax bounds the variables of an image, in bytes.
+const envMax = 64 << 10
+
+// variables are those that an image says its programs have. What says so is checked, as
+// layers are.
+func variables(image v1.Image) ([]string, error) {
+	manifest, err := image.Manifest()
+	if err != nil {
+		return nil, err
+	}
+	data, err := image.RawConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	if got, _, err := v1.SHA256(bytes.NewReader(data)); err != nil || got != manifest.Config.Digest {
+		return nil, errors.Join(fmt.Errorf("the configuration %s is damaged: it is %s", manifest.Config.Digest, got), err)
+	}
+	config, err := v1.ParseConfigFile(bytes.NewReader(data))
+	if err != nil {
+		return nil, err
+	}
+	size := 0
+	for _, v := range config.Config.Env {
+		if i := strings.Index(v, "="); i < 1 || strings.ContainsRune(v, 0) {
+			return nil, fmt.Errorf("its configuration has a variable %.20q, which is not KEY=value", v)
+		}
+		size += len(v)
+	}
+	if size > envMax {
+		return nil, fmt.Errorf("its configuration has %d bytes of variables, and %d are the most", size, envMax)
+	}
+	return config.Config.Env, nil
 }
 
 // cancellable is an image whose layers can be read until ctx ends.

@@ -35,6 +35,10 @@ type Root struct {
 	// Mounts are mounted read-only over the layers.
 	Mounts []Mount
 
+	// Env are the variables that the image says its programs have ("KEY=value"). Only an
+	// OCI image layout says so.
+	Env []string
+
 	held []*entry
 }
 

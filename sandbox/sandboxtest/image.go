@@ -117,6 +117,10 @@ func images(t *testing.T) map[string]string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	image, err = mutate.Config(image, v1.Config{Env: []string{"PATH=/opt:/bin", "OF_IMAGE=yes", "GIVEN=image"}})
+	if err != nil {
+		t.Fatal(err)
+	}
 	oci := t.TempDir()
 	path, err := layout.Write(oci, empty.Index)
 	if err == nil {
@@ -150,6 +154,7 @@ func (s suite) image(t *testing.T) {
 			for i := range 2 { // a box of its own each, on what is there by now
 				spec := s.spec(t)
 				spec.Image = image
+				spec.Env = append(spec.Env, "GIVEN=spec")
 				shared := t.TempDir()
 				spec.ReadOnly = map[string]string{"/mnt/shared": shared}
 				spec.Files = map[string]string{"/etc/extra/deep": filepath.Join(t.TempDir(), "f"), "/etc/mark": filepath.Join(t.TempDir(), "g")}
@@ -177,6 +182,12 @@ func (s suite) image(t *testing.T) {
 				}
 				if got := bash(t, client, "id -u; id -un"); got != fmt.Sprintf("%d\nagent", sandbox.User) {
 					t.Errorf("the user is %q", got)
+				}
+				if kind == "OCI layout" {
+					// Its variables are beneath those of the box, and its programs beside them.
+					if got := bash(t, client, "echo $OF_IMAGE $GIVEN; tool; ls >/dev/null"); got != "yes spec\ntool" {
+						t.Errorf("with the image's variables: %q", got)
+					}
 				}
 				bash(t, client, "echo x >$HOME/x; echo x >/tmp/x; echo x >x; cat x $HOME/x /tmp/x; ls /proc/self/fd /dev/null /mnt/shared")
 				for _, command := range []string{"ls /usr/share", "ls /etc/ssl", "echo x >/bin/bash", "echo x >/etc/extra/deep"} {

@@ -658,11 +658,14 @@ func (s suite) memory(t *testing.T) {
 					return
 				case <-ticker.C:
 				}
-				stats, err := box.Stats()
-				if err != nil || stats.MemoryKills == 0 {
+				counter, ok := box.(sandbox.LimitCounter)
+				if !ok {
 					continue
 				}
-				if stats.MemoryBytes > spec.Limits.MemoryBytes {
+				if hits := counter.LimitHits(); hits.Memory == 0 || hits.Ending {
+					continue
+				}
+				if stats, err := box.Stats(); err == nil && stats.MemoryBytes > spec.Limits.MemoryBytes {
 					t.Errorf("%+v", stats)
 				}
 				// The agent is there, or the box is not.
@@ -755,11 +758,15 @@ func (s suite) diskFill(t *testing.T) {
 			t.Errorf("%s: %s", dir, text)
 		}
 	}
-	total := bash(t, client, "du -scm /tmp "+sandbox.HomePath+" /var/tmp 2>/dev/null | tail -1 | cut -f1")
+	// The worker is told that it was this, and not the work folder.
+	if result, err := try(t, client, "bash", map[string]any{"command": "echo x >>/tmp/fill"}); err != nil || result.Full == nil || result.Full.Bytes > spec.Limits.DiskBytes {
+		t.Errorf("full: %+v, %v", result.Full, err)
+	}
+	total := bash(t, client, "du -scm /tmp "+sandbox.HomePath+" /var/tmp /dev/shm 2>/dev/null | tail -1 | cut -f1")
 	if total > "65" && len(total) >= 2 {
 		t.Errorf("%s MiB were written", total)
 	}
-	bash(t, client, "rm /tmp/fill "+sandbox.HomePath+"/fill /var/tmp/fill; echo x >/tmp/room; echo x >room")
+	bash(t, client, "rm /tmp/fill "+sandbox.HomePath+"/fill /var/tmp/fill /dev/shm/fill; echo x >/tmp/room; echo x >room")
 }
 
 // However much a command prints, the answer is bounded.

@@ -270,14 +270,18 @@ func (a *agent) recovered(ctx context.Context, run runner, call tool.Call) (resu
 			result = tool.ErrorResult(fmt.Sprintf("%s: internal error: %v", call.Tool, v))
 		}
 	}()
-	return run(ctx, call)
+	result = run(ctx, call)
+	result.Full = full(result)
+	return result
 }
 
 // cut is the result of a call whose context ended, in the official worker's words
 // where it has any.
 func cut(ctx context.Context, call tool.Call) tool.Result {
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return tool.ErrorResult(fmt.Sprintf("tool %q timed out after %s", call.Tool, call.Timeout()))
+		result := tool.ErrorResult(fmt.Sprintf("tool %q timed out after %s", call.Tool, call.Timeout()))
+		result.TimedOut = true
+		return result
 	}
 	return tool.ErrorResult(fmt.Sprintf("tool %q was cancelled", call.Tool))
 }

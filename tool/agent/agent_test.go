@@ -323,7 +323,7 @@ func TestCallTimeout(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := "begun\n\n[timed out]\nsession restarted after timeout"; textOf(t, got) != want || !got.IsError {
+	if want := "begun\n\n[timed out]\nsession restarted after timeout"; textOf(t, got) != want || !got.IsError || !got.TimedOut {
 		t.Errorf("got %q, want %q", textOf(t, got), want)
 	}
 
@@ -340,7 +340,7 @@ func TestCallTimeout(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := `tool "bash" timed out after 100ms`; textOf(t, got) != want || !got.IsError {
+	if want := `tool "bash" timed out after 100ms`; textOf(t, got) != want || !got.IsError || !got.TimedOut {
 		t.Errorf("got %q, want %q", textOf(t, got), want)
 	}
 	wg.Wait()

@@ -62,7 +62,9 @@ func (b *bash) run(ctx context.Context, call tool.Call) tool.Result {
 	case errors.Is(err, context.DeadlineExceeded):
 		b.end()
 		b.children.killSince(before)
-		return tool.ErrorResult(said + "\n[timed out]\nsession restarted after timeout")
+		result := tool.ErrorResult(said + "\n[timed out]\nsession restarted after timeout")
+		result.TimedOut = true
+		return result
 	case errors.Is(err, context.Canceled):
 		b.end()
 		b.children.killSince(before)

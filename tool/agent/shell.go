@@ -115,7 +115,8 @@ func (s *shell) start(t tool.Terminal) (<-chan int, error) {
 	}
 	cmd := exec.Command("/bin/bash", "-i")
 	cmd.Dir = s.agent.workdir
-	cmd.Env = append(os.Environ(), "TERM="+t.Term, "SHELL=/bin/bash")
+	// What a person types is not left in the work folder, which is HOME, for tools to read.
+	cmd.Env = append(os.Environ(), "TERM="+t.Term, "SHELL=/bin/bash", "HISTFILE=")
 	ours, theirs, err := openTerminal()
 	if err != nil {
 		return nil, err

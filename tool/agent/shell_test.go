@@ -127,6 +127,9 @@ func TestShell(t *testing.T) {
 		m.types("echo in $PWD on $(tty) as $((6*7)) $TERM\n")
 		m.sees("in " + dir + " on /dev/pts/")
 		m.sees("as 42 dumb")
+		// The work folder keeps nothing of what a person types.
+		m.types("echo history=${HISTFILE-kept}.\n")
+		m.sees("history=.")
 		m.types("stty size\n")
 		m.sees("24 80")
 		if err := m.Resize(t.Context(), 50, 132); err != nil {
