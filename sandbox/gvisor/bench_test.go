@@ -23,12 +23,10 @@ func release(b *testing.B) *gvisor.Driver {
 	b.Helper()
 	needRuntime(b)
 	engine := filepath.Join(filepath.Dir(runtimePath), "runsc")
-	if _, err := os.Stat(engine); err != nil {
-		cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", engine, "gvisor.dev/gvisor/runsc")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			b.Fatalf("%v\n%s", err, out)
-		}
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", engine, "./engine/runsc")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		b.Fatalf("%v\n%s", err, out)
 	}
 	driver := gvisor.New(gvisor.Options{Root: b.TempDir(), Runtime: engine, Launcher: launcherPath})
 	if err := driver.Prepare(b.Context(), ""); err != nil {
