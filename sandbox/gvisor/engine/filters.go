@@ -12,9 +12,8 @@ import (
 
 // gVisor compiles the filter of each of its processes when that starts, which took a
 // seventh of a box's start, unless it was built with compiled ones: its own releases are,
-// by their build system. These are made by the same code for the ways in which we run it;
-// for another gVisor falls back on compiling. What a test compares is what would be
-// compiled.
+// by their build system. These are made by the same code, for the ways in which we run it;
+// for any other it still compiles. A test compares them with what it would compile.
 //
 //go:generate go run ./precompile filters_amd64.go
 
