@@ -25,7 +25,7 @@ build: programs ## bin/bailey, static and complete
 programs:
 	go build -ldflags '-s -w' -o sandbox/agentbin/boxagent ./tool/agent/boxagent
 	go build -ldflags '-s -w' -o sandbox/agentbin/boxlauncher ./sandbox/launcher/boxlauncher
-	go build -ldflags '-s -w' -o sandbox/agentbin/runsc gvisor.dev/gvisor/runsc
+	go build -ldflags '-s -w' -o sandbox/agentbin/runsc ./sandbox/gvisor/engine/runsc
 
 # Where the image's files are laid out, what it is called, and what builds it.
 IMAGE_ROOT = bin/image
@@ -81,7 +81,8 @@ bench-sandbox: programs ## our sandboxes beside docker, podman, runc, crun, bubb
 	test -x $(BOXES)/root/bin/sh || debootstrap --variant=minbase bookworm $(BOXES)/root
 	test -d $(BOXES)/npm/node_modules || npm install --silent --prefix $(BOXES)/npm @anthropic-ai/sandbox-runtime @openai/codex
 	go build -ldflags '-s -w' -tags 'slim embedagent embedlauncher embedengine' -o $(BOXES)/boxes ./bench/boxes
-	$(BOXES)/boxes -root $(BOXES)/root -npm $(BOXES)/npm $(BOXES_ARGS) | tee $(BOXES)/latest.txt
+	go build -ldflags '-s -w' -o $(BOXES)/runsc gvisor.dev/gvisor/runsc
+	$(BOXES)/boxes -root $(BOXES)/root -npm $(BOXES)/npm -runsc $(BOXES)/runsc $(BOXES_ARGS) | tee $(BOXES)/latest.txt
 
 TUNNEL = bench/out/tunnel
 TUNNEL_ARGS =

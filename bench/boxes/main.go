@@ -78,6 +78,7 @@ func main() {
 func bench() error {
 	root := flag.String("root", "", "the root `folder` of all boxes, with a shell")
 	npm := flag.String("npm", "", "a `dir`ectory with node_modules of the contenders from npm")
+	runsc := flag.String("runsc", "", "gVisor as it is, a `program`")
 	rounds := flag.Int("rounds", 20, "rounds of each measurement")
 	many := flag.String("many", "50,200", "how many boxes at once")
 	only := flag.String("only", "", "names of contenders, with commas; all if empty")
@@ -103,7 +104,7 @@ func bench() error {
 		return err
 	}
 
-	s := &stage{dir: dir, root: rootDir, npm: *npm}
+	s := &stage{dir: dir, root: rootDir, npm: *npm, gvisor: *runsc}
 	defer s.close()
 	all := append(s.ours(ctx), s.theirs(ctx)...)
 	if *only != "" {

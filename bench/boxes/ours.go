@@ -22,6 +22,7 @@ import (
 // A stage is what the contenders share.
 type stage struct {
 	dir, root, npm string
+	gvisor         string   // its own program
 	missing        []string // why contenders are left out
 	backends       []named  // ours
 	closers        []func()

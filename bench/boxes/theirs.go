@@ -15,7 +15,6 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/bailey-platform/bailey/sandbox"
-	"github.com/bailey-platform/bailey/sandbox/agentbin"
 )
 
 const (
@@ -195,12 +194,12 @@ func (s *stage) runtime(name string) (contender, error) {
 }
 
 func (s *stage) runsc() (contender, error) {
-	path, err := agentbin.Engine(filepath.Join(s.dir, "bin"))
+	if s.gvisor == "" {
+		return contender{}, fmt.Errorf("no -runsc was given")
+	}
+	path, err := filepath.Abs(s.gvisor)
 	if err != nil {
 		return contender{}, err
-	}
-	if path == "" {
-		return contender{}, fmt.Errorf("this program carries none; build it as `make bench-sandbox` does")
 	}
 	c := ociCommand{s, []string{path, "--root", filepath.Join(s.dir, "state-runsc"), "--network", "none"}}
 	return contender{run: c.run, open: c.open}, nil

@@ -4,8 +4,7 @@ package agentbin
 
 import _ "embed"
 
-// The Makefile builds it: a static executable of gvisor.dev/gvisor/runsc, of the
-// version in go.mod.
+// The Makefile builds it: a static executable of sandbox/gvisor/engine/runsc.
 //
 //go:embed runsc
 var engine string

@@ -7,8 +7,9 @@
 // files the box may reach. The kernel dies with its starter and that with us, so
 // no box outlives the worker.
 //
-// The package must not know what runs in a box or who asked for it. gVisor itself
-// is imported in runtime.go only, so that everything else builds without it.
+// The package must not know what runs in a box or who asked for it. gVisor itself is
+// package engine, which is imported in runtime.go only, so that everything else builds
+// without it.
 //
 // Start reading at [Driver.Start].
 package gvisor

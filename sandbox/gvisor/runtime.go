@@ -7,8 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"gvisor.dev/gvisor/runsc/cli/maincli"
-
+	"github.com/bailey-platform/bailey/sandbox/gvisor/engine"
 	"github.com/bailey-platform/bailey/sandbox/gvisor/stage"
 )
 
@@ -22,7 +21,6 @@ const compiled = true
 func RunIfRuntime() {
 	stage.RunIfRole()
 	if name := os.Args[0]; strings.HasPrefix(filepath.Base(name), runtimeName) || name == self {
-		maincli.Main()
-		os.Exit(0)
+		engine.Main()
 	}
 }

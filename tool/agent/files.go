@@ -2,13 +2,17 @@ package agent
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/bailey-platform/bailey/tool"
 )
@@ -83,18 +87,33 @@ func (p places) open(tool, name string) (*os.File, int64, error) {
 	if err != nil {
 		return nil, 0, fmt.Errorf("%s: %w", tool, err)
 	}
-	info, err := os.Stat(at)
-	if err != nil {
-		return nil, 0, fmt.Errorf("%s %s: %s", tool, name, reason(err))
+	if at.info == nil {
+		if at.info, err = os.Stat(at.path); err != nil {
+			return nil, 0, fmt.Errorf("%s %s: %s", tool, name, reason(err))
+		}
 	}
-	if !info.Mode().IsRegular() {
+	if !at.info.Mode().IsRegular() {
 		return nil, 0, fmt.Errorf("%s: %s is not a regular file", tool, name)
 	}
-	file, err := os.Open(at)
+	file, err := openFile(at.path, os.O_RDONLY, 0)
 	if err != nil {
 		return nil, 0, fmt.Errorf("%s %s: %s", tool, name, reason(err))
 	}
-	return file, info.Size(), nil
+	return file, at.info.Size(), nil
+}
+
+// openFile is os.OpenFile for a file that need never be waited for. To find that out,
+// which os.OpenFile does, takes five calls of gVisor's kernel.
+func openFile(name string, flags int, mode os.FileMode) (*os.File, error) {
+	for {
+		fd, err := syscall.Open(name, flags|syscall.O_CLOEXEC, uint32(mode.Perm()))
+		switch {
+		case err == nil:
+			return os.NewFile(uintptr(fd), name), nil
+		case !errors.Is(err, syscall.EINTR):
+			return nil, &os.PathError{Op: "open", Path: name, Err: err}
+		}
+	}
 }
 
 // tooLarge is the error of a file that is larger than max.
@@ -120,7 +139,10 @@ func (p places) readWhole(tool, name string, max int64) ([]byte, error) {
 	if size > max {
 		return nil, &tooLarge{tool, name, size, max}
 	}
-	data, err := io.ReadAll(io.LimitReader(file, max+1))
+	// Room for all of it, and to see that it is all, makes two calls of many.
+	in := bytes.NewBuffer(make([]byte, 0, size+bytes.MinRead))
+	_, err = in.ReadFrom(io.LimitReader(file, max+1))
+	data := in.Bytes()
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %s", tool, name, reason(err))
 	}
@@ -184,8 +206,10 @@ func (p places) write(_ context.Context, call tool.Call) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("write: %w", err)
 	}
-	if err := os.MkdirAll(filepath.Dir(at), 0o700); err != nil {
-		return "", fmt.Errorf("write %s: mkdir: %s", in.FilePath, reason(err))
+	if at.info == nil {
+		if err := os.MkdirAll(filepath.Dir(at.path), 0o700); err != nil {
+			return "", fmt.Errorf("write %s: mkdir: %s", in.FilePath, reason(err))
+		}
 	}
 	if err := replace(at, string(in.Content)); err != nil {
 		return "", fmt.Errorf("write %s: %s", in.FilePath, reason(err))
@@ -237,19 +261,38 @@ func (p places) edit(_ context.Context, call tool.Call) (string, error) {
 
 // replace makes a file hold this and nothing else, all at once: who reads it meanwhile
 // sees the one content or the other, and it stays as it was if that fails.
-func replace(name, content string) error {
-	mode := os.FileMode(0o600)
-	if info, err := os.Stat(name); err == nil {
-		mode = info.Mode().Perm()
+func replace(at place, content string) error {
+	mode := os.FileMode(temporary)
+	if at.info != nil {
+		mode = at.info.Mode().Perm()
 	}
-	file, err := os.CreateTemp(filepath.Dir(name), ".bailey-*")
+	file, err := createTemp(filepath.Dir(at.path))
 	if err != nil {
 		return err
 	}
-	defer os.Remove(file.Name()) // fails once it is renamed
 	_, err = file.WriteString(content)
-	if err := errors.Join(err, file.Chmod(mode), file.Close()); err != nil {
-		return err
+	if mode != temporary {
+		err = errors.Join(err, file.Chmod(mode))
 	}
-	return os.Rename(file.Name(), name)
+	if err = errors.Join(err, file.Close()); err == nil {
+		err = os.Rename(file.Name(), at.path)
+	}
+	if err != nil {
+		_ = os.Remove(file.Name()) // what failed first says more
+	}
+	return err
+}
+
+// temporary is the mode of a file that is being written.
+const temporary = 0o600
+
+// createTemp makes a file with a name of its own in the directory.
+func createTemp(dir string) (*os.File, error) {
+	for try := 0; ; try++ {
+		name := filepath.Join(dir, fmt.Sprintf(".bailey-%d", rand.Uint32()))
+		file, err := openFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, temporary)
+		if !errors.Is(err, fs.ErrExist) || try == 100 {
+			return file, err
+		}
+	}
 }

@@ -20,18 +20,29 @@ type places struct {
 	readOnly []string // not to be written to
 }
 
-// find returns where a path leads, all links followed, if that is within reach.
-func (p places) find(name string) (string, error) {
+// A place is where a path leads, with no link left in it, be there something or not.
+type place struct {
+	path string
+	info fs.FileInfo // of what is there, nil if that is not known
+}
+
+// find returns where a path leads, if that is within reach.
+func (p places) find(name string) (place, error) {
 	root := canonical(p.workdir)
 	at := name
 	if !path.IsAbs(name) {
 		at = path.Join(root, name)
 	}
-	found, err := follow(path.Clean(at))
-	if err != nil {
-		return "", fmt.Errorf("path %q: %s", name, reason(err))
+	at = path.Clean(at)
+	from, rest := "/", at
+	if within(at, root) {
+		from, rest = root, strings.TrimPrefix(at, root) // where no link is left
 	}
-	if within(found, root) {
+	found, err := follow(from, rest)
+	if err != nil {
+		return place{}, fmt.Errorf("path %q: %s", name, reason(err))
+	}
+	if within(found.path, root) {
 		return found, nil
 	}
 	others := ""
@@ -39,23 +50,23 @@ func (p places) find(name string) (string, error) {
 		if dir == "" {
 			continue
 		}
-		if within(found, canonical(dir)) {
+		if within(found.path, canonical(dir)) {
 			return found, nil
 		}
 		others = " and its other permitted directories"
 	}
-	return "", fmt.Errorf("path %q is outside the session's working directory%s", name, others)
+	return place{}, fmt.Errorf("path %q is outside the session's working directory%s", name, others)
 }
 
 // findWritable is find for a path that is to be changed.
-func (p places) findWritable(name string) (string, error) {
+func (p places) findWritable(name string) (place, error) {
 	found, err := p.find(name)
 	if err != nil {
-		return "", err
+		return place{}, err
 	}
 	for _, dir := range p.readOnly {
-		if within(found, canonical(dir)) {
-			return "", fmt.Errorf("%s is inside read-only directory %s", name, dir)
+		if within(found.path, canonical(dir)) {
+			return place{}, fmt.Errorf("%s is inside read-only directory %s", name, dir)
 		}
 	}
 	return found, nil
@@ -63,12 +74,12 @@ func (p places) findWritable(name string) (string, error) {
 
 // reaches reports whether what is at a path of ours is within reach, or may be.
 func (p places) reaches(name string) bool {
-	found, err := follow(name)
-	if err != nil || within(found, canonical(p.workdir)) {
+	found, err := follow("/", name)
+	if err != nil || within(found.path, canonical(p.workdir)) {
 		return true
 	}
 	for _, dir := range p.allowed {
-		if dir != "" && within(found, canonical(dir)) {
+		if dir != "" && within(found.path, canonical(dir)) {
 			return true
 		}
 	}
@@ -82,8 +93,8 @@ func canonical(dir string) string {
 	if err != nil {
 		return path.Clean(dir)
 	}
-	if found, err := follow(abs); err == nil {
-		return found
+	if found, err := follow("/", abs); err == nil {
+		return found.path
 	}
 	return abs
 }
@@ -95,10 +106,9 @@ func within(name, dir string) bool {
 // linksMax is how many symbolic links are followed on one way.
 const linksMax = 40
 
-// follow returns where a clean absolute path leads, with no link left in it, be there
-// something or not.
-func follow(name string) (string, error) {
-	at, links := "/", 0
+// follow returns where a clean path leads from a directory whose own has no link in it.
+func follow(dir, name string) (place, error) {
+	at, links := place{path: dir}, 0
 	for rest := strings.Split(name, "/"); len(rest) > 0; {
 		part := rest[0]
 		rest = rest[1:]
@@ -106,29 +116,31 @@ func follow(name string) (string, error) {
 		case "", ".":
 			continue
 		case "..":
-			at = path.Dir(at)
+			at = place{path: path.Dir(at.path)}
 			continue
 		}
-		at = path.Join(at, part)
-		info, err := os.Lstat(at)
+		above := at.path
+		at = place{path: path.Join(above, part)}
+		info, err := os.Lstat(at.path)
 		switch {
 		case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
 			continue
 		case err != nil:
-			return "", err
+			return place{}, err
 		case info.Mode()&fs.ModeSymlink == 0:
+			at.info = info
 			continue
 		}
 		if links++; links > linksMax {
-			return "", syscall.ELOOP
+			return place{}, syscall.ELOOP
 		}
-		target, err := os.Readlink(at)
+		target, err := os.Readlink(at.path)
 		if err != nil {
-			return "", err
+			return place{}, err
 		}
-		at = path.Dir(at)
+		at = place{path: above}
 		if path.IsAbs(target) {
-			at = "/"
+			at.path = "/"
 		}
 		rest = append(strings.Split(target, "/"), rest...)
 	}

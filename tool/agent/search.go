@@ -55,10 +55,11 @@ func (p places) glob(ctx context.Context, call tool.Call) (string, error) {
 	case slices.Contains(steps, ".."):
 		return "", fmt.Errorf("glob: pattern %q must not contain a %q segment", pattern, "..")
 	}
-	root, err := p.find(cmp.Or(string(in.Path), "."))
+	at, err := p.find(cmp.Or(string(in.Path), "."))
 	if err != nil {
 		return "", fmt.Errorf("glob: %w", err)
 	}
+	root := at.path
 	type match struct {
 		path    string
 		changed time.Time
@@ -164,9 +165,9 @@ func (p places) grep(ctx context.Context, call tool.Call) (string, error) {
 		return "", fmt.Errorf("grep: %w", err)
 	}
 	if rg := p.ripgrep(); rg != "" {
-		return runRipgrep(ctx, rg, string(in.Pattern), root)
+		return runRipgrep(ctx, rg, string(in.Pattern), root.path)
 	}
-	return search(ctx, string(in.Pattern), root)
+	return search(ctx, string(in.Pattern), root.path)
 }
 
 // ripgrep returns the path of the first on PATH that the file tools could not have put
