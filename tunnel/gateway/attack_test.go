@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -385,7 +386,10 @@ func TestAttackToolRules(t *testing.T) {
 	c := l.client(false)
 	call := func(body string, head ...string) (int, string) {
 		got.Store("")
-		res, answer := get(t, c, "POST", "https://docs."+domain+"/mcp", body, append([]string{"Content-Type", "application/json"}, head...)...)
+		if !slices.Contains(head, "Content-Type") {
+			head = append(head, "Content-Type", "application/json")
+		}
+		res, answer := get(t, c, "POST", "https://docs."+domain+"/mcp", body, head...)
 		return res.StatusCode, answer
 	}
 	const rm = `{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"rm","arguments":{}}}`
@@ -439,6 +443,7 @@ func TestAttackToolRules(t *testing.T) {
 		"a name in base64 that lies": {"Mcp-Name", "=?base64?cm0=?="},
 		"a header twice":             {"Mcp-Name", "read_a", "Mcp-Name", "rm"},
 		"packed":                     {"Content-Encoding", "gzip"},
+		"packed, it says later":      {"Content-Encoding", "identity", "Content-Encoding", "deflate"},
 	} {
 		status, answer := call(strings.Replace(rm, `"rm"`, `"read_a"`, 1), head...)
 		if sent := got.Load().(string); sent != "" || status != 400 || !strings.Contains(answer, `"error"`) {
@@ -462,7 +467,7 @@ func TestAttackToolRules(t *testing.T) {
 	if status, _ := call(strings.Replace(rm, `"rm"`, `"read_ä"`, 1), "Mcp-Method", "tools/call", "Mcp-Name", "=?base64?cmVhZF/DpA==?="); status != 200 {
 		t.Errorf("headers that say what the body says: %d", status)
 	}
-	if status, _ := call("grant_type=refresh_token&token=a.b-c", "Content-Type", "application/x-www-form-urlencoded"); status != 200 && status != 400 {
+	if status, _ := call("grant_type=refresh_token&token=a.b-c", "Content-Type", "application/x-www-form-urlencoded"); status != 200 {
 		t.Errorf("a form: %d", status)
 	}
 	// The refusal is the answer to the call, so that the session goes on.
@@ -476,6 +481,62 @@ func TestAttackToolRules(t *testing.T) {
 	}
 	if err := json.Unmarshal([]byte(answer), &e); err != nil || e.ID != 7 || e.Error.Code != codeInvalidParams || !strings.Contains(e.Error.Message, `"rm"`) {
 		t.Errorf("%s: %v", answer, err)
+	}
+}
+
+// A body that a server would read in another charset is another message there.
+func TestAttackCharset(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int64
+	s := upstreamServer(t, func(w http.ResponseWriter, r *http.Request) { asked.Add(1) })
+	const hidden = `{"jsonrpc":"2.0","id":1,"method":"tools+AC8-call","params":{"name":"rm"}}`
+	for name, l := range map[string]*lab{
+		"rules":  serve(t, s.URL, func(c *Config) { c.Routes["docs"].Tools.Allow = []string{"read"} }),
+		"record": serve(t, s.URL, nil, func(o *Options) { o.Audit = deaf{} }),
+		"stdio":  serve(t, "", stdioRoute("charset", nil)),
+	} {
+		for _, kinds := range [][]string{
+			{"application/json; charset=utf-7"},
+			{"application/json;charset=UTF-7"},
+			{`application/json; charset="utf-7"`},
+			{`application/json; charset="ut\f-8"`},
+			{"application/json; charset=utf-8; charset=utf-7"},
+			{"application/json; charset=utf-8; charset=utf-8"},
+			{"application/json; charset=utf-7; charset*=us-ascii''utf-8"},
+			{`application/json; charset*0="utf-"; charset*1=7`},
+			{"application/json; charset =utf-7"},
+			{"application/json; charset= utf-7"},
+			{"application/json; charset"},
+			{"application/json; charset="},
+			{"application/json; charset=utf-16"},
+			{"application/json; x=\"; charset=utf-7"},
+			{"application/json; x=\"a\\\"; charset=utf-8; y=\"; charset=utf-7"},
+			{"application/json, text/plain; charset=utf-7"},
+			{"application/json charset=utf-7"},
+			{"application"},
+			{"application/json", "application/json; charset=utf-7"},
+			{"application/json", "application/json"},
+		} {
+			head := []string{"Accept", "application/json, text/event-stream"}
+			for _, kind := range kinds {
+				head = append(head, "Content-Type", kind)
+			}
+			for _, h2 := range []bool{false, true} {
+				if res, body := get(t, l.client(h2), "POST", "https://docs."+domain+"/mcp", hidden, head...); res.StatusCode != 415 {
+					t.Errorf("%s, %q: %d %s", name, kinds, res.StatusCode, body)
+				}
+			}
+		}
+	}
+	if asked.Load() != 0 {
+		t.Errorf("%d calls came through", asked.Load())
+	}
+	// What says that it is UTF-8, or nothing, passes.
+	l := serve(t, s.URL, func(c *Config) { c.Routes["docs"].Tools.Allow = []string{"read"} })
+	for _, kind := range []string{"", "application/json", "application/json; charset=utf-8", `application/json;CHARSET="UTF-8";`, `text/plain ; x="; charset=utf-7" ;charset=utf-8`} {
+		if res, body := get(t, l.client(false), "POST", "https://docs."+domain+"/mcp", strings.Replace(hidden, `"rm"`, `"read"`, 1), "Content-Type", kind); res.StatusCode != 200 {
+			t.Errorf("%q: %d %s", kind, res.StatusCode, body)
+		}
 	}
 }
 

@@ -244,8 +244,11 @@ func (ex *exchange) look() *refusal {
 		}
 		return nil
 	}
+	if err := checkContentType(h); err != nil {
+		return &refusal{status: http.StatusUnsupportedMediaType, text: err.Error(), err: err}
+	}
 	var err error
-	if e := h.get(contentEncoding); e != nil && !bytes.EqualFold(e, []byte("identity")) {
+	if e, ok := h.one(contentEncoding); !ok || e != nil && !bytes.EqualFold(e, []byte("identity")) {
 		err = errors.New("a body in a Content-Encoding cannot be looked at here")
 	} else {
 		ex.messages, ex.batch, err = parseMessages(ex.content, ex.messages)
