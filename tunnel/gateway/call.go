@@ -568,7 +568,8 @@ func (ex *exchange) relay(to answerer) error {
 		if err := to.begin(h.status, fields, length, false); err != nil {
 			return err
 		}
-		ex.release(!h.close, keep)
+		// A server that says how long the body is that there cannot be may send it.
+		ex.release(!h.close && !h.chunked && h.length <= 0, keep)
 		return to.end(nil)
 	}
 	var b body
