@@ -82,7 +82,7 @@ func TestRecordOfCalls(t *testing.T) {
 			}
 			kinds = append(kinds, strings.TrimSpace(fmt.Sprint(e.Action, " ", e.Attrs["method"], " ", e.Tool, " ", e.Outcome, " ", e.Attrs["status"])))
 			if e.Tool == "read" && e.Action == audit.MCPCall {
-				if e.Call != "a1" || !strings.HasPrefix(e.Session, "mcp_") || e.Actor != nobody || (e.InputMAC != "") != (arguments != "none") || (e.Input != "") != (arguments == "full") {
+				if e.Call != "a1" || !strings.HasPrefix(e.Session, "mcp_") || e.Actor != "unproved" || (e.InputMAC != "") != (arguments != "none") || (e.Input != "") != (arguments == "full") {
 					t.Errorf("%s: %s", arguments, line)
 				}
 			}
