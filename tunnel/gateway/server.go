@@ -8,10 +8,8 @@ import (
 	"io"
 	"log"
 	"log/slog"
-	"maps"
 	"net"
 	"net/http"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -47,15 +45,15 @@ func newDoor(g *Gateway) *door {
 	return &door{g: g, h2: g.newH2(), queue: newQueue(), conns: make(map[*conn1]struct{}), emptied: make(chan struct{}, 1)}
 }
 
-// serve takes connections from l until l is closed, which it does when ctx ends. From then
-// on connections end as soon as no call is under way on them, drain later at the latest.
-// A listener that goes on, as that of a tunnel does while its streams end, is served on.
+// serve takes connections from l until l is closed, which it does soon after ctx has
+// ended. From then on connections end with the next answer, or when none is asked for in
+// a while, and drain later at the latest. A listener that goes on, as that of a tunnel does
+// while its streams end, is served on.
 func (d *door) serve(ctx context.Context, l net.Listener, drain time.Duration) error {
 	drained := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(drained)
-		_ = l.Close()
-		d.drain(drain)
+		d.drain(l, drain)
 	})
 	h2 := make(chan struct{})
 	go func() {
@@ -64,7 +62,7 @@ func (d *door) serve(ctx context.Context, l net.Listener, drain time.Duration) e
 	}()
 	failed := d.accept(ctx, l)
 	if stop() {
-		d.drain(drain) // the listener was closed by somebody else
+		d.drain(l, drain) // the listener was closed by somebody else
 	} else {
 		<-drained
 	}
@@ -100,16 +98,16 @@ func (d *door) accept(ctx context.Context, l net.Listener) error {
 	}
 }
 
-// drain lets calls under way finish.
-func (d *door) drain(limit time.Duration) {
-	d.g.leave()
+// drain lets calls under way finish, and those on their way: connections too, as long as
+// there are some and l may bring others.
+func (d *door) drain(l net.Listener, limit time.Duration) {
 	d.mu.Lock()
 	d.closed = true
-	conns := slices.Collect(maps.Keys(d.conns))
-	d.mu.Unlock()
-	for _, c := range conns {
+	for c := range d.conns {
 		c.drain()
 	}
+	d.mu.Unlock()
+	d.g.leave()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	done := make(chan struct{})
@@ -119,16 +117,27 @@ func (d *door) drain(limit time.Duration) {
 			_ = d.h2.Close()
 		}
 	}()
+	soon, stop := context.WithTimeout(ctx, leaveTime)
+	d.empty(soon)
+	stop()
+	_ = l.Close()
+	if !d.empty(ctx) {
+		d.cut()
+	}
+	<-done
+}
+
+// empty waits until there is no connection of HTTP/1.1, or ctx ends. It reports whether
+// there is none.
+func (d *door) empty(ctx context.Context) bool {
 	for d.left() > 0 {
 		select {
 		case <-d.emptied:
 		case <-ctx.Done():
-			d.cut()
-			<-done
-			return
+			return false
 		}
 	}
-	<-done
+	return true
 }
 
 // left is how many connections of HTTP/1.1 there are.
@@ -156,7 +165,9 @@ func (d *door) add(c *conn1) bool {
 	if d.over || len(d.conns) >= connsMax {
 		return false
 	}
-	c.closing.Store(d.closed)
+	if d.closed {
+		c.drain()
+	}
 	d.conns[c] = struct{}{}
 	d.g.metrics.conns.Inc()
 	return true
@@ -207,15 +218,15 @@ func (d *door) handshake(raw net.Conn) {
 	defer stop()
 	c := &conn1{g: g, ctx: ctx, tls: conn, under: raw, server: server}
 	c.gather, _ = raw.(gatherer)
-	if !d.add(c) {
-		return
-	}
-	defer d.remove(c)
 	c.reads, c.writes, c.idle = g.sweeper.watch(c.abort), g.sweeper.watch(c.abort), g.sweeper.watch(c.idled)
 	defer c.reads.drop()
 	defer c.writes.drop()
 	defer c.idle.drop()
 	c.idle.set(idleTime)
+	if !d.add(c) {
+		return
+	}
+	defer d.remove(c)
 	c.serve()
 }
 
