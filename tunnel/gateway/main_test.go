@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/modelcontextprotocol/go-sdk/mcp"
@@ -19,6 +21,8 @@ func TestMain(m *testing.M) {
 		switch how {
 		case "crash":
 			os.Exit(3)
+		case "orphan":
+			orphan()
 		case "flood":
 			flood()
 			os.Exit(0)
@@ -77,6 +81,26 @@ func testServer(old bool) *mcp.Server {
 
 func say(s string) *mcp.CallToolResult {
 	return &mcp.CallToolResult{Content: []mcp.Content{&mcp.TextContent{Text: s}}}
+}
+
+// orphan starts a program that leaves the server's group and holds its pipes, and says in
+// the file ORPHAN which.
+func orphan() {
+	cmd := exec.Command("sleep", "1000")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(4)
+	}
+	f, err := os.OpenFile(os.Getenv("ORPHAN"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err == nil {
+		_, err = fmt.Fprintln(f, cmd.Process.Pid)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(4)
+	}
 }
 
 // flood is a server that says much. Its tool hold never comes to an end; more says as many

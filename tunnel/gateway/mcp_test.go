@@ -219,6 +219,46 @@ func TestStdioProgramThatEnds(t *testing.T) {
 	}
 }
 
+// What a program has started may leave its group and keep its pipes open: the session and
+// its place end with the program all the same, and so does the gateway.
+func TestStdioProgramThatLeavesAnother(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "orphans")
+	l := serve(t, "", stdioRoute("orphan", func(r *Route) {
+		r.Env["ORPHAN"] = file
+		r.Process = Process{Sessions: 1}
+	}))
+	t.Cleanup(func() {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Error(err)
+		}
+		for pid := range strings.FieldsSeq(string(text)) {
+			if err := exec.Command("kill", pid).Run(); err != nil {
+				t.Errorf("process %s: %v", pid, err)
+			}
+		}
+	})
+	s := mustConnect(t, l, nil)
+	if _, err := callTool(t, s, "die", ""); err == nil || !strings.Contains(err.Error(), "the server has ended") {
+		t.Errorf("the call under way: %v", err)
+	}
+	for {
+		another, err := connectMCP(t, l, mcp.NewClient(&mcp.Implementation{Name: "x"}, nil))
+		if err != nil {
+			if !strings.Contains(err.Error(), "Service Unavailable") {
+				t.Fatal(err)
+			}
+			continue // it ended soon after its start, so that there is a pause
+		}
+		if got, err := callTool(t, another, "echo", "again"); got != "again" || err != nil {
+			t.Errorf("%q, %v", got, err)
+		}
+		break
+	}
+	l.close()
+}
+
 // A program that ends as soon as it is started is not started for every call.
 func TestStdioProgramThatCannotStart(t *testing.T) {
 	t.Parallel()
