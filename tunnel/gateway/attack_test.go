@@ -484,6 +484,56 @@ func TestAttackToolRules(t *testing.T) {
 	}
 }
 
+// What a server believes of a proxy is said by the gateway or by nobody.
+func TestAttackWhatProxiesSay(t *testing.T) {
+	t.Parallel()
+	s := upstreamServer(t, func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		for name, values := range r.Header {
+			if slices.ContainsFunc(values, func(v string) bool { return strings.Contains(v, "evil") }) {
+				w.Header().Add("Believed", name)
+			}
+		}
+		for name, values := range r.Trailer {
+			if len(values) > 0 { // without one it is only announced
+				w.Header().Add("Believed", name)
+			}
+		}
+		w.Header().Set("X-Seen", r.Header.Get("X-User")+" "+r.Header.Get("X-Forwarded-Host")+" "+r.Header.Get("X-Forward"))
+	})
+	l := serve(t, s.URL, func(c *Config) { c.Routes["docs"].Headers.Request.Set = map[string]string{"X-User": "gateway"} })
+	var head []string
+	for _, name := range []string{
+		"Forwarded", "X-Forwarded-For", "x-forwarded-host", "X-FORWARDED-PROTO", "X-Forwarded-User", "X-Forwarded-Email", "X-Forwarded-Client-Cert",
+		"X-Forwarded-Tls-Client-Cert-Info", "X-Forwarded-Prefix", "X-Real-IP", "X-Client-IP", "True-Client-IP", "X-Original-URL", "X-Original-Method", "X-Rewrite-URL",
+		"X-User", "X_User", "x_user", "X_Forwarded_For", "Mcp-Session_Id", "_",
+	} {
+		head = append(head, name, "evil")
+	}
+	head = append(head, "X-Forward", "passes")
+	eachProtocol(t, func(t *testing.T, h2 bool) {
+		res, _ := get(t, l.client(h2), "GET", "https://docs."+domain+"/", "", head...)
+		if got := res.Header.Values("Believed"); len(got) != 0 {
+			t.Errorf("the server believes %v", got)
+		}
+		if got, want := res.Header.Get("X-Seen"), "gateway docs."+domain+" passes"; got != want {
+			t.Errorf("it saw %q, want %q", got, want)
+		}
+		req, err := http.NewRequest("POST", "https://docs."+domain+"/", io.MultiReader(strings.NewReader("x")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Trailer = http.Header{"X-Forwarded-User": {"evil"}, "X_user": {"evil"}}
+		if res, err = l.client(h2).Do(req); err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if got := res.Header.Values("Believed"); len(got) != 0 {
+			t.Errorf("after the body the server believes %v", got)
+		}
+	})
+}
+
 // A body that a server would read in another charset is another message there.
 func TestAttackCharset(t *testing.T) {
 	t.Parallel()

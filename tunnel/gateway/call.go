@@ -371,7 +371,7 @@ func (ex *exchange) appendHead(to []byte) []byte {
 	trailers := false
 	for _, f := range h.fields {
 		switch f.kind {
-		case hopByHop, forwarded, connection, keepAlive, contentLength, transferEncoding, host, theirs, expect:
+		case hopByHop, forwarded, unclear, connection, keepAlive, contentLength, transferEncoding, host, theirs, expect:
 			continue
 		case te:
 			trailers = trailers || bytes.Contains(bytes.ToLower(f.value), []byte("trailers"))
