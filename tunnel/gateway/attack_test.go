@@ -664,6 +664,61 @@ func TestListsShowOnlyWhatMayBeCalled(t *testing.T) {
 	})
 }
 
+// What a client reads as a list of tools is filtered, however a server has written it, or
+// is not passed on.
+func TestAttackUnreadableLists(t *testing.T) {
+	t.Parallel()
+	const list = `{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"read","description":"x"},{"name":"rm"}]}}`
+	invalid := strings.Replace(list, `"x"`, "\"\xff\xc3\"", 1)
+	rules := &toolRules{deny: []string{"rm"}}
+	const filtered = `{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"read","description":"x"}]}}`
+	for name, c := range map[string]struct{ stream, want string }{ // "" for an error
+		"as it is":                       {"data: " + list + "\n\n", "data: " + filtered + "\n\n"},
+		"a byte order mark":              {"\ufeffdata: " + list + "\n\n", "data: " + filtered + "\n\n"},
+		"one, and no list":               {"\ufeffdata: x\n\n", "data: x\n\n"},
+		"invalid UTF-8":                  {"data: " + invalid + "\n\n", "data: " + strings.Replace(filtered, `"x"`, "\"\ufffd\"", 1) + "\n\n"},
+		"invalid UTF-8, and no list":     {"data: \xff\n\n", "data: \ufffd\n\n"},
+		"invalid UTF-8 beside the data":  {": \xff\ndata: " + list + "\n\n", ": \ufffd\ndata: " + filtered + "\n\n"},
+		"a byte order mark in the data":  {"data: \ufeff" + list + "\n\n", ""},
+		"a mark before a second event":   {"data: x\n\n\ufeffdata: " + list + "\n\n", "data: x\n\n\ufeffdata: " + list + "\n\n"},
+		"another space before":           {"data: \u00a0" + list + "\n\n", ""},
+		"two texts":                      {"data: {}" + list + "\n\n", ""},
+		"a trailing comma":               {"data: " + strings.Replace(list, "}]}}", "},]}}", 1) + "\n\n", ""},
+		"a comment":                      {"data: " + strings.Replace(list, "{", "{/**/", 1) + "\n\n", ""},
+		"a NUL":                          {"data: \x00" + list + "\n\n", ""},
+		"a list that is no JSON":         {"data: [DONE]\n\n", ""},
+		"a comment and an event of text": {": x\n\ndata: y\n\n", ": x\n\ndata: y\n\n"},
+	} {
+		for _, piece := range []int{1, 2, 1000} {
+			var got []byte
+			f := eventFilter{rules: rules}
+			var err error
+			for i := 0; i < len(c.stream) && err == nil; i += piece {
+				err = f.add([]byte(c.stream[i:min(i+piece, len(c.stream))]), func(e []byte) error {
+					got = append(got, e...)
+					return nil
+				})
+			}
+			if (err != nil) != (c.want == "") || string(got) != c.want {
+				t.Errorf("%s, in pieces of %d: %q, %v", name, piece, got, err)
+			}
+		}
+	}
+	// Of an answer of JSON, whatever its status is.
+	for status, body := range map[int]string{203: list, 200: list, 202: ""} {
+		s := upstreamServer(t, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(status)
+			io.WriteString(w, body)
+		})
+		l := serve(t, s.URL, func(c *Config) { c.Routes["docs"].Tools.Deny = []string{"rm"} })
+		res, got := get(t, l.client(false), "POST", "https://docs."+domain+"/", `{"jsonrpc":"2.0","id":1,"method":"tools/list"}`)
+		if want := strings.Replace(body, list, filtered, 1); res.StatusCode != status || got != want {
+			t.Errorf("%d: %d %q", status, res.StatusCode, got)
+		}
+	}
+}
+
 func TestRateAndPlaces(t *testing.T) {
 	t.Parallel()
 	hold := make(chan struct{})

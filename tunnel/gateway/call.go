@@ -779,7 +779,7 @@ func rooted(path string) []byte {
 // stream for one that is resumed.
 func filterable(ex *exchange, h *head) bool {
 	value := h.get(contentType)
-	return isStream(value) || ex.lists() && h.status == http.StatusOK
+	return isStream(value) || ex.lists() && h.status/100 == 2
 }
 
 func isStream(contentType []byte) bool { return mediaType(contentType) == "text/event-stream" }
@@ -840,9 +840,11 @@ func (ex *exchange) relayFiltered(to answerer, b *body, fields []field) error {
 		}
 	}
 	up.in.wait = nil
-	whole, err := r.tools.filterMessages(whole)
-	if err != nil {
-		return err
+	if len(whole) > 0 {
+		var err error
+		if whole, err = r.tools.filterMessages(whole); err != nil {
+			return err
+		}
 	}
 	if err := to.begin(h.status, fields, int64(len(whole)), true); err != nil {
 		return err
