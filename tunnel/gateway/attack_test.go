@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -716,6 +717,67 @@ func TestAttackUnreadableLists(t *testing.T) {
 		if want := strings.Replace(body, list, filtered, 1); res.StatusCode != status || got != want {
 			t.Errorf("%d: %d %q", status, res.StatusCode, got)
 		}
+	}
+}
+
+// Connections are bounded, whatever they speak.
+func TestAttackManyConnections(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	cas := writePair(t, dir, "tls", time.Now().Add(90*24*time.Hour), "*."+domain)
+	g, err := New(Options{
+		Load:   func() (*Config, error) { return config(dir, "http://127.0.0.1:1", nil), nil },
+		Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := newDoor(g)
+	d.most = 2
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan error)
+	go func() { served <- d.serve(ctx, l, time.Second) }()
+	// open opens a connection and reports whether it is served.
+	open := func(protocol string) (*tls.Conn, bool) {
+		conn, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{RootCAs: cas, ServerName: "nowhere." + domain, NextProtos: []string{protocol}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if protocol == protocolH2 {
+			io.WriteString(conn, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+		} else {
+			io.WriteString(conn, "GET / HTTP/1.1\r\nHost: nowhere."+domain+"\r\n\r\n")
+		}
+		_, err = conn.Read(make([]byte, 1))
+		return conn, err == nil
+	}
+	for _, protocols := range [][3]string{{"h2", "h2", "h2"}, {"h2", "http/1.1", "h2"}, {"http/1.1", "h2", "http/1.1"}} {
+		first, served1 := open(protocols[0])
+		second, served2 := open(protocols[1])
+		third, served3 := open(protocols[2])
+		if !served1 || !served2 || served3 {
+			t.Errorf("%v: %v %v %v", protocols, served1, served2, served3)
+		}
+		first.Close()
+		second.Close()
+		third.Close()
+		for {
+			d.mu.Lock()
+			left := len(d.conns) + len(d.shared)
+			d.mu.Unlock()
+			if left == 0 {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	stop()
+	if err := <-served; err != nil {
+		t.Error(err)
 	}
 }
 

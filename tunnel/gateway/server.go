@@ -21,7 +21,7 @@ import (
 const (
 	handshakeTime = 10 * time.Second
 	handshakesMax = 1000   // at a time; a connection more is closed
-	connsMax      = 10_000 // connections of the platform's at a time
+	connsMax      = 10_000 // connections of the platform's at a time, of either protocol
 	h2StreamsMax  = 1000   // calls at a time on one connection of HTTP/2
 )
 
@@ -31,10 +31,13 @@ type door struct {
 	h2    *http.Server
 	queue *queue // of the connections for h2
 
+	most int // connections at a time
+
 	mu     sync.Mutex
-	conns  map[*conn1]struct{}
-	closed bool // connections end as soon as they can
-	over   bool // none is taken any more
+	conns  map[*conn1]struct{}   // of HTTP/1.1
+	shared map[net.Conn]struct{} // of HTTP/2
+	closed bool                  // connections end as soon as they can
+	over   bool                  // none is taken any more
 
 	greeting atomic.Int64  // handshakes under way
 	emptied  chan struct{} // 1: conns may be empty
@@ -42,7 +45,16 @@ type door struct {
 }
 
 func newDoor(g *Gateway) *door {
-	return &door{g: g, h2: g.newH2(), queue: newQueue(), conns: make(map[*conn1]struct{}), emptied: make(chan struct{}, 1)}
+	d := &door{
+		g: g, h2: g.newH2(), queue: newQueue(), most: connsMax,
+		conns: make(map[*conn1]struct{}), shared: make(map[net.Conn]struct{}), emptied: make(chan struct{}, 1),
+	}
+	d.h2.ConnState = func(conn net.Conn, state http.ConnState) {
+		if state == http.StateClosed {
+			d.unshare(conn)
+		}
+	}
+	return d
 }
 
 // serve takes connections from l until l is closed, which it does soon after ctx has
@@ -162,7 +174,7 @@ func (d *door) cut() {
 func (d *door) add(c *conn1) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.over || len(d.conns) >= connsMax {
+	if d.over || d.full() {
 		return false
 	}
 	if d.closed {
@@ -171,6 +183,37 @@ func (d *door) add(c *conn1) bool {
 	d.conns[c] = struct{}{}
 	d.g.metrics.conns.Inc()
 	return true
+}
+
+// full reports whether there are as many connections as there may be. The caller holds mu.
+func (d *door) full() bool { return len(d.conns)+len(d.shared) >= d.most }
+
+// share hands a connection to the server of HTTP/2, whose it is then, until unshare.
+func (d *door) share(conn net.Conn) bool {
+	d.mu.Lock()
+	full := d.full()
+	if !full {
+		d.shared[conn] = struct{}{}
+		d.g.metrics.conns.Inc()
+	}
+	d.mu.Unlock()
+	if full {
+		return false
+	}
+	if !d.queue.hand(conn) {
+		d.unshare(conn)
+		return false
+	}
+	return true
+}
+
+func (d *door) unshare(conn net.Conn) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, there := d.shared[conn]; there {
+		delete(d.shared, conn)
+		d.g.metrics.conns.Dec()
+	}
 }
 
 func (d *door) remove(c *conn1) {
@@ -204,7 +247,7 @@ func (d *door) handshake(raw net.Conn) {
 	g.metrics.handshakes.WithLabelValues("ok").Inc()
 	state := conn.ConnectionState()
 	if state.NegotiatedProtocol == protocolH2 {
-		if !d.queue.hand(conn) {
+		if !d.share(conn) {
 			_ = raw.Close()
 		}
 		return
