@@ -3,6 +3,9 @@ package gateway
 import (
 	"bufio"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
@@ -10,12 +13,15 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/go-jose/go-jose/v4"
 
 	"github.com/bailey-platform/bailey/egress"
 	"github.com/bailey-platform/bailey/tunnel"
@@ -717,6 +723,92 @@ func TestAttackUnreadableLists(t *testing.T) {
 		if want := strings.Replace(body, list, filtered, 1); res.StatusCode != status || got != want {
 			t.Errorf("%d: %d %q", status, res.StatusCode, got)
 		}
+	}
+}
+
+// Tokens that are made up cost the issuer nothing, nor those who may call their rate; and
+// they are looked at within the bound on calls.
+func TestAttackMadeUpTokens(t *testing.T) {
+	t.Parallel()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var issuer, broken atomic.Int64
+	jwks := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/broken" {
+			broken.Add(1)
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
+		issuer.Add(1)
+		json.NewEncoder(w).Encode(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: key.Public(), KeyID: "k1", Algorithm: "ES256"}}})
+	}))
+	t.Cleanup(jwks.Close)
+	sign := func(id string) []string {
+		signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: key, KeyID: id}}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o, err := signer.Sign(fmt.Appendf(nil, `{"iss":"https://i.test","aud":"docs","sub":"u","exp":%d}`, time.Now().Add(time.Hour).Unix()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		token, err := o.CompactSerialize()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return []string{"Authorization", "Bearer " + token}
+	}
+	hold := make(chan struct{})
+	s := upstreamServer(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/hold" {
+			<-hold
+		}
+	})
+	l := serve(t, s.URL, func(c *Config) {
+		r := c.Routes["docs"]
+		r.Auth.JWT = JWT{Issuer: "https://i.test", Audience: "docs", JWKS: jwks.URL}
+		r.Limits = Limits{Calls: 1, Rate: 0.001, Burst: 2}
+		c.Routes["broken"] = &Route{Upstream: s.URL, Settings: r.Settings}
+		c.Routes["broken"].Auth.JWT.JWKS = jwks.URL + "/broken"
+	})
+	c := l.client(false)
+	const host = "https://docs." + domain
+	if res, _ := get(t, c, "GET", host+"/", "", sign("k1")...); res.StatusCode != 200 {
+		t.Errorf("a good token: %d", res.StatusCode)
+	}
+	for i := range 20 {
+		if res, _ := get(t, c, "GET", host+"/", "", sign(fmt.Sprint("made up ", i))...); res.StatusCode != 401 {
+			t.Errorf("a key that is made up: %d", res.StatusCode)
+		}
+		if res, _ := get(t, c, "GET", "https://broken."+domain+"/", "", sign("k1")...); res.StatusCode != 503 {
+			t.Errorf("without keys: %d", res.StatusCode)
+		}
+	}
+	if issuer.Load() > 3 || broken.Load() > 3 { // once, on a machine that is not held up for long
+		t.Errorf("the issuer was asked %d times, and the one that is broken %d times", issuer.Load(), broken.Load())
+	}
+	done := make(chan int)
+	go func() {
+		res, _ := get(t, l.client(false), "GET", host+"/hold", "", sign("k1")...)
+		done <- res.StatusCode
+	}()
+	for l.g.metricsActive("docs") == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if res, _ := get(t, c, "GET", host+"/", "", sign("made up")...); res.StatusCode != 503 {
+		t.Errorf("beside as many calls as there may be: %d", res.StatusCode)
+	}
+	close(hold)
+	if status := <-done; status != 200 {
+		t.Errorf("the second good call: %d", status)
+	}
+	for l.g.metricsActive("docs") > 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if res, _ := get(t, c, "GET", host+"/", "", sign("k1")...); res.StatusCode != 429 {
+		t.Errorf("one more than the rate: %d", res.StatusCode)
 	}
 }
 

@@ -140,12 +140,17 @@ func (ex *exchange) admit() *refusal {
 	if refused := ex.ofReplica(); refused != nil {
 		return refused
 	}
+	// Who calls is found out within the bound on calls. The rate is that of the server's
+	// callers: others must not use it up.
+	if refused := r.enter(ex); refused != nil {
+		return refused
+	}
 	if r.auth != nil {
 		if refused := r.auth.check(ex); refused != nil {
 			return refused
 		}
 	}
-	return r.enter(ex)
+	return r.pace()
 }
 
 // ofReplica sees to it that a session is served by the gateway that began it, where that
