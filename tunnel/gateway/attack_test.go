@@ -890,6 +890,12 @@ func TestRateAndPlaces(t *testing.T) {
 	if codes != "200 200 429 " {
 		t.Errorf("rate: %s", codes)
 	}
+	if err := l.g.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	if res, _ := get(t, l.client(false), "GET", "https://docs."+domain+"/", ""); res.StatusCode != 429 {
+		t.Errorf("rate, after a reload: %d", res.StatusCode)
+	}
 	l = serve(t, s.URL, func(c *Config) { c.Routes["docs"].Limits = Limits{Calls: 1} })
 	done := make(chan struct{})
 	go func() {
@@ -902,6 +908,12 @@ func TestRateAndPlaces(t *testing.T) {
 	res, _ := get(t, l.client(true), "GET", "https://docs."+domain+"/", "")
 	if e := tunnel.ErrorFromHeader(res.Header); res.StatusCode != 503 || e == nil || e.Stage != tunnel.StageOverloaded || res.Header.Get("Retry-After") == "" {
 		t.Errorf("places: %d %v", res.StatusCode, res.Header)
+	}
+	if err := l.g.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	if res, _ := get(t, l.client(false), "GET", "https://docs."+domain+"/", ""); res.StatusCode != 503 {
+		t.Errorf("places, after a reload: %d", res.StatusCode)
 	}
 	close(hold)
 	<-done

@@ -53,7 +53,7 @@ type route struct {
 
 	limiter *rate.Limiter // nil for none
 	slots   int64         // calls at a time
-	taken   atomic.Int64
+	taken   *atomic.Int64 // those under way, an earlier state's among them
 
 	metrics *routeMetrics
 
