@@ -760,9 +760,10 @@ func TestAttackMadeUpTokens(t *testing.T) {
 		}
 		return []string{"Authorization", "Bearer " + token}
 	}
-	hold := make(chan struct{})
+	held, hold := make(chan struct{}), make(chan struct{})
 	s := upstreamServer(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/hold" {
+			close(held)
 			<-hold
 		}
 	})
@@ -789,14 +790,19 @@ func TestAttackMadeUpTokens(t *testing.T) {
 	if issuer.Load() > 3 || broken.Load() > 3 { // once, on a machine that is not held up for long
 		t.Errorf("the issuer was asked %d times, and the one that is broken %d times", issuer.Load(), broken.Load())
 	}
+	// left waits until the last call is over, which it is after its answer.
+	left := func() {
+		for l.g.metricsActive("docs") > 0 {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	left()
 	done := make(chan int)
 	go func() {
 		res, _ := get(t, l.client(false), "GET", host+"/hold", "", sign("k1")...)
 		done <- res.StatusCode
 	}()
-	for l.g.metricsActive("docs") == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	<-held
 	if res, _ := get(t, c, "GET", host+"/", "", sign("made up")...); res.StatusCode != 503 {
 		t.Errorf("beside as many calls as there may be: %d", res.StatusCode)
 	}
@@ -804,9 +810,7 @@ func TestAttackMadeUpTokens(t *testing.T) {
 	if status := <-done; status != 200 {
 		t.Errorf("the second good call: %d", status)
 	}
-	for l.g.metricsActive("docs") > 0 {
-		time.Sleep(time.Millisecond)
-	}
+	left()
 	if res, _ := get(t, c, "GET", host+"/", "", sign("k1")...); res.StatusCode != 429 {
 		t.Errorf("one more than the rate: %d", res.StatusCode)
 	}
