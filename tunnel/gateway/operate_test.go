@@ -112,20 +112,6 @@ type deaf struct{}
 func (deaf) AppendAll([]audit.Record) error { return errors.New("the disk is full") }
 func (deaf) Note(audit.Record) error        { return nil }
 
-// pipes is a listener whose connections are in memory.
-type pipes chan net.Conn
-
-func (p pipes) Accept() (net.Conn, error) {
-	conn, ok := <-p
-	if !ok {
-		return nil, net.ErrClosed
-	}
-	return conn, nil
-}
-
-func (p pipes) Close() error { close(p); return nil }
-func (pipes) Addr() net.Addr { return &net.UnixAddr{} }
-
 // Whoever calls learns later that the gateway stops: a request that is on its way by then
 // is answered, also on a connection that was idle, or is new. What stays idle is closed.
 func TestCallsOnTheirWayToAGatewayThatStops(t *testing.T) {
@@ -140,11 +126,13 @@ func TestCallsOnTheirWayToAGatewayThatStops(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l := make(pipes)
+		l := newQueue() // connections in memory
 		// dial returns a connection and what comes on it until it ends.
 		dial := func() (*tls.Conn, <-chan string) {
 			near, far := net.Pipe()
-			l <- far
+			if !l.hand(far) {
+				t.Fatal("the gateway takes no connection")
+			}
 			conn := tls.Client(near, &tls.Config{RootCAs: cas, ServerName: "nowhere." + domain})
 			if err := conn.Handshake(); err != nil {
 				t.Fatal(err)
