@@ -48,7 +48,7 @@ gateway.yaml with the routes. The CA's public part is registered on the tunnel.
 
 It can be repeated: what is there is kept, what is missing is made, the token and
 the edges are fetched anew, and routes are added. A new CA is made only where
-there is none. Whoever has the CA's key can speak for your servers: once
+there is none, and a directory is for one tunnel. Whoever has the CA's key can speak for your servers: once
 gateway.yaml is on the machines that need it, keep ca.key elsewhere, and renew
 certificates there.`,
 		Example: `  bailey gateway init --tunnel tnl_… --route docs=http://10.0.0.5:8080
@@ -82,6 +82,9 @@ func (p *Program) initGateway(ctx context.Context, cl *client.Client, server str
 	if err != nil {
 		return err
 	}
+	if is := doc.tunnelID(); is != "" && in.tunnel != "" && in.tunnel != is {
+		return usagef("%s is for tunnel %s, and its CA with it: name another --dir for %s, or move this one away", in.dir, is, in.tunnel)
+	}
 	t, err := initTunnel(ctx, cl, doc, in)
 	if err != nil {
 		return err
@@ -90,7 +93,7 @@ func (p *Program) initGateway(ctx context.Context, cl *client.Client, server str
 	say("tunnel %s, %s", t.ID, t.Domain)
 
 	now := time.Now()
-	ca, made, err := initAuthority(at(caFile), at(caKeyFile), t, doc, now)
+	ca, made, err := initAuthority(at(caFile), at(caKeyFile), t.Domain, now)
 	if err != nil {
 		return err
 	}
@@ -159,18 +162,18 @@ func initTunnel(ctx context.Context, cl *client.Client, doc *gatewayDoc, in gate
 	return nil, usagef("--tunnel is needed (`bailey tunnels list` shows them), or --name to make one")
 }
 
-// initAuthority reads the CA, or makes one where there is none, or where it is that of
-// another tunnel.
-func initAuthority(cert, key string, t *api.Tunnel, doc *gatewayDoc, now time.Time) (ca *gateway.Authority, made bool, err error) {
-	_, err = os.Stat(cert)
-	if err == nil && (doc.tunnelID() == "" || doc.tunnelID() == string(t.ID)) {
-		ca, err = gateway.ReadAuthority(cert, key, now)
-		return ca, false, err
+// initAuthority reads the CA, or makes one where there is nothing of one: neither a
+// certificate nor a key is ever written over.
+func initAuthority(cert, key, domain string, now time.Time) (ca *gateway.Authority, made bool, err error) {
+	for _, file := range []string{cert, key} {
+		if _, err := os.Lstat(file); err == nil {
+			ca, err := gateway.ReadAuthority(cert, key, now)
+			return ca, false, err
+		} else if !errors.Is(err, os.ErrNotExist) {
+			return nil, false, err
+		}
 	}
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, false, err
-	}
-	if ca, err = gateway.NewAuthority(t.Domain, now); err != nil {
+	if ca, err = gateway.NewAuthority(domain, now); err != nil {
 		return nil, false, err
 	}
 	return ca, true, ca.Write(cert, key)
@@ -215,7 +218,7 @@ func initEdges(ctx context.Context, cl *client.Client, id api.TunnelID, dir stri
 					name = fmt.Sprintf("edges-%d.crt", len(files)+1)
 				}
 				files[e.CAs] = name
-				if err := os.WriteFile(filepath.Join(dir, name), []byte(e.CAs), 0o644); err != nil {
+				if err := gateway.WriteFile(filepath.Join(dir, name), []byte(e.CAs), 0o644); err != nil {
 					return nil, err
 				}
 			}
@@ -416,7 +419,11 @@ func (d *gatewayDoc) write(path, server string, t *api.Tunnel, edges []gateway.E
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(path, text, 0o644)
+	mode := os.FileMode(0o644)
+	if info, err := os.Stat(path); err == nil {
+		mode = info.Mode().Perm()
+	}
+	return gateway.WriteFile(path, text, mode)
 }
 
 // routeValue is a route as it is written: its upstream alone, if that says it all.

@@ -12,10 +12,77 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/audit"
 	"github.com/bailey-platform/bailey/tunnel/gateway"
 )
+
+// What an earlier init has written is not lost to a later one: a CA's key above all, and
+// not the settings under a gateway that reads them.
+func TestGatewayInitKeepsWhatIsThere(t *testing.T) {
+	t.Parallel()
+	env := server(t)
+	dir := filepath.Join(t.TempDir(), "gw")
+	one := object[api.Tunnel](t, env, "tunnels", "create", "--name", "one")
+	other := object[api.Tunnel](t, env, "tunnels", "create", "--name", "other")
+	ok(t, env, "gateway", "init", "--dir", dir, "--tunnel", string(one.ID), "--route", "docs=http://10.0.0.5:8080")
+	files := func() map[string]string {
+		all := make(map[string]string)
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			b, err := os.ReadFile(filepath.Join(dir, e.Name()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			all[e.Name()] = string(b)
+		}
+		return all
+	}
+	before := files()
+
+	r := testRun{env: env}
+	if code := r.run(t.Context(), "gateway", "init", "--dir", dir, "--tunnel", string(other.ID), "--route", "docs=http://10.0.0.6:8080"); code == 0 || !strings.Contains(r.stderr.String(), string(one.ID)) {
+		t.Errorf("for another tunnel: exit status %d: %s", code, &r.stderr)
+	}
+	if diff := cmp.Diff(before, files()); diff != "" {
+		t.Errorf("for another tunnel, files were changed (-before +after):\n%s", diff)
+	}
+	if certs := object[[]api.TunnelCertificate](t, env, "tunnels", "certificates", "list", string(other.ID)); len(certs) != 0 {
+		t.Errorf("%d CAs were registered on it", len(certs))
+	}
+
+	// Whoever reads the settings while they are written sees all of the old ones.
+	file := filepath.Join(dir, "gateway.yaml")
+	if err := os.Chmod(file, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	open, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Close()
+	ok(t, env, "gateway", "init", "--dir", dir, "--route", "wiki=http://10.0.0.9:9000")
+	if text, err := io.ReadAll(open); err != nil || string(text) != before["gateway.yaml"] {
+		t.Errorf("under who reads it the file became %q, %v", text, err)
+	}
+	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o640 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+
+	// A key without its certificate is no reason for another key.
+	if err := os.Remove(filepath.Join(dir, "ca.crt")); err != nil {
+		t.Fatal(err)
+	}
+	r = testRun{env: env}
+	if code := r.run(t.Context(), "gateway", "init", "--dir", dir); code == 0 || files()["ca.key"] != before["ca.key"] {
+		t.Errorf("without its certificate the CA's key was written over: exit status %d: %s", code, &r.stderr)
+	}
+}
 
 // A gateway is set up, checked, run and seen by the server.
 func TestGateway(t *testing.T) {

@@ -2,9 +2,9 @@ package tunnel
 
 import "strings"
 
-// The bounds of a host name, in bytes.
+// HostMax bounds a host name, in bytes (RFC 1035 §2.3.4); labelMax, each label of it.
 const (
-	hostMax  = 253
+	HostMax  = 253
 	labelMax = 63
 )
 
@@ -22,11 +22,11 @@ func SplitHost(host, suffix string) (route, domain string, ok bool) {
 	}
 	host = strings.ToLower(strings.TrimSuffix(host, "."))
 	front, ok := strings.CutSuffix(host, "."+strings.ToLower(suffix))
-	if !ok || len(host) > hostMax {
+	if !ok || len(host) > HostMax {
 		return "", "", false
 	}
 	for label := range strings.SplitSeq(front, ".") {
-		if !isLabel(label) {
+		if !IsLabel(label) {
 			return "", "", false
 		}
 	}
@@ -36,14 +36,14 @@ func SplitHost(host, suffix string) (route, domain string, ok bool) {
 	return route, front + host[len(host)-len(suffix)-1:], true
 }
 
-// isLabel reports whether s is a label of a host name: letters, digits and hyphens
-// inside.
-func isLabel(s string) bool {
+// IsLabel reports whether s is a label of a host name (RFC 5890 §2.3.1): ASCII letters of
+// either case, digits, and hyphens inside.
+func IsLabel(s string) bool {
 	if s == "" || len(s) > labelMax || s[0] == '-' || s[len(s)-1] == '-' {
 		return false
 	}
 	for i := range len(s) {
-		if c := s[i]; !(c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-') {
+		if c := s[i]; !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-') {
 			return false
 		}
 	}

@@ -114,7 +114,7 @@ func (e *edge) take(none bool) *tls.Conn {
 		last := len(e.ready) - 1
 		r := e.ready[last]
 		e.ready = e.ready[:last]
-		if time.Since(r.at) < readyMax && isQuiet(r.conn, tunnel.SocketOf(r.conn)) {
+		if time.Since(r.at) < readyMax && tunnel.Quiet(r.conn, tunnel.SocketOf(r.conn)) {
 			return r.conn
 		}
 		go r.conn.Close()

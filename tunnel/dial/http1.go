@@ -4,10 +4,8 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
-	"errors"
 	"io"
 	"net/http"
-	"os"
 	"sync"
 
 	"github.com/bailey-platform/bailey/tunnel"
@@ -49,20 +47,7 @@ func newHTTP1(inner *tls.Conn, outer tunnel.Carrier) *http1 {
 }
 
 // quiet reports whether an idle connection can be used.
-func (h *http1) quiet() bool { return isQuiet(h.conn, h.socket) }
-
-// isQuiet reports whether nothing has come on a connection, an end least of all. The
-// socket is the one below it, however far.
-func isQuiet(conn *tls.Conn, socket *tunnel.Socket) bool {
-	if socket == nil {
-		return true
-	}
-	socket.Hurry(true)
-	defer socket.Hurry(false)
-	var one [1]byte
-	_, err := conn.Read(one[:])
-	return errors.Is(err, os.ErrDeadlineExceeded) && tunnel.AsError(err) == nil
-}
+func (h *http1) quiet() bool { return tunnel.Quiet(h.conn, h.socket) }
 
 // An exchange is a request under way.
 type exchange struct {

@@ -3,17 +3,25 @@ package gateway
 import (
 	"bufio"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/go-jose/go-jose/v4"
 
 	"github.com/bailey-platform/bailey/egress"
 	"github.com/bailey-platform/bailey/tunnel"
@@ -385,7 +393,10 @@ func TestAttackToolRules(t *testing.T) {
 	c := l.client(false)
 	call := func(body string, head ...string) (int, string) {
 		got.Store("")
-		res, answer := get(t, c, "POST", "https://docs."+domain+"/mcp", body, append([]string{"Content-Type", "application/json"}, head...)...)
+		if !slices.Contains(head, "Content-Type") {
+			head = append(head, "Content-Type", "application/json")
+		}
+		res, answer := get(t, c, "POST", "https://docs."+domain+"/mcp", body, head...)
 		return res.StatusCode, answer
 	}
 	const rm = `{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"rm","arguments":{}}}`
@@ -439,6 +450,7 @@ func TestAttackToolRules(t *testing.T) {
 		"a name in base64 that lies": {"Mcp-Name", "=?base64?cm0=?="},
 		"a header twice":             {"Mcp-Name", "read_a", "Mcp-Name", "rm"},
 		"packed":                     {"Content-Encoding", "gzip"},
+		"packed, it says later":      {"Content-Encoding", "identity", "Content-Encoding", "deflate"},
 	} {
 		status, answer := call(strings.Replace(rm, `"rm"`, `"read_a"`, 1), head...)
 		if sent := got.Load().(string); sent != "" || status != 400 || !strings.Contains(answer, `"error"`) {
@@ -462,7 +474,7 @@ func TestAttackToolRules(t *testing.T) {
 	if status, _ := call(strings.Replace(rm, `"rm"`, `"read_ä"`, 1), "Mcp-Method", "tools/call", "Mcp-Name", "=?base64?cmVhZF/DpA==?="); status != 200 {
 		t.Errorf("headers that say what the body says: %d", status)
 	}
-	if status, _ := call("grant_type=refresh_token&token=a.b-c", "Content-Type", "application/x-www-form-urlencoded"); status != 200 && status != 400 {
+	if status, _ := call("grant_type=refresh_token&token=a.b-c", "Content-Type", "application/x-www-form-urlencoded"); status != 200 {
 		t.Errorf("a form: %d", status)
 	}
 	// The refusal is the answer to the call, so that the session goes on.
@@ -476,6 +488,112 @@ func TestAttackToolRules(t *testing.T) {
 	}
 	if err := json.Unmarshal([]byte(answer), &e); err != nil || e.ID != 7 || e.Error.Code != codeInvalidParams || !strings.Contains(e.Error.Message, `"rm"`) {
 		t.Errorf("%s: %v", answer, err)
+	}
+}
+
+// What a server believes of a proxy is said by the gateway or by nobody.
+func TestAttackWhatProxiesSay(t *testing.T) {
+	t.Parallel()
+	s := upstreamServer(t, func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		for name, values := range r.Header {
+			if slices.ContainsFunc(values, func(v string) bool { return strings.Contains(v, "evil") }) {
+				w.Header().Add("Believed", name)
+			}
+		}
+		for name, values := range r.Trailer {
+			if len(values) > 0 { // without one it is only announced
+				w.Header().Add("Believed", name)
+			}
+		}
+		w.Header().Set("X-Seen", r.Header.Get("X-User")+" "+r.Header.Get("X-Forwarded-Host")+" "+r.Header.Get("X-Forward"))
+	})
+	l := serve(t, s.URL, func(c *Config) { c.Routes["docs"].Headers.Request.Set = map[string]string{"X-User": "gateway"} })
+	var head []string
+	for _, name := range []string{
+		"Forwarded", "X-Forwarded-For", "x-forwarded-host", "X-FORWARDED-PROTO", "X-Forwarded-User", "X-Forwarded-Email", "X-Forwarded-Client-Cert",
+		"X-Forwarded-Tls-Client-Cert-Info", "X-Forwarded-Prefix", "X-Real-IP", "X-Client-IP", "True-Client-IP", "X-Original-URL", "X-Original-Method", "X-Rewrite-URL",
+		"X-User", "X_User", "x_user", "X_Forwarded_For", "Mcp-Session_Id", "_",
+	} {
+		head = append(head, name, "evil")
+	}
+	head = append(head, "X-Forward", "passes")
+	eachProtocol(t, func(t *testing.T, h2 bool) {
+		res, _ := get(t, l.client(h2), "GET", "https://docs."+domain+"/", "", head...)
+		if got := res.Header.Values("Believed"); len(got) != 0 {
+			t.Errorf("the server believes %v", got)
+		}
+		if got, want := res.Header.Get("X-Seen"), "gateway docs."+domain+" passes"; got != want {
+			t.Errorf("it saw %q, want %q", got, want)
+		}
+		req, err := http.NewRequest("POST", "https://docs."+domain+"/", io.MultiReader(strings.NewReader("x")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Trailer = http.Header{"X-Forwarded-User": {"evil"}, "X_user": {"evil"}}
+		if res, err = l.client(h2).Do(req); err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if got := res.Header.Values("Believed"); len(got) != 0 {
+			t.Errorf("after the body the server believes %v", got)
+		}
+	})
+}
+
+// A body that a server would read in another charset is another message there.
+func TestAttackCharset(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int64
+	s := upstreamServer(t, func(w http.ResponseWriter, r *http.Request) { asked.Add(1) })
+	const hidden = `{"jsonrpc":"2.0","id":1,"method":"tools+AC8-call","params":{"name":"rm"}}`
+	for name, l := range map[string]*lab{
+		"rules":  serve(t, s.URL, func(c *Config) { c.Routes["docs"].Tools.Allow = []string{"read"} }),
+		"record": serve(t, s.URL, nil, func(o *Options) { o.Audit = deaf{} }),
+		"stdio":  serve(t, "", stdioRoute("charset", nil)),
+	} {
+		for _, kinds := range [][]string{
+			{"application/json; charset=utf-7"},
+			{"application/json;charset=UTF-7"},
+			{`application/json; charset="utf-7"`},
+			{`application/json; charset="ut\f-8"`},
+			{"application/json; charset=utf-8; charset=utf-7"},
+			{"application/json; charset=utf-8; charset=utf-8"},
+			{"application/json; charset=utf-7; charset*=us-ascii''utf-8"},
+			{`application/json; charset*0="utf-"; charset*1=7`},
+			{"application/json; charset =utf-7"},
+			{"application/json; charset= utf-7"},
+			{"application/json; charset"},
+			{"application/json; charset="},
+			{"application/json; charset=utf-16"},
+			{"application/json; x=\"; charset=utf-7"},
+			{"application/json; x=\"a\\\"; charset=utf-8; y=\"; charset=utf-7"},
+			{"application/json, text/plain; charset=utf-7"},
+			{"application/json charset=utf-7"},
+			{"application"},
+			{"application/json", "application/json; charset=utf-7"},
+			{"application/json", "application/json"},
+		} {
+			head := []string{"Accept", "application/json, text/event-stream"}
+			for _, kind := range kinds {
+				head = append(head, "Content-Type", kind)
+			}
+			for _, h2 := range []bool{false, true} {
+				if res, body := get(t, l.client(h2), "POST", "https://docs."+domain+"/mcp", hidden, head...); res.StatusCode != 415 {
+					t.Errorf("%s, %q: %d %s", name, kinds, res.StatusCode, body)
+				}
+			}
+		}
+	}
+	if asked.Load() != 0 {
+		t.Errorf("%d calls came through", asked.Load())
+	}
+	// What says that it is UTF-8, or nothing, passes.
+	l := serve(t, s.URL, func(c *Config) { c.Routes["docs"].Tools.Allow = []string{"read"} })
+	for _, kind := range []string{"", "application/json", "application/json; charset=utf-8", `application/json;CHARSET="UTF-8";`, `text/plain ; x="; charset=utf-7" ;charset=utf-8`} {
+		if res, body := get(t, l.client(false), "POST", "https://docs."+domain+"/mcp", strings.Replace(hidden, `"rm"`, `"read"`, 1), "Content-Type", kind); res.StatusCode != 200 {
+			t.Errorf("%q: %d %s", kind, res.StatusCode, body)
+		}
 	}
 }
 
@@ -553,6 +671,212 @@ func TestListsShowOnlyWhatMayBeCalled(t *testing.T) {
 	})
 }
 
+// What a client reads as a list of tools is filtered, however a server has written it, or
+// is not passed on.
+func TestAttackUnreadableLists(t *testing.T) {
+	t.Parallel()
+	const list = `{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"read","description":"x"},{"name":"rm"}]}}`
+	invalid := strings.Replace(list, `"x"`, "\"\xff\xc3\"", 1)
+	rules := &toolRules{deny: []string{"rm"}}
+	const filtered = `{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"read","description":"x"}]}}`
+	for name, c := range map[string]struct{ stream, want string }{ // "" for an error
+		"as it is":                       {"data: " + list + "\n\n", "data: " + filtered + "\n\n"},
+		"a byte order mark":              {"\ufeffdata: " + list + "\n\n", "data: " + filtered + "\n\n"},
+		"one, and no list":               {"\ufeffdata: x\n\n", "data: x\n\n"},
+		"invalid UTF-8":                  {"data: " + invalid + "\n\n", "data: " + strings.Replace(filtered, `"x"`, "\"\ufffd\"", 1) + "\n\n"},
+		"invalid UTF-8, and no list":     {"data: \xff\n\n", "data: \ufffd\n\n"},
+		"invalid UTF-8 beside the data":  {": \xff\ndata: " + list + "\n\n", ": \ufffd\ndata: " + filtered + "\n\n"},
+		"a byte order mark in the data":  {"data: \ufeff" + list + "\n\n", ""},
+		"a mark before a second event":   {"data: x\n\n\ufeffdata: " + list + "\n\n", "data: x\n\n\ufeffdata: " + list + "\n\n"},
+		"another space before":           {"data: \u00a0" + list + "\n\n", ""},
+		"two texts":                      {"data: {}" + list + "\n\n", ""},
+		"a trailing comma":               {"data: " + strings.Replace(list, "}]}}", "},]}}", 1) + "\n\n", ""},
+		"a comment":                      {"data: " + strings.Replace(list, "{", "{/**/", 1) + "\n\n", ""},
+		"a NUL":                          {"data: \x00" + list + "\n\n", ""},
+		"a list that is no JSON":         {"data: [DONE]\n\n", ""},
+		"a comment and an event of text": {": x\n\ndata: y\n\n", ": x\n\ndata: y\n\n"},
+	} {
+		for _, piece := range []int{1, 2, 1000} {
+			var got []byte
+			f := eventFilter{rules: rules}
+			var err error
+			for i := 0; i < len(c.stream) && err == nil; i += piece {
+				err = f.add([]byte(c.stream[i:min(i+piece, len(c.stream))]), func(e []byte) error {
+					got = append(got, e...)
+					return nil
+				})
+			}
+			if (err != nil) != (c.want == "") || string(got) != c.want {
+				t.Errorf("%s, in pieces of %d: %q, %v", name, piece, got, err)
+			}
+		}
+	}
+	// Of an answer of JSON, whatever its status is.
+	for status, body := range map[int]string{203: list, 200: list, 202: ""} {
+		s := upstreamServer(t, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(status)
+			io.WriteString(w, body)
+		})
+		l := serve(t, s.URL, func(c *Config) { c.Routes["docs"].Tools.Deny = []string{"rm"} })
+		res, got := get(t, l.client(false), "POST", "https://docs."+domain+"/", `{"jsonrpc":"2.0","id":1,"method":"tools/list"}`)
+		if want := strings.Replace(body, list, filtered, 1); res.StatusCode != status || got != want {
+			t.Errorf("%d: %d %q", status, res.StatusCode, got)
+		}
+	}
+}
+
+// Tokens that are made up cost the issuer nothing, nor those who may call their rate; and
+// they are looked at within the bound on calls.
+func TestAttackMadeUpTokens(t *testing.T) {
+	t.Parallel()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var issuer, broken atomic.Int64
+	jwks := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/broken" {
+			broken.Add(1)
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
+		issuer.Add(1)
+		json.NewEncoder(w).Encode(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: key.Public(), KeyID: "k1", Algorithm: "ES256"}}})
+	}))
+	t.Cleanup(jwks.Close)
+	sign := func(id string) []string {
+		signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: key, KeyID: id}}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o, err := signer.Sign(fmt.Appendf(nil, `{"iss":"https://i.test","aud":"docs","sub":"u","exp":%d}`, time.Now().Add(time.Hour).Unix()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		token, err := o.CompactSerialize()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return []string{"Authorization", "Bearer " + token}
+	}
+	held, hold := make(chan struct{}), make(chan struct{})
+	s := upstreamServer(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/hold" {
+			close(held)
+			<-hold
+		}
+	})
+	l := serve(t, s.URL, func(c *Config) {
+		r := c.Routes["docs"]
+		r.Auth.JWT = JWT{Issuer: "https://i.test", Audience: "docs", JWKS: jwks.URL}
+		r.Limits = Limits{Calls: 1, Rate: 0.001, Burst: 2}
+		c.Routes["broken"] = &Route{Upstream: s.URL, Settings: r.Settings}
+		c.Routes["broken"].Auth.JWT.JWKS = jwks.URL + "/broken"
+	})
+	c := l.client(false)
+	const host = "https://docs." + domain
+	if res, _ := get(t, c, "GET", host+"/", "", sign("k1")...); res.StatusCode != 200 {
+		t.Errorf("a good token: %d", res.StatusCode)
+	}
+	for i := range 20 {
+		if res, _ := get(t, c, "GET", host+"/", "", sign(fmt.Sprint("made up ", i))...); res.StatusCode != 401 {
+			t.Errorf("a key that is made up: %d", res.StatusCode)
+		}
+		if res, _ := get(t, c, "GET", "https://broken."+domain+"/", "", sign("k1")...); res.StatusCode != 503 {
+			t.Errorf("without keys: %d", res.StatusCode)
+		}
+	}
+	if issuer.Load() > 3 || broken.Load() > 3 { // once, on a machine that is not held up for long
+		t.Errorf("the issuer was asked %d times, and the one that is broken %d times", issuer.Load(), broken.Load())
+	}
+	// left waits until the last call is over, which it is after its answer.
+	left := func() {
+		for l.g.metricsActive("docs") > 0 {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	left()
+	done := make(chan int)
+	go func() {
+		res, _ := get(t, l.client(false), "GET", host+"/hold", "", sign("k1")...)
+		done <- res.StatusCode
+	}()
+	<-held
+	if res, _ := get(t, c, "GET", host+"/", "", sign("made up")...); res.StatusCode != 503 {
+		t.Errorf("beside as many calls as there may be: %d", res.StatusCode)
+	}
+	close(hold)
+	if status := <-done; status != 200 {
+		t.Errorf("the second good call: %d", status)
+	}
+	left()
+	if res, _ := get(t, c, "GET", host+"/", "", sign("k1")...); res.StatusCode != 429 {
+		t.Errorf("one more than the rate: %d", res.StatusCode)
+	}
+}
+
+// Connections are bounded, whatever they speak.
+func TestAttackManyConnections(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	cas := writePair(t, dir, "tls", time.Now().Add(90*24*time.Hour), "*."+domain)
+	g, err := New(Options{
+		Load:   func() (*Config, error) { return config(dir, "http://127.0.0.1:1", nil), nil },
+		Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := newDoor(g)
+	d.most = 2
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan error)
+	go func() { served <- d.serve(ctx, l, time.Second) }()
+	// open opens a connection and reports whether it is served.
+	open := func(protocol string) (*tls.Conn, bool) {
+		conn, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{RootCAs: cas, ServerName: "nowhere." + domain, NextProtos: []string{protocol}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if protocol == protocolH2 {
+			io.WriteString(conn, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+		} else {
+			io.WriteString(conn, "GET / HTTP/1.1\r\nHost: nowhere."+domain+"\r\n\r\n")
+		}
+		_, err = conn.Read(make([]byte, 1))
+		return conn, err == nil
+	}
+	for _, protocols := range [][3]string{{"h2", "h2", "h2"}, {"h2", "http/1.1", "h2"}, {"http/1.1", "h2", "http/1.1"}} {
+		first, served1 := open(protocols[0])
+		second, served2 := open(protocols[1])
+		third, served3 := open(protocols[2])
+		if !served1 || !served2 || served3 {
+			t.Errorf("%v: %v %v %v", protocols, served1, served2, served3)
+		}
+		first.Close()
+		second.Close()
+		third.Close()
+		for {
+			d.mu.Lock()
+			left := len(d.conns) + len(d.shared)
+			d.mu.Unlock()
+			if left == 0 {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	stop()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestRateAndPlaces(t *testing.T) {
 	t.Parallel()
 	hold := make(chan struct{})
@@ -570,6 +894,12 @@ func TestRateAndPlaces(t *testing.T) {
 	if codes != "200 200 429 " {
 		t.Errorf("rate: %s", codes)
 	}
+	if err := l.g.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	if res, _ := get(t, l.client(false), "GET", "https://docs."+domain+"/", ""); res.StatusCode != 429 {
+		t.Errorf("rate, after a reload: %d", res.StatusCode)
+	}
 	l = serve(t, s.URL, func(c *Config) { c.Routes["docs"].Limits = Limits{Calls: 1} })
 	done := make(chan struct{})
 	go func() {
@@ -582,6 +912,12 @@ func TestRateAndPlaces(t *testing.T) {
 	res, _ := get(t, l.client(true), "GET", "https://docs."+domain+"/", "")
 	if e := tunnel.ErrorFromHeader(res.Header); res.StatusCode != 503 || e == nil || e.Stage != tunnel.StageOverloaded || res.Header.Get("Retry-After") == "" {
 		t.Errorf("places: %d %v", res.StatusCode, res.Header)
+	}
+	if err := l.g.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	if res, _ := get(t, l.client(false), "GET", "https://docs."+domain+"/", ""); res.StatusCode != 503 {
+		t.Errorf("places, after a reload: %d", res.StatusCode)
 	}
 	close(hold)
 	<-done

@@ -22,9 +22,9 @@ type Recorder interface {
 // A pending is a call on record whose answer is not.
 type pending struct{ record audit.Record }
 
-// nobody is the actor of a call whose caller has not proved who they are: it came through
-// the tunnel, which only the platform can use.
-const nobody = "platform"
+// nobody is the actor of a call whose caller has not proved who they are. It came through
+// the tunnel: from the platform, or from an edge, which can begin an inner TLS of its own.
+const nobody = "unproved"
 
 // describe is what is recorded of a message.
 func (ex *exchange) describe(action string, m *message) audit.Record {

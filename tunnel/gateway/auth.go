@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/coreos/go-oidc/v3/oidc"
@@ -124,29 +123,33 @@ var (
 
 // A jwtRule checks the tokens of one issuer.
 type jwtRule struct {
-	issuer, audience, jwks string
-	scopes                 []string
-	claims                 map[string]string
-	client                 *http.Client
-
-	mu       sync.Mutex
-	verifier *oidc.IDTokenVerifier // once the issuer's keys are known where to be
-	tried    time.Time
-	tryErr   error
+	scopes   []string
+	claims   map[string]string
+	verifier *oidc.IDTokenVerifier
 }
 
 // Algorithms of signatures that are accepted: none with a shared secret, and not "none".
 var jwtAlgorithms = []string{oidc.RS256, oidc.RS384, oidc.RS512, oidc.PS256, oidc.PS384, oidc.PS512, oidc.ES256, oidc.ES384, oidc.ES512, oidc.EdDSA}
 
-const (
-	jwksTime  = 10 * time.Second // for an answer of the issuer's
-	jwksRetry = 15 * time.Second // between attempts to find where its keys are
-)
+// joseAlgorithms are the same for another library.
+var joseAlgorithms = func() (all []jose.SignatureAlgorithm) {
+	for _, a := range jwtAlgorithms {
+		all = append(all, jose.SignatureAlgorithm(a))
+	}
+	return all
+}()
+
+// jwksTime is for an answer of the issuer's.
+const jwksTime = 10 * time.Second
 
 func newJWTRule(j JWT) (*jwtRule, error) {
-	r := &jwtRule{issuer: j.Issuer, audience: j.Audience, jwks: j.JWKS, scopes: j.Scopes, claims: j.Claims}
-	r.client = &http.Client{Timeout: jwksTime, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	if j.JWKSFile != "" {
+	r := &jwtRule{scopes: j.Scopes, claims: j.Claims}
+	config := &oidc.Config{ClientID: j.Audience, SupportedSigningAlgs: jwtAlgorithms}
+	if j.JWKSFile == "" {
+		// A gateway starts while its issuer is away: keys are asked for once they are needed.
+		client := &http.Client{Timeout: jwksTime, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+		r.verifier = oidc.NewVerifier(j.Issuer, &remoteKeys{issuer: j.Issuer, address: j.JWKS, client: client}, config)
+	} else {
 		text, err := settings.ReadFile(j.JWKSFile)
 		if err != nil {
 			return nil, err
@@ -162,26 +165,18 @@ func newJWTRule(j JWT) (*jwtRule, error) {
 			}
 			keys.PublicKeys = append(keys.PublicKeys, k.Key)
 		}
-		r.verifier = oidc.NewVerifier(r.issuer, keys, r.config())
+		r.verifier = oidc.NewVerifier(j.Issuer, keys, config)
 	}
 	return r, nil
 }
 
-func (r *jwtRule) config() *oidc.Config {
-	return &oidc.Config{ClientID: r.audience, SupportedSigningAlgs: jwtAlgorithms}
-}
-
 // verify returns who a token says its bearer is, if the token is good.
 func (r *jwtRule) verify(ctx context.Context, token string) (subject string, err error) {
-	verifier, err := r.keys()
-	if err != nil {
-		return "", fmt.Errorf("%w: %w", errNoKeys, err)
-	}
 	ctx, cancel := context.WithTimeout(ctx, jwksTime)
 	defer cancel()
-	t, err := verifier.Verify(ctx, token)
+	t, err := r.verifier.Verify(ctx, token)
 	if err != nil {
-		if strings.Contains(err.Error(), "fetching keys") {
+		if strings.Contains(err.Error(), errNoKeys.Error()) {
 			return "", fmt.Errorf("%w: %w", errNoKeys, err)
 		}
 		return "", err
@@ -223,30 +218,4 @@ func scopesOf(claims map[string]any) (scopes []string) {
 		}
 	}
 	return scopes
-}
-
-// keys finds the issuer's keys, the first time they are needed: a gateway starts while its
-// issuer is away.
-func (r *jwtRule) keys() (*oidc.IDTokenVerifier, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.verifier != nil {
-		return r.verifier, nil
-	}
-	// The context is kept for all later requests for keys.
-	ctx := oidc.ClientContext(context.Background(), r.client)
-	if r.jwks != "" {
-		r.verifier = oidc.NewVerifier(r.issuer, oidc.NewRemoteKeySet(ctx, r.jwks), r.config())
-		return r.verifier, nil
-	}
-	if time.Since(r.tried) < jwksRetry {
-		return nil, r.tryErr
-	}
-	provider, err := oidc.NewProvider(ctx, r.issuer)
-	r.tried, r.tryErr = time.Now(), err
-	if err != nil {
-		return nil, err
-	}
-	r.verifier = provider.VerifierContext(ctx, r.config())
-	return r.verifier, nil
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http/httpguts"
@@ -54,7 +55,7 @@ func (g *Gateway) newRoute(c *Config, name string, from *Route) (*route, error) 
 	r := &route{
 		name: name, rewriteHost: from.Host == "rewrite", bodyMax: int64(from.Limits.Body),
 		response: time.Duration(from.Timeouts.Response), idle: time.Duration(from.Timeouts.Idle),
-		sticky: from.StickySessions || len(from.Command) > 0, recorded: g.audit != nil && !c.Audit.Off, slots: int64(from.Limits.Calls),
+		sticky: from.StickySessions || len(from.Command) > 0, recorded: g.audit != nil && !c.Audit.Off, slots: int64(from.Limits.Calls), taken: new(atomic.Int64),
 		metrics: g.metrics.route(name),
 	}
 	var err error

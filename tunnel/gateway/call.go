@@ -140,12 +140,17 @@ func (ex *exchange) admit() *refusal {
 	if refused := ex.ofReplica(); refused != nil {
 		return refused
 	}
+	// Who calls is found out within the bound on calls. The rate is that of the server's
+	// callers: others must not use it up.
+	if refused := r.enter(ex); refused != nil {
+		return refused
+	}
 	if r.auth != nil {
 		if refused := r.auth.check(ex); refused != nil {
 			return refused
 		}
 	}
-	return r.enter(ex)
+	return r.pace()
 }
 
 // ofReplica sees to it that a session is served by the gateway that began it, where that
@@ -244,8 +249,11 @@ func (ex *exchange) look() *refusal {
 		}
 		return nil
 	}
+	if err := checkContentType(h); err != nil {
+		return &refusal{status: http.StatusUnsupportedMediaType, text: err.Error(), err: err}
+	}
 	var err error
-	if e := h.get(contentEncoding); e != nil && !bytes.EqualFold(e, []byte("identity")) {
+	if e, ok := h.one(contentEncoding); !ok || e != nil && !bytes.EqualFold(e, []byte("identity")) {
 		err = errors.New("a body in a Content-Encoding cannot be looked at here")
 	} else {
 		ex.messages, ex.batch, err = parseMessages(ex.content, ex.messages)
@@ -368,7 +376,7 @@ func (ex *exchange) appendHead(to []byte) []byte {
 	trailers := false
 	for _, f := range h.fields {
 		switch f.kind {
-		case hopByHop, forwarded, connection, keepAlive, contentLength, transferEncoding, host, theirs, expect:
+		case hopByHop, forwarded, unclear, connection, keepAlive, contentLength, transferEncoding, host, theirs, expect:
 			continue
 		case te:
 			trailers = trailers || bytes.Contains(bytes.ToLower(f.value), []byte("trailers"))
@@ -565,7 +573,8 @@ func (ex *exchange) relay(to answerer) error {
 		if err := to.begin(h.status, fields, length, false); err != nil {
 			return err
 		}
-		ex.release(!h.close, keep)
+		// A server that says how long the body is that there cannot be may send it.
+		ex.release(!h.close && !h.chunked && h.length <= 0, keep)
 		return to.end(nil)
 	}
 	var b body
@@ -775,7 +784,7 @@ func rooted(path string) []byte {
 // stream for one that is resumed.
 func filterable(ex *exchange, h *head) bool {
 	value := h.get(contentType)
-	return isStream(value) || ex.lists() && h.status == http.StatusOK
+	return isStream(value) || ex.lists() && h.status/100 == 2
 }
 
 func isStream(contentType []byte) bool { return mediaType(contentType) == "text/event-stream" }
@@ -836,9 +845,11 @@ func (ex *exchange) relayFiltered(to answerer, b *body, fields []field) error {
 		}
 	}
 	up.in.wait = nil
-	whole, err := r.tools.filterMessages(whole)
-	if err != nil {
-		return err
+	if len(whole) > 0 {
+		var err error
+		if whole, err = r.tools.filterMessages(whole); err != nil {
+			return err
+		}
 	}
 	if err := to.begin(h.status, fields, int64(len(whole)), true); err != nil {
 		return err

@@ -131,8 +131,8 @@ type HeaderRules struct {
 	SetFiles map[string]string `yaml:"set-files"` // the value is in the file of this name
 }
 
-// Auth says who may call, besides having come through the tunnel. With several, any is
-// enough.
+// Auth says who may call. Without it that is everybody who can open a stream of the
+// tunnel's: the platform, and edges. With several, any is enough.
 type Auth struct {
 	TokenFiles []string `yaml:"token-files"` // each holds a bearer token
 	JWT        JWT      `yaml:"jwt"`

@@ -60,6 +60,26 @@ func TestTheExampleHasEverySetting(t *testing.T) {
 	if isProxyFile(text) {
 		t.Error("it is taken for mcp-proxy's")
 	}
+	// What its routes allow is what its comments say.
+	const every = "anything read_page search"
+	want := map[string]string{"docs": every, "issues": "read_page search", "notes": every, "files": every}
+	got := make(map[string]string)
+	for name, r := range c.Routes {
+		rules, err := newToolRules(r.Tools.Allow, r.Tools.Deny)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var may []string
+		for _, tool := range []string{"anything", "delete_page", "read_page", "search"} {
+			if rules.allows(tool) {
+				may = append(may, tool)
+			}
+		}
+		got[name] = strings.Join(may, " ")
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
 }
 
 const minimal = "tunnel: {domain: d.test}\ntls: {cert: a, key: b}\n"
@@ -116,6 +136,8 @@ func TestWrongSettings(t *testing.T) {
 		"HTTP's own header":   {route("    headers: {request: {set: {Host: x}}}"), "is HTTP's own"},
 		"the gateway's":       {route("    headers: {response: {set: {Bailey-Tunnel-Error: x}}}"), "or the gateway's"},
 		"a header's value":    {route("    headers: {request: {set: {A: \"x\\ny\"}}}"), "characters that no header can have"},
+		"no tool":             {route("    tools: {allow: []}"), "allow is empty"},
+		"no tool for all":     {"tools: {allow: []}\n" + route(""), "allow is empty"},
 		"a pattern":           {route("    tools: {allow: ['']}"), "is no name of a tool"},
 		"an audience":         {route("    auth: {jwt: {issuer: https://i.test}}"), "jwt.audience is needed"},
 		"an issuer":           {route("    auth: {jwt: {issuer: 'http://i.test', audience: a}}"), "is not an address at https"},

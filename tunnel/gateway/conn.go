@@ -68,6 +68,7 @@ const (
 	headTime  = 20 * time.Second // from the first byte of a head to its last
 	stallTime = 2 * time.Minute  // for a body, or for an answer to be taken, without a byte
 	idleTime  = 6 * time.Hour    // between calls; the platform lets go of connections much earlier
+	leaveTime = 2 * time.Second  // for the platform to learn that the gateway leaves, and for calls on their way
 )
 
 // noticeTime is how soon it is noticed that a caller has gone: late enough that most
@@ -107,12 +108,12 @@ func (c *conn1) abort() {
 	_ = c.under.Close()
 }
 
-// drain ends the connection as soon as no call is under way on it.
+// drain ends the connection after the call that is under way on it, or else the next one:
+// that may be on its way while the platform does not know yet that the gateway leaves. One
+// that does not come is not waited for.
 func (c *conn1) drain() {
 	c.closing.Store(true)
-	if !c.busy.Load() {
-		_ = c.under.Close()
-	}
+	c.idle.set(leaveTime)
 }
 
 // take takes in one call and answers it. It returns false when the connection is to end.
@@ -154,6 +155,9 @@ func (c *conn1) take() bool {
 	}
 	c.idle.set(idleTime)
 	c.busy.Store(false)
+	if c.closing.Load() { // drain came after the answer had begun
+		c.idle.set(leaveTime)
+	}
 	return true
 }
 

@@ -14,7 +14,7 @@
 //	call.go       one call: what it may do, and where it goes
 //	upstream.go   HTTP/1.1 with a private server; stdio.go, a program that speaks MCP
 //	inspect.go    what a body asks for; tools.go and filter.go, what may be called and shown
-//	address.go    which addresses may be dialled; auth.go, who may call
+//	address.go    which addresses may be dialled; auth.go and jwks.go, who may call
 //	config.go     gateway.yaml; proxyfile.go, the file of mcp-proxy; reload.go, changes of them
 //	setup.go      a CA and certificates of the customer's own; check.go, the way hop by hop
 //

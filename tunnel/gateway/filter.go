@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"unicode"
+	"unicode/utf8"
 )
 
 // filterMax bounds an answer that is looked through, or one event of a stream, in bytes.
@@ -101,12 +103,22 @@ func offset(whole, part []byte) int { return cap(whole) - cap(part) }
 type eventFilter struct {
 	rules *toolRules
 	buf   []byte
-	seen  int // bytes of buf that hold no end of an event
+	seen  int  // bytes of buf that hold no end of an event
+	begun bool // it is known whether the stream begins with a byte order mark
 }
+
+// byteOrderMark may begin a stream of events, and is no part of the first.
+var byteOrderMark = []byte("\ufeff")
 
 // add takes the next bytes of the stream and calls emit with each event that is whole.
 func (f *eventFilter) add(p []byte, emit func([]byte) error) error {
 	f.buf = append(f.buf, p...)
+	if !f.begun {
+		if len(f.buf) < len(byteOrderMark) && bytes.HasPrefix(byteOrderMark, f.buf) {
+			return nil
+		}
+		f.begun, f.buf = true, bytes.TrimPrefix(f.buf, byteOrderMark)
+	}
 	for {
 		end := eventEnd(f.buf, f.seen)
 		if end < 0 {
@@ -183,12 +195,21 @@ func lineEnd(b []byte, i int) int {
 	return 0
 }
 
+var errEvent = errors.New("an event of the server begins like a message and is no JSON")
+
 // event filters one event.
 func (f *eventFilter) event(event []byte) ([]byte, error) {
+	// A stream is UTF-8, and whoever reads it puts U+FFFD for what is none.
+	if !utf8.Valid(event) {
+		event = bytes.ToValidUTF8(event, []byte("\ufffd"))
+	}
 	data, lines := eventData(event)
-	i := skipSpace(data, 0)
-	if i == len(data) || data[i] != '{' && data[i] != '[' || checkJSON(data) != nil {
-		return event, nil // nothing that a client reads as a message
+	if !likeMessage(data) {
+		return event, nil
+	}
+	// What cannot be read here might be read by a client that takes more for JSON.
+	if checkJSON(data) != nil {
+		return nil, errEvent
 	}
 	filtered, err := f.rules.filterMessages(data)
 	if err != nil {
@@ -210,6 +231,13 @@ func (f *eventFilter) event(event []byte) ([]byte, error) {
 		}
 	}
 	return append(out, '\n'), nil
+}
+
+// likeMessage reports whether a client could read data as a message, be it careless about
+// what comes before.
+func likeMessage(data []byte) bool {
+	data = bytes.TrimLeftFunc(data, func(r rune) bool { return r == '\ufeff' || unicode.IsSpace(r) || unicode.IsControl(r) })
+	return len(data) > 0 && (data[0] == '{' || data[0] == '[')
 }
 
 // eventData returns the data of an event, and its lines without their ends.

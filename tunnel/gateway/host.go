@@ -3,12 +3,8 @@ package gateway
 import (
 	"errors"
 	"strings"
-)
 
-// Bounds of DNS on names (RFC 1035 §2.3.4).
-const (
-	hostMax  = 253
-	labelMax = 63
+	"github.com/bailey-platform/bailey/tunnel"
 )
 
 var errName = errors.New("it is no host name of letters, digits and hyphens")
@@ -31,37 +27,17 @@ func canonicalHost(s string) (string, error) {
 	return strings.ToLower(s), nil
 }
 
-// isHost reports whether s is a name of LDH labels (RFC 5890 §2.3.1) in either case.
+// isHost reports whether s is a name of labels of DNS, in either case.
 func isHost(s string) bool {
-	if s == "" || len(s) > hostMax {
+	if len(s) > tunnel.HostMax {
 		return false
 	}
-	label := 0 // bytes of the label so far
-	for i := range len(s) {
-		c := s[i]
-		switch {
-		case c == '.':
-			if label == 0 || s[i-1] == '-' {
-				return false
-			}
-			label = 0
-			continue
-		case c == '-':
-			if label == 0 {
-				return false
-			}
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
-		default:
+	var label string
+	for label = range strings.SplitSeq(s, ".") {
+		if !tunnel.IsLabel(label) {
 			return false
 		}
-		if label++; label > labelMax {
-			return false
-		}
-	}
-	if label == 0 || s[len(s)-1] == '-' {
-		return false
 	}
 	// A last label of digits is how an address begins to look like a name.
-	last := s[strings.LastIndexByte(s, '.')+1:]
-	return strings.Trim(last, "0123456789") != ""
+	return strings.Trim(label, "0123456789") != ""
 }

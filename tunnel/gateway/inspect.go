@@ -204,3 +204,69 @@ func mediaType(value []byte) string {
 	t, _, _ := bytes.Cut(value, []byte{';'})
 	return strings.ToLower(string(bytes.TrimSpace(t)))
 }
+
+// errType and errCharset are why a body is not taken for what it says it is.
+var (
+	errType    = errors.New("Content-Type is not one type with parameters as HTTP has them")
+	errCharset = errors.New("the body is in another charset than UTF-8, and cannot be looked at here")
+)
+
+// checkContentType reports whether whoever reads a body by its type reads the same bytes
+// as the gateway, which takes all of them for UTF-8: in another charset the same bytes can
+// be another message. So that no two readers find another charset in it, the grammar is
+// the narrow one of RFC 9110 §8.3.1, without the escapes and continuations (RFC 2231) that
+// only some know.
+func checkContentType(h *head) error {
+	value, ok := h.one(contentType)
+	if !ok {
+		return errType
+	}
+	if len(value) == 0 {
+		return nil
+	}
+	kind, rest, more := bytes.Cut(value, []byte{';'})
+	first, second, ok := bytes.Cut(bytes.TrimSpace(kind), []byte{'/'})
+	if !ok || !isToken(first) || !isToken(second) {
+		return errType
+	}
+	for told := false; more; {
+		var parameter []byte
+		parameter, rest, more = cutParameter(rest)
+		if parameter = bytes.TrimSpace(parameter); len(parameter) == 0 {
+			continue
+		}
+		name, value, ok := bytes.Cut(parameter, []byte{'='})
+		if !ok || !isToken(name) || bytes.IndexByte(name, '*') >= 0 {
+			return errType
+		}
+		if n := len(value); n >= 2 && value[0] == '"' && value[n-1] == '"' {
+			if value = value[1 : n-1]; bytes.ContainsAny(value, `"\`) {
+				return errType
+			}
+		} else if !isToken(value) {
+			return errType
+		}
+		if !bytes.EqualFold(name, []byte("charset")) {
+			continue
+		}
+		if told || !bytes.EqualFold(value, []byte("utf-8")) {
+			return errCharset
+		}
+		told = true
+	}
+	return nil
+}
+
+// cutParameter cuts at the first semicolon that is not quoted.
+func cutParameter(s []byte) (parameter, rest []byte, more bool) {
+	quoted := false
+	for i, c := range s {
+		switch {
+		case c == '"':
+			quoted = !quoted
+		case c == ';' && !quoted:
+			return s[:i], s[i+1:], true
+		}
+	}
+	return s, nil, false
+}

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -218,6 +219,46 @@ func TestStdioProgramThatEnds(t *testing.T) {
 	}
 }
 
+// What a program has started may leave its group and keep its pipes open: the session and
+// its place end with the program all the same, and so does the gateway.
+func TestStdioProgramThatLeavesAnother(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "orphans")
+	l := serve(t, "", stdioRoute("orphan", func(r *Route) {
+		r.Env["ORPHAN"] = file
+		r.Process = Process{Sessions: 1}
+	}))
+	t.Cleanup(func() {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Error(err)
+		}
+		for pid := range strings.FieldsSeq(string(text)) {
+			if err := exec.Command("kill", pid).Run(); err != nil {
+				t.Errorf("process %s: %v", pid, err)
+			}
+		}
+	})
+	s := mustConnect(t, l, nil)
+	if _, err := callTool(t, s, "die", ""); err == nil || !strings.Contains(err.Error(), "the server has ended") {
+		t.Errorf("the call under way: %v", err)
+	}
+	for {
+		another, err := connectMCP(t, l, mcp.NewClient(&mcp.Implementation{Name: "x"}, nil))
+		if err != nil {
+			if !strings.Contains(err.Error(), "Service Unavailable") {
+				t.Fatal(err)
+			}
+			continue // it ended soon after its start, so that there is a pause
+		}
+		if got, err := callTool(t, another, "echo", "again"); got != "again" || err != nil {
+			t.Errorf("%q, %v", got, err)
+		}
+		break
+	}
+	l.close()
+}
+
 // A program that ends as soon as it is started is not started for every call.
 func TestStdioProgramThatCannotStart(t *testing.T) {
 	t.Parallel()
@@ -298,6 +339,125 @@ func TestStdioResumeAndReplicas(t *testing.T) {
 	if res, _ := get(t, c, "PUT", "https://docs."+domain+"/", "x", head[:4]...); res.StatusCode != 400 && res.StatusCode != 405 {
 		t.Errorf("PUT: %d", res.StatusCode)
 	}
+}
+
+// What a program says and nobody reads, or has read, is kept within bounds.
+func TestStdioKeepsWithinBounds(t *testing.T) {
+	t.Parallel()
+	head := []string{"Content-Type", "application/json", "Accept", "application/json, text/event-stream", "MCP-Protocol-Version", "2025-06-18"}
+	start := func(t *testing.T) (l *lab, c *http.Client, own []string) {
+		l = serve(t, "", stdioRoute("flood", nil))
+		c = l.client(false)
+		res, _ := get(t, c, "POST", "https://docs."+domain+"/", `{"jsonrpc":"2.0","id":0,"method":"initialize","params":{}}`, head...)
+		return l, c, append(slices.Clone(head), "Mcp-Session-Id", res.Header.Get("Mcp-Session-Id"))
+	}
+	kept := func(l *lab) int {
+		s := l.g.state.Load().routes["docs"].stdio
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, ses := range s.sessions {
+			ses.mu.Lock()
+			defer ses.mu.Unlock()
+			return ses.bytes
+		}
+		return 0
+	}
+	// open asks, and leaves the answer to be read.
+	open := func(t *testing.T, c *http.Client, method, body string, head []string) *bufio.Reader {
+		req, err := http.NewRequest(method, "https://docs."+domain+"/", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := 0; i+1 < len(head); i += 2 {
+			req.Header.Set(head[i], head[i+1])
+		}
+		res, err := c.Do(req)
+		if err != nil || res.StatusCode != 200 {
+			t.Fatal(res, err)
+		}
+		t.Cleanup(func() { res.Body.Close() })
+		return bufio.NewReaderSize(res.Body, 4096)
+	}
+	const hold = `{"jsonrpc":"2.0","id":"held","method":"tools/call","params":{"name":"hold","_meta":{"progressToken":"p"}}}`
+	more := func(id, mib int, token string) string {
+		return fmt.Sprintf(`{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"more","arguments":{"mib":%d,"token":%q}}}`, id, mib, token)
+	}
+
+	t.Run("a call that is read", func(t *testing.T) {
+		t.Parallel()
+		l, c, own := start(t)
+		events := open(t, c, "POST", hold, own)
+		for n := range 10 {
+			get(t, c, "POST", "https://docs."+domain+"/", more(n+1, 4, "p"), own...)
+			for got := 0; got < 4; {
+				line, err := events.ReadString('\n')
+				if err != nil {
+					t.Fatal(err)
+				}
+				if strings.HasPrefix(line, "data:") {
+					got++
+				}
+			}
+			if n := kept(l); n > eventsMax+4<<20+1<<16 {
+				t.Fatalf("%d bytes are kept", n)
+			}
+		}
+	})
+	t.Run("a call that is not read", func(t *testing.T) {
+		t.Parallel()
+		l, c, own := start(t)
+		events := open(t, c, "POST", hold, own)
+		get(t, c, "POST", "https://docs."+domain+"/", more(1, 64, "p"), own...)
+		if n := kept(l); n > eventsMax+lineMax {
+			t.Errorf("%d bytes are kept", n)
+		}
+		text, err := io.ReadAll(events)
+		if err != nil {
+			t.Error(err)
+		}
+		last := text[bytes.LastIndex(text, []byte("data: ")):]
+		if !bytes.Contains(last, []byte(`"id":"held","error"`)) || !bytes.Contains(last, []byte("wait for the caller")) {
+			t.Errorf("it ends with %.300q", last)
+		}
+		for !strings.Contains(l.logs.String(), `cancelled \"held\"`) {
+			time.Sleep(time.Millisecond)
+		}
+	})
+	t.Run("a stream of no call that is not read", func(t *testing.T) {
+		t.Parallel()
+		l, c, own := start(t)
+		events := open(t, c, "GET", "", own)
+		open(t, c, "POST", hold, own)
+		get(t, c, "POST", "https://docs."+domain+"/", more(1, 64, ""), own...)
+		if n := kept(l); n > eventsMax+lineMax {
+			t.Errorf("%d bytes are kept", n)
+		}
+		if _, err := io.Copy(io.Discard, events); err != nil {
+			t.Error(err)
+		}
+		again := open(t, c, "GET", "", own)
+		get(t, c, "POST", "https://docs."+domain+"/", more(2, 1, ""), own...)
+		for {
+			line, err := again.ReadString('\n')
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.HasPrefix(line, "data: {") {
+				return
+			}
+		}
+	})
+	t.Run("a call of which only the answer is taken", func(t *testing.T) {
+		t.Parallel()
+		l, c, own := start(t)
+		res, body := get(t, c, "POST", "https://docs."+domain+"/", more(1, 64, ""), append(own[4:], "Content-Type", "application/json", "Accept", "application/json")...)
+		if res.StatusCode != 200 {
+			t.Fatalf("%d %.100s", res.StatusCode, body)
+		}
+		if n := kept(l); n > eventsMax {
+			t.Errorf("%d bytes are kept", n)
+		}
+	})
 }
 
 // Sessions of a server behind one gateway, among several, carry its name.

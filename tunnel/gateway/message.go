@@ -46,7 +46,8 @@ const (
 	plain kind = iota // passed on and not looked at
 
 	hopByHop  // for this connection only
-	forwarded // what proxies say of callers; nobody but the gateway says it here
+	forwarded // in requests, what proxies say of callers and what they asked for, and servers believe of proxies
+	unclear   // in requests, names that some programs take for others
 	theirs    // what only the gateway may say to the platform
 
 	connection
@@ -83,8 +84,7 @@ var kinds = map[string]kind{
 	"proxy-authenticate": hopByHop, "upgrade": hopByHop, "http2-settings": hopByHop,
 	"transfer-encoding": transferEncoding, "content-length": contentLength, "trailer": trailer, "te": te,
 	"host": host, "expect": expect,
-	"forwarded": forwarded, "x-forwarded-for": forwarded, "x-forwarded-host": forwarded, "x-forwarded-proto": forwarded,
-	"x-forwarded-port": forwarded, "x-forwarded-prefix": forwarded, "x-forwarded-server": forwarded, "x-real-ip": forwarded,
+	"forwarded": forwarded, "x-real-ip": forwarded, "x-client-ip": forwarded, "true-client-ip": forwarded, "x-rewrite-url": forwarded,
 	"bailey-tunnel-error": theirs, "bailey-tunnel-replica": theirs, "alt-svc": theirs,
 	"authorization": authorization, "content-type": contentType, "content-encoding": contentEncoding,
 	"accept-encoding": acceptEncoding, "accept": accept, "location": location,
@@ -92,19 +92,33 @@ var kinds = map[string]kind{
 	"last-event-id": lastEventID,
 }
 
+// forwardedPrefixes begin the names of fields that are forwarded.
+var forwardedPrefixes = [][]byte{[]byte("x-forwarded-"), []byte("x-original-")}
+
 // kindOf looks a name up, whatever its case.
 func kindOf(name []byte) kind {
 	var lower [24]byte
-	if len(name) > len(lower) {
-		return plain
-	}
-	for i, c := range name {
-		if 'A' <= c && c <= 'Z' {
-			c += 'a' - 'A'
+	if len(name) <= len(lower) {
+		for i, c := range name {
+			if 'A' <= c && c <= 'Z' {
+				c += 'a' - 'A'
+			}
+			lower[i] = c
 		}
-		lower[i] = c
+		if k, ok := kinds[string(lower[:len(name)])]; ok {
+			return k
+		}
 	}
-	return kinds[string(lower[:len(name)])]
+	for _, prefix := range forwardedPrefixes {
+		if len(name) >= len(prefix) && bytes.EqualFold(name[:len(prefix)], prefix) {
+			return forwarded
+		}
+	}
+	// CGI, and WSGI and others after it, turn both - and _ into _.
+	if bytes.IndexByte(name, '_') >= 0 {
+		return unclear
+	}
+	return plain
 }
 
 // unknownLength is the length of a body that ends by itself: in chunks, or with the

@@ -21,7 +21,7 @@ type metrics struct {
 	handshakes *prometheus.CounterVec // by outcome
 	expiry     prometheus.Gauge
 	reloads    *prometheus.CounterVec
-	processes  *prometheus.CounterVec // of stdio routes, by how they ended
+	processes  *prometheus.CounterVec // that were started, by stdio route
 }
 
 func newMetrics(to prometheus.Registerer) *metrics {

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -20,6 +21,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -82,7 +84,7 @@ func TestRecordOfCalls(t *testing.T) {
 			}
 			kinds = append(kinds, strings.TrimSpace(fmt.Sprint(e.Action, " ", e.Attrs["method"], " ", e.Tool, " ", e.Outcome, " ", e.Attrs["status"])))
 			if e.Tool == "read" && e.Action == audit.MCPCall {
-				if e.Call != "a1" || !strings.HasPrefix(e.Session, "mcp_") || e.Actor != nobody || (e.InputMAC != "") != (arguments != "none") || (e.Input != "") != (arguments == "full") {
+				if e.Call != "a1" || !strings.HasPrefix(e.Session, "mcp_") || e.Actor != "unproved" || (e.InputMAC != "") != (arguments != "none") || (e.Input != "") != (arguments == "full") {
 					t.Errorf("%s: %s", arguments, line)
 				}
 			}
@@ -109,6 +111,72 @@ type deaf struct{}
 
 func (deaf) AppendAll([]audit.Record) error { return errors.New("the disk is full") }
 func (deaf) Note(audit.Record) error        { return nil }
+
+// Whoever calls learns later that the gateway stops: a request that is on its way by then
+// is answered, also on a connection that was idle, or is new. What stays idle is closed.
+func TestCallsOnTheirWayToAGatewayThatStops(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		cas := writePair(t, dir, "tls", time.Now().Add(90*24*time.Hour), "*."+domain)
+		g, err := New(Options{
+			Load:   func() (*Config, error) { return config(dir, "http://127.0.0.1:1", nil), nil },
+			Logger: slog.New(slog.DiscardHandler),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := newQueue() // connections in memory
+		// dial returns a connection and what comes on it until it ends.
+		dial := func() (*tls.Conn, <-chan string) {
+			near, far := net.Pipe()
+			if !l.hand(far) {
+				t.Fatal("the gateway takes no connection")
+			}
+			conn := tls.Client(near, &tls.Config{RootCAs: cas, ServerName: "nowhere." + domain})
+			if err := conn.Handshake(); err != nil {
+				t.Fatal(err)
+			}
+			got := make(chan string, 1)
+			go func() {
+				b, _ := io.ReadAll(conn)
+				got <- string(b)
+			}()
+			synctest.Wait()
+			return conn, got
+		}
+		// The route is none, so that the gateway itself answers.
+		const call = "GET / HTTP/1.1\r\nHost: nowhere." + domain + "\r\n\r\n"
+		answered := func(which, got string) {
+			if !strings.HasPrefix(got, "HTTP/1.1 502 ") || !strings.Contains(got, "Connection: close\r\n") {
+				t.Errorf("%s: %q", which, got)
+			}
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		served := make(chan error)
+		go func() { served <- g.Serve(ctx, l) }()
+		used, fromUsed := dial()
+		_, fromIdle := dial()
+		stop()
+		synctest.Wait()
+		if g.Ready(nil) == nil {
+			t.Error("it is ready while it stops")
+		}
+		time.Sleep(leaveTime / 2)
+		io.WriteString(used, call)
+		answered("idle", <-fromUsed)
+		late, fromLate := dial()
+		io.WriteString(late, call)
+		answered("new", <-fromLate)
+		began := time.Now()
+		if got := <-fromIdle; got != "" || time.Since(began) > 2*leaveTime {
+			t.Errorf("the one that stays idle: %q after %s", got, time.Since(began))
+		}
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+}
 
 func TestWithoutARecordNothingIsCalled(t *testing.T) {
 	t.Parallel()

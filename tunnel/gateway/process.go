@@ -40,6 +40,7 @@ const (
 	stderrRate = 50              // lines a second
 	stdinMax   = 64              // messages that wait to be taken by it
 	stopTime   = 5 * time.Second // to end by itself once its input has ended, and once more after SIGTERM
+	lingerTime = time.Second     // for what it said last to be read once it has ended
 )
 
 func newProgram(c *Config, r *Route, log *slog.Logger) (*program, error) {
@@ -147,7 +148,16 @@ func (p *program) start(receive func([]byte)) (*process, error) {
 	})
 	go run.writeMessages(stdin)
 	go run.end(func() {
+		// What it has started and what has left its group may hold its pipes: they end
+		// here all the same.
+		_ = stdin.Close()
+		linger := time.AfterFunc(lingerTime, func() {
+			run.log.Warn("something that the program has started runs on, and holds its output; it was closed")
+			_ = stdout.Close()
+			_ = stderr.Close()
+		})
 		out.Wait()
+		linger.Stop()
 		_ = stdout.Close()
 		_ = stderr.Close()
 	})

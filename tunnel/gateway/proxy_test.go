@@ -622,6 +622,64 @@ func TestUpstreamTLS(t *testing.T) {
 	}
 }
 
+// What a server says beyond its answer is nobody's: it must not be taken for the answer to
+// the next call on the connection, whose caller may be another.
+func TestAnAnswerIsOfItsOwnCall(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	writePair(t, dir, "server", time.Now().Add(time.Hour), "inside.test")
+	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "server.crt"), filepath.Join(dir, "server.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const stray = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nothers"
+	for _, secure := range []bool{false, true} {
+		for what, c := range map[string]struct{ method, head, after string }{
+			"HEAD":                    {"HEAD", "200 OK\r\n", stray},
+			"HEAD with a length":      {"HEAD", "200 OK\r\nContent-Length: 45\r\n", stray},
+			"no content":              {"GET", "204 No Content\r\n", stray},
+			"no content, in chunks":   {"GET", "204 No Content\r\nTransfer-Encoding: chunked\r\n", stray},
+			"not modified":            {"GET", "304 Not Modified\r\n", stray},
+			"more than its length":    {"GET", "200 OK\r\nContent-Length: 1\r\n", "x" + stray},
+			"more than its last part": {"GET", "200 OK\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\n" + stray},
+		} {
+			// Everything leaves at once, in a record of its own for the head.
+			server := rawServer(t, func(conn net.Conn) {
+				socket := tunnel.NewSocket(conn)
+				conn = socket
+				if secure {
+					conn = tls.Server(socket, &tls.Config{Certificates: []tls.Certificate{pair}})
+				}
+				for in := bufio.NewReader(conn); ; {
+					req, err := http.ReadRequest(in)
+					if err != nil {
+						return
+					}
+					socket.Gather()
+					if req.URL.Path == "/own" {
+						io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nown")
+					} else {
+						io.WriteString(conn, "HTTP/1.1 "+c.head+"\r\n")
+						io.WriteString(conn, c.after)
+					}
+					socket.Flush()
+				}
+			})
+			if secure {
+				server = strings.Replace(server, "http:", "https:", 1)
+			}
+			l := serve(t, server, func(cfg *Config) {
+				cfg.Routes["docs"].UpstreamTLS = Trust{CA: filepath.Join(dir, "ca.crt"), ServerName: "inside.test"}
+			})
+			client := l.client(false)
+			get(t, client, c.method, "https://docs."+domain+"/", "")
+			if _, body := get(t, client, "GET", "https://docs."+domain+"/own", ""); body != "own" {
+				t.Errorf("%s, TLS %v: the next caller got %q", what, secure, body)
+			}
+		}
+	}
+}
+
 func TestDrain(t *testing.T) {
 	t.Parallel()
 	begun, finish := make(chan struct{}, 2), make(chan struct{})

@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"fmt"
-	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -90,12 +89,12 @@ func parseProxyFile(text []byte) (*Config, []string) {
 	slices.Sort(names)
 	for _, name := range names {
 		to := f.Routes[name]
-		u, err := url.Parse(to)
-		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.Port() == "" || u.Path != "" || u.RawQuery != "" || u.User != nil || u.Fragment != "" {
+		u, err := parseUpstream(to)
+		if err != nil || u.scheme == "unix" {
 			problemf(&problems, "routes: %s: invalid upstream (must be scheme://host:port)", name)
 			continue
 		}
-		if u.Scheme == "https" && f.Upstream.TLS.CAFile == "" && !f.Upstream.TLS.IncludeSystemCAs {
+		if u.scheme == "https" && f.Upstream.TLS.CAFile == "" && !f.Upstream.TLS.IncludeSystemCAs {
 			c.Warnings = append(c.Warnings, fmt.Sprintf("routes: %s: no server at https is trusted: upstream.tls has neither ca_file nor include_system_cas", name))
 		}
 		c.Routes[name] = &Route{Upstream: to, Settings: c.Settings, lax: true}

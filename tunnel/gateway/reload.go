@@ -83,12 +83,22 @@ func (c *Config) keepFixed(was *Config) (changed []string) {
 	return changed
 }
 
-// keep takes programs over from routes that are the same as before, so that a change
-// elsewhere ends no session.
+// keep takes over what was counted of routes, so that a reload is no way around their
+// limits, and programs of those that are the same as before, so that a change elsewhere
+// ends no session.
 func (s *state) keep(was *state) {
 	for name, r := range s.routes {
 		old := was.routes[name]
-		if old == nil || r.stdio == nil || old.stdio == nil || !reflect.DeepEqual(s.cfg.Routes[r.key], was.cfg.Routes[old.key]) {
+		if old == nil {
+			continue
+		}
+		r.taken = old.taken
+		if r.limiter != nil && old.limiter != nil {
+			old.limiter.SetLimit(r.limiter.Limit())
+			old.limiter.SetBurst(r.limiter.Burst())
+			r.limiter = old.limiter
+		}
+		if r.stdio == nil || old.stdio == nil || !reflect.DeepEqual(s.cfg.Routes[r.key], was.cfg.Routes[old.key]) {
 			continue
 		}
 		if !maps.Equal(r.stdio.program.secrets, old.stdio.program.secrets) {

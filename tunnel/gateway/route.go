@@ -53,7 +53,7 @@ type route struct {
 
 	limiter *rate.Limiter // nil for none
 	slots   int64         // calls at a time
-	taken   atomic.Int64
+	taken   *atomic.Int64 // those under way, an earlier state's among them
 
 	metrics *routeMetrics
 
@@ -63,11 +63,16 @@ type route struct {
 // inspects reports whether bodies have to be seen before they leave.
 func (r *route) inspects() bool { return r.tools != nil || r.recorded || r.stdio != nil }
 
-// enter takes one of the route's places, if there is one and the rate allows it.
-func (r *route) enter(ex *exchange) *refusal {
+// pace refuses a call that the rate does not allow.
+func (r *route) pace() *refusal {
 	if r.limiter != nil && !r.limiter.Allow() {
 		return &refusal{status: http.StatusTooManyRequests, text: "more calls than this route takes; slow down", retryAfter: time.Second}
 	}
+	return nil
+}
+
+// enter takes one of the route's places, if there is one.
+func (r *route) enter(ex *exchange) *refusal {
 	if r.taken.Add(1) > r.slots {
 		r.taken.Add(-1)
 		refused := failed(tunnel.StageOverloaded, nil, "%d calls of this route are under way, which is its limit", r.slots)

@@ -8,10 +8,8 @@ import (
 	"io"
 	"log"
 	"log/slog"
-	"maps"
 	"net"
 	"net/http"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -23,7 +21,7 @@ import (
 const (
 	handshakeTime = 10 * time.Second
 	handshakesMax = 1000   // at a time; a connection more is closed
-	connsMax      = 10_000 // connections of the platform's at a time
+	connsMax      = 10_000 // connections of the platform's at a time, of either protocol
 	h2StreamsMax  = 1000   // calls at a time on one connection of HTTP/2
 )
 
@@ -33,10 +31,13 @@ type door struct {
 	h2    *http.Server
 	queue *queue // of the connections for h2
 
+	most int // connections at a time
+
 	mu     sync.Mutex
-	conns  map[*conn1]struct{}
-	closed bool // connections end as soon as they can
-	over   bool // none is taken any more
+	conns  map[*conn1]struct{}   // of HTTP/1.1
+	shared map[net.Conn]struct{} // of HTTP/2
+	closed bool                  // connections end as soon as they can
+	over   bool                  // none is taken any more
 
 	greeting atomic.Int64  // handshakes under way
 	emptied  chan struct{} // 1: conns may be empty
@@ -44,18 +45,27 @@ type door struct {
 }
 
 func newDoor(g *Gateway) *door {
-	return &door{g: g, h2: g.newH2(), queue: newQueue(), conns: make(map[*conn1]struct{}), emptied: make(chan struct{}, 1)}
+	d := &door{
+		g: g, h2: g.newH2(), queue: newQueue(), most: connsMax,
+		conns: make(map[*conn1]struct{}), shared: make(map[net.Conn]struct{}), emptied: make(chan struct{}, 1),
+	}
+	d.h2.ConnState = func(conn net.Conn, state http.ConnState) {
+		if state == http.StateClosed {
+			d.unshare(conn)
+		}
+	}
+	return d
 }
 
-// serve takes connections from l until l is closed, which it does when ctx ends. From then
-// on connections end as soon as no call is under way on them, drain later at the latest.
-// A listener that goes on, as that of a tunnel does while its streams end, is served on.
+// serve takes connections from l until l is closed, which it does soon after ctx has
+// ended. From then on connections end with the next answer, or when none is asked for in
+// a while, and drain later at the latest. A listener that goes on, as that of a tunnel does
+// while its streams end, is served on.
 func (d *door) serve(ctx context.Context, l net.Listener, drain time.Duration) error {
 	drained := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(drained)
-		_ = l.Close()
-		d.drain(drain)
+		d.drain(l, drain)
 	})
 	h2 := make(chan struct{})
 	go func() {
@@ -64,7 +74,7 @@ func (d *door) serve(ctx context.Context, l net.Listener, drain time.Duration) e
 	}()
 	failed := d.accept(ctx, l)
 	if stop() {
-		d.drain(drain) // the listener was closed by somebody else
+		d.drain(l, drain) // the listener was closed by somebody else
 	} else {
 		<-drained
 	}
@@ -100,16 +110,16 @@ func (d *door) accept(ctx context.Context, l net.Listener) error {
 	}
 }
 
-// drain lets calls under way finish.
-func (d *door) drain(limit time.Duration) {
-	d.g.leave()
+// drain lets calls under way finish, and those on their way: connections too, as long as
+// there are some and l may bring others.
+func (d *door) drain(l net.Listener, limit time.Duration) {
 	d.mu.Lock()
 	d.closed = true
-	conns := slices.Collect(maps.Keys(d.conns))
-	d.mu.Unlock()
-	for _, c := range conns {
+	for c := range d.conns {
 		c.drain()
 	}
+	d.mu.Unlock()
+	d.g.leave()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	done := make(chan struct{})
@@ -119,16 +129,27 @@ func (d *door) drain(limit time.Duration) {
 			_ = d.h2.Close()
 		}
 	}()
+	soon, stop := context.WithTimeout(ctx, leaveTime)
+	d.empty(soon)
+	stop()
+	_ = l.Close()
+	if !d.empty(ctx) {
+		d.cut()
+	}
+	<-done
+}
+
+// empty waits until there is no connection of HTTP/1.1, or ctx ends. It reports whether
+// there is none.
+func (d *door) empty(ctx context.Context) bool {
 	for d.left() > 0 {
 		select {
 		case <-d.emptied:
 		case <-ctx.Done():
-			d.cut()
-			<-done
-			return
+			return false
 		}
 	}
-	<-done
+	return true
 }
 
 // left is how many connections of HTTP/1.1 there are.
@@ -153,13 +174,46 @@ func (d *door) cut() {
 func (d *door) add(c *conn1) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.over || len(d.conns) >= connsMax {
+	if d.over || d.full() {
 		return false
 	}
-	c.closing.Store(d.closed)
+	if d.closed {
+		c.drain()
+	}
 	d.conns[c] = struct{}{}
 	d.g.metrics.conns.Inc()
 	return true
+}
+
+// full reports whether there are as many connections as there may be. The caller holds mu.
+func (d *door) full() bool { return len(d.conns)+len(d.shared) >= d.most }
+
+// share hands a connection to the server of HTTP/2, whose it is then, until unshare.
+func (d *door) share(conn net.Conn) bool {
+	d.mu.Lock()
+	full := d.full()
+	if !full {
+		d.shared[conn] = struct{}{}
+		d.g.metrics.conns.Inc()
+	}
+	d.mu.Unlock()
+	if full {
+		return false
+	}
+	if !d.queue.hand(conn) {
+		d.unshare(conn)
+		return false
+	}
+	return true
+}
+
+func (d *door) unshare(conn net.Conn) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, there := d.shared[conn]; there {
+		delete(d.shared, conn)
+		d.g.metrics.conns.Dec()
+	}
 }
 
 func (d *door) remove(c *conn1) {
@@ -193,7 +247,7 @@ func (d *door) handshake(raw net.Conn) {
 	g.metrics.handshakes.WithLabelValues("ok").Inc()
 	state := conn.ConnectionState()
 	if state.NegotiatedProtocol == protocolH2 {
-		if !d.queue.hand(conn) {
+		if !d.share(conn) {
 			_ = raw.Close()
 		}
 		return
@@ -207,15 +261,15 @@ func (d *door) handshake(raw net.Conn) {
 	defer stop()
 	c := &conn1{g: g, ctx: ctx, tls: conn, under: raw, server: server}
 	c.gather, _ = raw.(gatherer)
-	if !d.add(c) {
-		return
-	}
-	defer d.remove(c)
 	c.reads, c.writes, c.idle = g.sweeper.watch(c.abort), g.sweeper.watch(c.abort), g.sweeper.watch(c.idled)
 	defer c.reads.drop()
 	defer c.writes.drop()
 	defer c.idle.drop()
 	c.idle.set(idleTime)
+	if !d.add(c) {
+		return
+	}
+	defer d.remove(c)
 	c.serve()
 }
 

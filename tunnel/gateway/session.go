@@ -2,8 +2,10 @@ package gateway
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -36,7 +38,9 @@ type session struct {
 
 // Bounds of what a session keeps.
 const (
-	eventsMax  = 8 << 20 // bytes of events
+	eventsMax  = 8 << 20             // bytes of events that somebody may ask for again
+	waitingMax = eventsMax + lineMax // bytes of all events: any one message can wait for its reader
+	takeMax    = 1 << 20             // bytes of events that a reader has at a time, or one event
 	streamsMax = 256
 	callsMax   = 256 // under way
 )
@@ -50,9 +54,12 @@ type stream struct {
 	id    string
 	left  int // calls without an answer
 	batch bool
+	bare  bool // the client takes answers only
 
 	first  int // the number of events[0]
 	events [][]byte
+	bytes  int // of events
+	passed int // the number of the first event that no reader was done with
 	done   bool
 	news   chan struct{} // closed and replaced when there is more
 	reader *ticket       // who reads it now
@@ -75,8 +82,8 @@ func (s *session) stream(id string) *stream {
 	return st
 }
 
-// expect makes a stream for calls, before they are sent.
-func (s *session) expect(id string, messages []message, batch bool) (*stream, error) {
+// expect makes a stream for the calls of a ticket, before they are sent.
+func (s *session) expect(t *ticket, id string, messages []message, batch bool) (*stream, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended {
@@ -92,7 +99,7 @@ func (s *session) expect(id string, messages []message, batch bool) (*stream, er
 	}
 	s.forget()
 	st := s.stream(id)
-	st.batch = batch
+	st.batch, st.bare, st.reader = batch, t.asJSON, t
 	for i := range messages {
 		m := &messages[i]
 		if m.method == "" || m.id == nil {
@@ -120,9 +127,7 @@ func (s *session) forget() {
 			i++
 			continue
 		}
-		for _, e := range st.events {
-			s.bytes -= len(e)
-		}
+		s.bytes -= st.bytes
 		delete(s.streams, st.id)
 		s.order = append(s.order[:i], s.order[i+1:]...)
 	}
@@ -179,14 +184,16 @@ func (s *session) receive(line []byte) {
 	st := s.streams[unasked]
 	if name, _ := asString(method); name == "notifications/progress" && params != nil && params[0] == '{' {
 		var token []byte
-		if pick(params, []string{"progressToken"}, []*[]byte{&token}) == nil && s.tokens[string(token)] != nil {
-			st = s.tokens[string(token)]
+		if pick(params, []string{"progressToken"}, []*[]byte{&token}) == nil {
+			if of := s.tokens[string(token)]; of != nil && !of.bare {
+				st = of
+			}
 		}
 	} else if st.reader == nil || len(s.calls) == 1 {
 		// What a program asks while it serves a call most likely is about it. A client
 		// that reads nothing else reads the answer to its call.
 		for _, call := range s.order {
-			if call.left > 0 {
+			if call.left > 0 && !call.bare {
 				st = call // the newest
 			}
 		}
@@ -196,24 +203,92 @@ func (s *session) receive(line []byte) {
 
 // add adds an event. The caller holds the session's mu.
 func (st *stream) add(line []byte) {
-	s := st.of
-	for st.id == unasked && st.reader == nil && len(st.events) > 0 && s.bytes > eventsMax/2 {
-		// Nobody reads what belongs to no call: the oldest of it goes.
-		s.bytes -= len(st.events[0])
-		st.events = st.events[1:]
-		st.first++
-	}
-	st.events = append(st.events, bytes.Clone(line))
-	s.bytes += len(line)
-	st.tell()
+	st.put(line)
 	if st.done {
-		for token, of := range s.tokens {
-			if of == st {
-				delete(s.tokens, token)
-			}
-		}
-		s.forget()
+		st.forgetTokens()
 	}
+	st.tell()
+	st.of.bound()
+}
+
+// put appends an event. The caller holds the session's mu.
+func (st *stream) put(line []byte) {
+	st.events = append(st.events, bytes.Clone(line))
+	st.bytes += len(line)
+	st.of.bytes += len(line)
+}
+
+func (st *stream) forgetTokens() {
+	for token, of := range st.of.tokens {
+		if of == st {
+			delete(st.of.tokens, token)
+		}
+	}
+}
+
+// shift drops the oldest event. The caller holds the session's mu.
+func (st *stream) shift() {
+	n := len(st.events[0])
+	st.events[0] = nil // the array stays
+	st.events = st.events[1:]
+	st.first++
+	st.bytes -= n
+	st.of.bytes -= n
+}
+
+// bound sees to it that the session keeps no more than it may: first goes what its readers
+// have had, the oldest first, then what nobody reads, and in the end what is read too
+// slowly. The caller holds mu.
+func (s *session) bound() {
+	s.forget()
+	for _, st := range s.order {
+		for s.bytes > eventsMax && len(st.events) > 0 && st.first < st.passed {
+			st.shift()
+		}
+	}
+	if st := s.streams[unasked]; st.reader == nil {
+		for s.bytes > eventsMax/2 && len(st.events) > 1 {
+			st.shift()
+		}
+	}
+	for s.bytes > waitingMax {
+		slices.MaxFunc(s.order, func(a, b *stream) int { return cmp.Compare(a.bytes, b.bytes) }).giveUp()
+	}
+}
+
+// giveUp drops what waits in a stream. The reader of what belongs to no call is ended, and
+// may come again; calls come to an error. The caller holds the session's mu.
+func (st *stream) giveUp() {
+	s := st.of
+	s.run.log.Warn("what the program says is not read, and was dropped", "bytes", st.bytes, "call", st.id != unasked)
+	var ids [][]byte
+	for i, e := range st.events {
+		var method, id []byte
+		if st.first+i >= st.passed && pick(e, []string{"method", "id"}, []*[]byte{&method, &id}) == nil && method == nil {
+			ids = append(ids, bytes.Clone(id))
+		}
+	}
+	for len(st.events) > 0 {
+		st.shift()
+	}
+	if st.id == unasked {
+		st.reader = nil
+		st.tell()
+		return
+	}
+	s.cancelLocked(st, "too much waits for its caller")
+	for id, of := range s.calls {
+		if of == st {
+			ids = append(ids, []byte(id))
+			delete(s.calls, id)
+		}
+	}
+	st.left, st.done = 0, true
+	st.forgetTokens()
+	for _, id := range ids {
+		st.put(rpcErrors([][]byte{id}, codeInternal, fmt.Sprintf("more than %d bytes wait for the caller, who does not read them; the call may have had its effect", waitingMax)))
+	}
+	st.tell()
 }
 
 func (st *stream) tell() {
@@ -289,16 +364,20 @@ func (s *session) drop(st *stream) {
 			delete(s.calls, id)
 		}
 	}
-	st.left, st.done = 0, true
+	st.left, st.done, st.reader = 0, true, nil
 }
 
 // cancel tells the program that nobody waits for the answers of a stream.
 func (s *session) cancel(st *stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.cancelLocked(st, "the caller has gone")
+}
+
+func (s *session) cancelLocked(st *stream, why string) {
 	for id, of := range s.calls {
 		if of == st {
-			note := fmt.Sprintf(`{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":%s,"reason":"the caller has gone"}}`, id)
+			note := fmt.Sprintf(`{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":%s,"reason":%q}}`, id, why)
 			_ = s.run.send([]byte(note)) // a program that is stuck is stopped for another reason
 		}
 	}

@@ -88,7 +88,7 @@ func (a *Authority) Write(certFile, keyFile string) error {
 	if err := WriteSecret(keyFile, key); err != nil {
 		return err
 	}
-	return writeFile(certFile, a.PEM, 0o644)
+	return WriteFile(certFile, a.PEM, 0o644)
 }
 
 // Issue makes a pair for a gateway, good for names: a certificate that the CA itself has
@@ -206,7 +206,7 @@ func (c *Config) Renew(before time.Duration, now time.Time) (renewed bool, err e
 	if err := WriteSecret(c.TLS.Key, key); err != nil {
 		return false, err
 	}
-	return true, writeFile(c.TLS.Cert, cert, 0o644)
+	return true, WriteFile(c.TLS.Cert, cert, 0o644)
 }
 
 // good reports whether a pair proves names until then.
@@ -264,11 +264,12 @@ func (g *Gateway) renew(ctx context.Context) {
 	}
 }
 
-// WriteSecret writes a file that only its owner can read. Whoever reads it meanwhile sees
-// the old or the new one.
-func WriteSecret(file string, text []byte) error { return writeFile(file, text, 0o600) }
+// WriteSecret writes a file that only its owner can read, as [WriteFile] does.
+func WriteSecret(file string, text []byte) error { return WriteFile(file, text, 0o600) }
 
-func writeFile(file string, text []byte, mode os.FileMode) (err error) {
+// WriteFile writes a file with a mode. Whoever reads it meanwhile, as a gateway does with its
+// settings, sees the old or the new one.
+func WriteFile(file string, text []byte, mode os.FileMode) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+".")
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -261,6 +262,8 @@ func (s *stdio) post(ex *exchange, t *ticket) *refusal {
 	if refused != nil {
 		return refused
 	}
+	t.ids = !stateless
+	t.asJSON = !accepts(&ex.req, "text/event-stream")
 	calls := 0
 	for i := range ex.messages {
 		if m := &ex.messages[i]; m.method != "" && m.id != nil {
@@ -268,7 +271,7 @@ func (s *stdio) post(ex *exchange, t *ticket) *refusal {
 		}
 	}
 	if calls > 0 {
-		st, err := t.ses.expect(rand.Text(), ex.messages, ex.batch)
+		st, err := t.ses.expect(t, rand.Text(), ex.messages, ex.batch)
 		if err != nil {
 			t.giveBack()
 			if errors.Is(err, errGone) {
@@ -280,8 +283,6 @@ func (s *stdio) post(ex *exchange, t *ticket) *refusal {
 	} else {
 		t.status = http.StatusAccepted
 	}
-	t.ids = !stateless
-	t.asJSON = !accepts(&ex.req, "text/event-stream")
 	if err := s.send(ex, t); err != nil {
 		if t.stream != nil {
 			t.ses.mu.Lock()
@@ -362,7 +363,7 @@ func (s *stdio) get(ex *exchange, t *ticket) *refusal {
 	ses.mu.Lock()
 	defer ses.mu.Unlock()
 	t.stream = ses.streams[unasked]
-	t.next = t.stream.first
+	t.next = max(t.stream.first, t.stream.passed)
 	return nil
 }
 
@@ -426,6 +427,9 @@ func (t *ticket) answer(ex *exchange, to answerer) error {
 		if done {
 			return to.end(nil)
 		}
+		if len(events) > 0 {
+			continue // there may be more, which goes along
+		}
 		if err := to.flush(); err != nil {
 			return err
 		}
@@ -449,7 +453,8 @@ func (t *ticket) left() {
 	}
 }
 
-// take returns the events that were not sent yet.
+// take returns events that were not sent yet. Those that it returned before are done with.
+// done says that there will be no more.
 func (t *ticket) take() (events [][]byte, done bool, news <-chan struct{}) {
 	s := t.ses
 	s.mu.Lock()
@@ -458,13 +463,30 @@ func (t *ticket) take() (events [][]byte, done bool, news <-chan struct{}) {
 	if st.reader != t {
 		return nil, true, nil // somebody else reads it now
 	}
-	if t.next < st.first {
-		t.next = st.first
+	t.next = max(t.next, st.first)
+	st.passed = t.next
+	for size := 0; size < takeMax && t.next-st.first+len(events) < len(st.events); {
+		e := st.events[t.next-st.first+len(events)]
+		events = append(events, e)
+		size += len(e)
 	}
-	if i := t.next - st.first; i < len(st.events) {
-		events = st.events[i:len(st.events):len(st.events)]
+	return events, st.done && t.next-st.first+len(events) >= len(st.events), st.news
+}
+
+// answers returns the answers to all calls of a stream that holds nothing else, once they
+// are there.
+func (t *ticket) answers() (all [][]byte, done bool, news <-chan struct{}) {
+	s := t.ses
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := t.stream
+	if st.reader != t {
+		return nil, true, nil
 	}
-	return events, st.done, st.news
+	if !st.done {
+		return nil, false, st.news
+	}
+	return slices.Clone(st.events), true, nil
 }
 
 // claim makes the ticket the reader of its stream. Of what belongs to no call and what is
@@ -491,7 +513,7 @@ func (t *ticket) release() {
 // stream. What the program says besides is lost to it.
 func (t *ticket) answerJSON(fields []field, to answerer) error {
 	for {
-		events, done, news := t.take()
+		answers, done, news := t.answers()
 		if !done {
 			select {
 			case <-news:
@@ -499,13 +521,6 @@ func (t *ticket) answerJSON(fields []field, to answerer) error {
 			case <-t.gone:
 				t.left()
 				return errGone
-			}
-		}
-		var answers [][]byte
-		for _, e := range events {
-			var method []byte
-			if pick(e, []string{"method"}, []*[]byte{&method}) == nil && method == nil {
-				answers = append(answers, e)
 			}
 		}
 		if len(answers) == 0 {

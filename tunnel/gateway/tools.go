@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 )
@@ -25,7 +26,10 @@ func newToolRules(allow, deny []string) (*toolRules, error) {
 			}
 		}
 	}
-	if allow == nil && deny == nil {
+	switch {
+	case allow != nil && len(allow) == 0:
+		return nil, errors.New(`allow is empty, which would allow none: leave it out, or say allow: ["*"], for all; deny: ["*"] for none`)
+	case allow == nil && len(deny) == 0:
 		return nil, nil
 	}
 	return &toolRules{allow, deny}, nil

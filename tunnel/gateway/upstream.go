@@ -48,9 +48,9 @@ const (
 type upConn struct {
 	net.Conn
 	of    *upstream
-	raw   syscall.RawConn // of the socket; nil if it cannot be looked at
-	watch *watch          // of an answer, or of the time between exchanges
-	sends *watch          // of a request, which may still be under way while it is answered
+	quiet func() bool // reports whether nothing has come that was not read
+	watch *watch      // of an answer, or of the time between exchanges
+	sends *watch      // of a request, which may still be under way while it is answered
 	in    reader
 	head  head
 
@@ -72,28 +72,33 @@ func (u *upstream) get(ctx context.Context) (*upConn, *refusal) {
 		u.idle = u.idle[:n-1]
 		u.mu.Unlock()
 		c.watch.clear()
-		if !c.watch.late.Load() && c.alive() {
+		if !c.watch.late.Load() && c.quiet() {
 			return c, nil
 		}
 		c.discard()
 	}
 }
 
-// alive reports whether the server has neither closed the connection nor said anything
-// unasked. What is written to a connection that it has closed is lost, and cannot be
-// sent again, as nobody knows how much of it arrived.
-func (c *upConn) alive() bool {
-	if c.raw == nil {
-		return true
+// quietly is how to tell of a connection without TLS whether the server has neither closed
+// it nor said anything unasked: what is written to a connection that it has closed is lost,
+// and cannot be sent again, as nobody knows how much of it arrived; and what it has said
+// would be taken for the answer to the next call.
+func quietly(conn net.Conn) func() bool {
+	var raw syscall.RawConn
+	if s, ok := conn.(syscall.Conn); ok {
+		raw, _ = s.SyscallConn()
 	}
-	quiet := false
-	err := c.raw.Read(func(fd uintptr) bool {
+	if raw == nil {
+		return func() bool { return true } // it cannot be looked at
+	}
+	nothing := false
+	peek := func(fd uintptr) bool {
 		var one [1]byte
 		_, _, err := syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		quiet = errors.Is(err, syscall.EAGAIN)
+		nothing = errors.Is(err, syscall.EAGAIN)
 		return true
-	})
-	return err == nil && quiet
+	}
+	return func() bool { return raw.Read(peek) == nil && nothing }
 }
 
 func (u *upstream) dial(ctx context.Context) (*upConn, *refusal) {
@@ -104,11 +109,13 @@ func (u *upstream) dial(ctx context.Context) (*upConn, *refusal) {
 		return nil, u.dialFailed(err)
 	}
 	c := &upConn{Conn: conn, of: u}
-	if s, ok := conn.(syscall.Conn); ok {
-		c.raw, _ = s.SyscallConn() // without it, the connection is not looked at
-	}
-	if u.tls != nil {
-		over := tls.Client(conn, u.tls)
+	if u.tls == nil {
+		c.quiet = quietly(conn)
+	} else {
+		// TLS reads ahead: what has come may be in it, or in a record of its own kind.
+		below := tunnel.NewSocket(conn)
+		over := tls.Client(below, u.tls)
+		c.quiet = func() bool { return tunnel.Quiet(over, below) }
 		if err := over.HandshakeContext(ctx); err != nil {
 			_ = conn.Close()
 			return nil, u.handshakeFailed(err)
