@@ -142,14 +142,12 @@ func (ds *drivers) choose(ctx context.Context, s *Settings) (*Choice, error) {
 	want := s.requirements()
 	var mismatch Mismatch
 	for _, name := range append([]string{s.Sandbox.Backend}, s.Sandbox.Fallback...) {
-		key := driverKey{backend: name}
-		if name == s.Sandbox.Backend {
-			key.engine, key.runtime, key.allowOld = s.Sandbox.Engine, s.Sandbox.Runtime, s.Sandbox.AllowOldEngine
+		b, err := ds.named(name)
+		if err != nil {
+			return nil, err
 		}
-		if b, err := ds.named(name); err == nil && b.Images {
-			key.image = s.Sandbox.Image
-		}
-		c := ds.driver(ctx, key)
+		o := s.Sandbox.Options(b)
+		c := ds.driver(ctx, driverKey{backend: name, engine: o.Engine, runtime: o.Runtime, image: o.Image, allowOld: o.AllowOld})
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
@@ -175,6 +173,19 @@ func (ds *drivers) choose(ctx context.Context, s *Settings) (*Choice, error) {
 		mismatch.Remedy = []string{"use another backend, or require less (sandbox.require)"}
 	}
 	return nil, &mismatch
+}
+
+// Options are what the settings say to a backend: of engines and runtimes only to the
+// one that they name first. State and Logger are left to the caller.
+func (s *Sandbox) Options(b Backend) BackendOptions {
+	var o BackendOptions
+	if b.Name == s.Backend {
+		o.Engine, o.Runtime, o.AllowOld = s.Engine, s.Runtime, s.AllowOldEngine
+	}
+	if b.Images {
+		o.Image = s.Image
+	}
+	return o
 }
 
 // requirements are what the settings ask of a backend, said and implied.

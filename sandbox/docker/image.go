@@ -48,9 +48,10 @@ func (d *Driver) image(ctx context.Context, found *daemon, name string) (image, 
 	if name == "" {
 		return image{}, &sandbox.Unavailable{
 			Backend: d.Name(),
-			Cause:   "no image is named, and a daemon has nothing that is the host's own programs",
+			Cause:   "no image is named (sandbox.image, --image), and a daemon has nothing that is the host's own programs",
 			Remedy: []string{"name an image that the daemon has, such as debian:12",
 				"name a directory, a tar archive or an OCI layout, which is imported once"},
+			NoImage: true,
 		}
 	}
 	from := imported{ref: name}
