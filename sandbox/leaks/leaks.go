@@ -1,6 +1,6 @@
 // Package leaks looks for what boxes have left behind on a host: processes without a
-// worker, control groups without processes, mounts, network cards, and directories of
-// boxes that nobody runs. On a host where workers were killed, at whatever moment, it
+// worker, control groups without processes, mounts, network cards, containers, and
+// directories of boxes that nobody runs. On a host where workers were killed, at whatever moment, it
 // must find nothing once the next worker on the same data directory has started.
 //
 // It only looks. It knows the names that backends give to things, and none of the
@@ -25,7 +25,7 @@ import (
 
 // A Leak is one thing that is left of a box.
 type Leak struct {
-	Kind   string `json:"kind"` // "process", "control group", "mount", "network card", "directory"
+	Kind   string `json:"kind"` // "process", "control group", "mount", "network card", "container", "directory"
 	Name   string `json:"name"`
 	Remedy string `json:"remedy"` // a command or a sentence
 }
@@ -45,7 +45,7 @@ const groupPrefix = "bailey-"
 func Find(dataDirs ...string) ([]Leak, error) {
 	var found []Leak
 	var errs []error
-	for _, look := range []func() ([]Leak, error){processes, controlGroups, mounts, networkCards} {
+	for _, look := range []func() ([]Leak, error){processes, controlGroups, mounts, networkCards, containers} {
 		leaks, err := look()
 		found = append(found, leaks...)
 		errs = append(errs, err)
