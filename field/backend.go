@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/sandbox/cdi"
 )
 
 // A Backend makes one kind of sandbox. Package main lists those of a build.
@@ -73,7 +74,11 @@ func (ds *drivers) driver(ctx context.Context, key driverKey) *checked {
 	c.driver, c.err = ds.make(key)
 	if s, ok := c.driver.(sweeper); ok && c.err == nil {
 		if err := s.Sweep(ctx); err != nil {
-			c.err = fmt.Errorf("remove what an earlier worker left behind: %w", err)
+			// It may be that nothing can be done with this backend at all, which the
+			// self-test explains better.
+			if _, c.err = c.driver.Check(ctx); c.err == nil {
+				c.err = fmt.Errorf("remove what an earlier worker left behind: %w", err)
+			}
 		}
 	}
 	if c.err == nil {
@@ -164,7 +169,12 @@ func (ds *drivers) choose(ctx context.Context, s *Settings) (*Choice, error) {
 			continue
 		}
 		if missing := c.report.Missing(want); len(missing) > 0 {
-			mismatch.Reasons = append(mismatch.Reasons, fmt.Sprintf("%s lacks %s", name, strings.Join(missing, ", ")))
+			reason := fmt.Sprintf("%s lacks %s", name, strings.Join(missing, ", "))
+			if _, err := cdi.Resolve(s.Sandbox.Devices); err != nil && !c.report.GPU {
+				// It is for the devices that a GPU is wanted, and nobody knows these.
+				reason += fmt.Sprintf(", for sandbox.devices: %v", err)
+			}
+			mismatch.Reasons = append(mismatch.Reasons, reason)
 			continue
 		}
 		return &Choice{Driver: c.driver, Report: c.report, PassedBy: mismatch.Reasons}, nil
