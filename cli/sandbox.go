@@ -294,5 +294,8 @@ func (v *verifyFlags) openReport(p *Program, out string) error {
 	for _, row := range report.Rows {
 		print(row)
 	}
+	if v.publicKey == "" {
+		defer fmt.Fprintln(p.Stdout, "nobody has changed it since; that it is of the host you think, only --public-key with the key you have from there proves")
+	}
 	return p.printVerdict(report, signed)
 }
