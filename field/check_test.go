@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/bailey-platform/bailey/audit"
 	"github.com/bailey-platform/bailey/sandbox"
 )
@@ -92,5 +94,23 @@ func TestNamesThatMeanNothing(t *testing.T) {
 		if err := c.Validate([]string{"gvisor"}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v", config, err)
 		}
+	}
+}
+
+// docs/controls.md says that a metric tells when nothing can be put on record.
+func TestTheAuditRecordHasItsMetrics(t *testing.T) {
+	t.Parallel()
+	log, err := audit.Open(filepath.Join(t.TempDir(), "audit.jsonl"), audit.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	reg := prometheus.NewRegistry()
+	if err := registerAudit(reg, log); err != nil {
+		t.Fatal(err)
+	}
+	all, err := reg.Gather()
+	if err != nil || len(all) != 2 || all[1].GetName() != "bailey_worker_audit_writable" || all[1].GetMetric()[0].GetGauge().GetValue() != 1 {
+		t.Errorf("%v, %v", all, err)
 	}
 }
