@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
 
+	fieldwork "github.com/bailey-platform/bailey/field"
 	"github.com/bailey-platform/bailey/sandbox"
 )
 
@@ -107,5 +108,17 @@ func TestDoctorSaysThatItNeedsAnImage(t *testing.T) {
 	}
 	if _, err := p.checkBackends(t.Context(), &triedFlags{image: "debian:12"}); err != nil || got["docker"].Image != "debian:12" {
 		t.Errorf("%v, %+v", err, got)
+	}
+}
+
+// Everything wrong with a file stood on one line.
+func TestEachProblemOfAFileHasItsLine(t *testing.T) {
+	t.Parallel()
+	var r testRun
+	if code := r.program().report(&fieldwork.Invalid{Path: "w.yaml", Problems: []string{"line 1: one", "line 2: two"}}); code != 2 {
+		t.Errorf("exit status %d", code)
+	}
+	if got, want := r.stderr.String(), "bailey: w.yaml: line 1: one\nbailey: w.yaml: line 2: two\n"; got != want {
+		t.Errorf("%q", got)
 	}
 }
