@@ -153,7 +153,7 @@ var house = []row{
 		"a worker runs on the customer's side and sees the plane only through its public API"},
 
 	// Assembly.
-	{"field", uses("audit", "audit/sink", "egress", "netjail", "sandbox", "settings", "telemetry", "worker"),
+	{"field", uses("audit", "audit/sink", "egress", "netjail", "sandbox", "sandbox/cdi", "settings", "telemetry", "worker"),
 		"field assembles the worker's side of what its file asks for; the plane is beyond its horizon"},
 	{"cloud", uses("api", "egress", "field", "netjail", "sandbox"),
 		"cloud is a field within the server's process: it is told what has work, and the rest goes through the public API"},

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -40,7 +39,7 @@ func main() {
 // by its name; none stands in for another unless the configuration says so.
 var backends = []cli.Backend{
 	{Name: gvisor.Name, New: func(o cli.BackendOptions) (sandbox.Driver, error) {
-		starter, err := launched(o, false)
+		starter, err := launched(gvisor.Name, o, false)
 		if err != nil {
 			return nil, err
 		}
@@ -48,13 +47,13 @@ var backends = []cli.Backend{
 		return gvisor.New(gvisor.Options{Root: o.State, Runtime: engine, Launcher: starter, Logger: o.Logger}), err
 	}},
 	{Name: ns.Name, New: func(o cli.BackendOptions) (sandbox.Driver, error) {
-		starter, err := launched(o, false)
+		starter, err := launched(ns.Name, o, false)
 		return ns.New(ns.Options{Root: o.State, Launcher: starter, Logger: o.Logger}), err
 	}},
 	{Name: oci.Name, New: func(o cli.BackendOptions) (sandbox.Driver, error) {
 		allowOld := o.AllowOld
 		o.AllowOld = false
-		starter, err := launched(o, true)
+		starter, err := launched(oci.Name, o, true)
 		for _, name := range []string{"crun", "runc"} {
 			if found, err := exec.LookPath(name); o.Engine == "" && err == nil {
 				o.Engine = found
@@ -65,11 +64,11 @@ var backends = []cli.Backend{
 	daemon(docker.Docker),
 	daemon(docker.Podman),
 	{Name: landlock.Name, New: func(o cli.BackendOptions) (sandbox.Driver, error) {
-		starter, err := launched(o, false)
+		starter, err := launched(landlock.Name, o, false)
 		return landlock.New(landlock.Options{Launcher: starter, Logger: o.Logger}), err
 	}},
 	{Name: none.Name, New: func(o cli.BackendOptions) (sandbox.Driver, error) {
-		_, err := launched(o, false)
+		_, err := launched(none.Name, o, false)
 		d := none.New(o.Logger)
 		d.Remember(o.State)
 		return d, err
@@ -81,7 +80,7 @@ func daemon(kind docker.Kind) cli.Backend {
 	return cli.Backend{Name: string(kind), Images: true, New: func(o cli.BackendOptions) (sandbox.Driver, error) {
 		runtime := o.Runtime
 		o.Runtime = ""
-		starter, err := launched(o, true)
+		starter, err := launched(string(kind), o, true)
 		host := ""
 		if o.Engine != "" {
 			host = "unix://" + o.Engine
@@ -90,17 +89,22 @@ func daemon(kind docker.Kind) cli.Backend {
 	}}
 }
 
+// unwanted is the error of an option that a backend has no use for.
+func unwanted(name, has, option string) error {
+	return &sandbox.Unavailable{Backend: name, Cause: fmt.Sprintf("the backend has %s, and sandbox.%s is set", has, option), Remedy: []string{"remove " + option}}
+}
+
 // launched returns the executable that boxes are started by, and refuses options that
 // the backend has no use for.
-func launched(o cli.BackendOptions, engine bool) (string, error) {
+func launched(name string, o cli.BackendOptions, engine bool) (string, error) {
 	if o.Engine != "" && !engine {
-		return "", fmt.Errorf("this backend has no engine (sandbox.engine is %q)", o.Engine)
+		return "", unwanted(name, "no engine", "engine")
 	}
 	if o.Runtime != "" {
-		return "", fmt.Errorf("this backend has no choice of runtimes (sandbox.runtime is %q)", o.Runtime)
+		return "", unwanted(name, "no choice of runtimes", "runtime")
 	}
 	if o.AllowOld {
-		return "", errors.New("this backend has no engine whose age could be allowed (sandbox.allow-old-engine is set)")
+		return "", unwanted(name, "no engine whose age could be allowed", "allow-old-engine")
 	}
 	return agentbin.Launcher(o.State)
 }

@@ -103,7 +103,7 @@ func auditAbout(e *audit.Entry) string {
 	for _, name := range slices.Sorted(maps.Keys(e.Attrs)) {
 		switch name {
 		case "operation", "host", "backend", "status", "decision":
-		case "client", "credential": // with every request: last
+		case "client", "credential", "policy": // with every request or decision: last
 			rest = append(rest, name+"="+e.Attrs[name])
 		default:
 			add(name + "=" + e.Attrs[name])

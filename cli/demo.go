@@ -44,7 +44,7 @@ status is 9 if a check failed, 10 if no sandbox works here.`,
 	keep := cmd.Flags().Bool("keep", false, "leave it running afterwards, and show how to talk to it")
 	name := cmd.Flags().String("sandbox", p.strongest(), "what makes the box: "+p.backendNames())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		backend, err := p.backend(*name)
+		backend, err := p.backend("sandbox", *name)
 		if err != nil {
 			return err
 		}
@@ -210,7 +210,7 @@ func (d *demo) tidy(broken bool) {
 // testSandbox makes the boxes' driver. A sandbox that does not work stops the demo:
 // there is no quiet way down to a weaker one.
 func (d *demo) testSandbox(ctx context.Context) error {
-	driver, err := d.backend.driver(d.sandboxDir(), d.log)
+	driver, err := d.backend.driver(d.sandboxDir(), BackendOptions{}, d.log)
 	if err != nil {
 		return err
 	}

@@ -46,12 +46,14 @@ clock. Each fault comes with what to do about it; the exit status is then 9.
 
 It reads the same environment and file as "bailey serve", and the same key as
 the other commands, and looks at a gateway whose settings are here
-(gateway.yaml) as "bailey gateway check" does. A worker's own settings are checked
-with "bailey worker --check". With --leaks it only looks for what boxes of workers that
+(gateway.yaml) as "bailey gateway check" does. Sandboxes are tried as they are,
+or with --worker-config as a worker would use them; all of a worker's settings are
+checked with "bailey worker --check". With --leaks it only looks for what boxes of workers that
 were killed have left on this machine: processes, control groups, mounts and,
 in the workers' data directories, files.`,
 		Example: `  bailey doctor
   bailey doctor --config bailey.yaml -o json
+  bailey doctor --worker-config worker.yaml
   bailey doctor --leaks --worker-data /var/lib/bailey-worker`,
 	}
 	c := p.connectFlags(cmd)
@@ -61,13 +63,18 @@ in the workers' data directories, files.`,
 	onlyLeaks := cmd.Flags().Bool("leaks", false, "only look for what boxes have left behind")
 	workerData := cmd.Flags().StringArray("worker-data", []string{"bailey-worker"}, "with --leaks: the data `dir`ectory of a worker; may be repeated")
 	must(cmd.MarkFlagDirname("worker-data"))
+	var tried triedFlags
+	tried.add(cmd)
 	out := outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		ctx := cmd.Context()
 		if *onlyLeaks {
 			return p.printFindings(*out, checkLeaks(*workerData))
 		}
-		boxes := p.checkBackends(ctx)
+		boxes, err := p.checkBackends(ctx, &tried)
+		if err != nil {
+			return err
+		}
 		if *out == outTable {
 			if err := p.printMatrix(boxes); err != nil {
 				return err

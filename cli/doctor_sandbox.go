@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	fieldwork "github.com/bailey-platform/bailey/field"
 	"github.com/bailey-platform/bailey/sandbox"
 	"github.com/bailey-platform/bailey/sandbox/leaks"
 )
@@ -18,31 +20,37 @@ import (
 // A backendCheck is what the self-test of a backend came to on this machine.
 type backendCheck struct {
 	name   string
+	needed bool // what the worker uses, or what it would by default
 	report sandbox.Report
 	err    error
 }
 
 // checkBackends tests every sandbox of this build, each in a directory of its own
-// so that a running worker is not disturbed.
-func (p *Program) checkBackends(ctx context.Context) []backendCheck {
+// so that a running worker is not disturbed. What flags say of engines and images goes to
+// those that have a use for it; a worker's file speaks of the ones that it lists.
+func (p *Program) checkBackends(ctx context.Context, t *triedFlags) ([]backendCheck, error) {
+	settings, err := t.sandbox(p, "")
+	if err != nil {
+		return nil, err
+	}
 	out := make([]backendCheck, len(p.Backends))
 	for i, b := range p.Backends {
-		out[i].name = b.Name
-		out[i].report, out[i].err = selfTest(ctx, b)
+		out[i].name, out[i].needed = b.Name, b.Name == cmp.Or(settings.Backend, p.strongest())
+		out[i].report, out[i].err = selfTest(ctx, b, settings.Options(fieldwork.Backend(b)))
 	}
-	return out
+	return out, nil
 }
 
 // selfTestTimeout bounds the test of one backend: a daemon may hang.
 const selfTestTimeout = time.Minute
 
-func selfTest(ctx context.Context, b Backend) (sandbox.Report, error) {
+func selfTest(ctx context.Context, b Backend, o BackendOptions) (sandbox.Report, error) {
 	dir, err := os.MkdirTemp("", "bailey-doctor-")
 	if err != nil {
 		return sandbox.Report{}, err
 	}
 	defer os.RemoveAll(dir)
-	driver, err := b.New(BackendOptions{State: dir, Logger: slog.New(slog.DiscardHandler)})
+	driver, err := b.driver(dir, o, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return sandbox.Report{}, err
 	}
@@ -51,8 +59,8 @@ func selfTest(ctx context.Context, b Backend) (sandbox.Report, error) {
 	return driver.Check(ctx)
 }
 
-// backendFindings turns the self-tests into findings. That the strongest sandbox works
-// is needed; the others are choices.
+// backendFindings turns the self-tests into findings. That the worker's sandbox works,
+// or the strongest, is needed; the others are choices.
 func backendFindings(checks []backendCheck) []finding {
 	out := make([]finding, len(checks))
 	for i, c := range checks {
@@ -60,12 +68,16 @@ func backendFindings(checks []backendCheck) []finding {
 		unavailable, ok := errors.AsType[*sandbox.Unavailable](c.err)
 		switch {
 		case c.err != nil:
-			if i == 0 {
+			if c.needed {
 				f.Status = findingFailed
 			}
 			f.Detail = c.err.Error()
 			if ok {
 				f.Detail, f.Remedy = unavailable.Cause, strings.Join(unavailable.Remedy, ", or ")
+			}
+			if noImage(c.err) {
+				f.Detail = "the daemon answers; whether boxes can be made is tried with an image"
+				f.Remedy = "name one, such as --image debian:12, or the worker's settings with --worker-config"
 			}
 		case c.report.Isolation == sandbox.NoIsolation:
 			f.Detail = "works, and isolates nothing; a worker uses it only with --sandbox " + c.name
@@ -79,6 +91,12 @@ func backendFindings(checks []backendCheck) []finding {
 		out[i] = f
 	}
 	return out
+}
+
+// noImage reports whether nothing but an image is missing to try a backend.
+func noImage(err error) bool {
+	unavailable, ok := errors.AsType[*sandbox.Unavailable](err)
+	return ok && unavailable.NoImage
 }
 
 // limitColumns are the limits that the matrix shows, by their names in a report.
@@ -97,7 +115,9 @@ func (p *Program) printMatrix(checks []backendCheck) error {
 		row := []string{c.name}
 		if c.err != nil {
 			row = append(row, slices.Repeat([]string{"–"}, len(head)-1)...)
-			row[1] = "not usable here"
+			if row[1] = "not usable here"; noImage(c.err) {
+				row[1] = "not tried without --image"
+			}
 			fmt.Fprintln(w, strings.Join(row, "\t"))
 			continue
 		}

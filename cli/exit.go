@@ -106,11 +106,17 @@ func (e *interrupted) Error() string { return "interrupted" }
 
 func (e *interrupted) Unwrap() error { return e.err }
 
-// report prints err on one line of standard error and returns the exit status.
+// report prints err on one line of standard error, or one for each problem of a file, and returns the exit status.
 func (p *Program) report(err error) int {
 	if err != nil && !errors.Is(err, errSilent) {
-		text := strings.Join(strings.Fields(clean(explain(err))), " ")
-		fmt.Fprintf(p.Stderr, "%s %s\n", p.styleOf(p.Stderr).red("bailey:"), telemetry.Redact([]byte(text)))
+		lines := []string{explain(err)}
+		if invalid, ok := errors.AsType[*fieldwork.Invalid](err); ok {
+			lines = strings.Split(invalid.Error(), "\n") // one a problem
+		}
+		for _, line := range lines {
+			text := strings.Join(strings.Fields(clean(line)), " ")
+			fmt.Fprintf(p.Stderr, "%s %s\n", p.styleOf(p.Stderr).red("bailey:"), telemetry.Redact([]byte(text)))
+		}
 	}
 	return exitCode(err)
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"encoding/base64"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	fieldwork "github.com/bailey-platform/bailey/field"
 	"github.com/bailey-platform/bailey/sandbox/verify"
 	"github.com/bailey-platform/bailey/telemetry"
 )
@@ -37,20 +39,12 @@ there are and what each can do here.`,
 // [Main].
 func probeArgs() []string { return []string{"sandbox", "probe"} }
 
-// names are the backends of this build.
-func (p *Program) names() []string {
-	names := make([]string, len(p.Backends))
-	for i, b := range p.Backends {
-		names[i] = b.Name
-	}
-	return names
-}
-
 // verifyFlags are what `bailey sandbox verify` was told.
 type verifyFlags struct {
-	backend, image, dir, keyFile, report string
-	only                                 []string
-	open, publicKey                      string
+	backend, dir, keyFile, report string
+	tried                         triedFlags
+	only                          []string
+	open, publicKey               string
 }
 
 func (p *Program) sandboxVerifyCommand() *cobra.Command {
@@ -69,6 +63,8 @@ network namespace of its own. What a probe uses up is bounded, so that a
 sandbox which holds nothing is not the end of the host.`,
 		Example: `  bailey sandbox verify
   bailey sandbox verify --backend ns --only network,secret
+  bailey sandbox verify --backend docker --image debian:12
+  bailey sandbox verify --worker-config worker.yaml --environment env_…
   bailey sandbox verify --report verified.json
   bailey sandbox verify --open verified.json
   bailey sandbox verify --backend none        # what it looks like when nothing holds`,
@@ -76,8 +72,9 @@ sandbox which holds nothing is not the end of the host.`,
 	var v verifyFlags
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.StringVar(&v.backend, "backend", p.strongest(), "which sandbox: "+p.backendNames())
-	f.StringVar(&v.image, "image", "", "what boxes see as their root: a directory, a tar archive, an OCI layout (default this host's programs)")
+	f.StringVar(&v.backend, "backend", "", "which sandbox: "+p.backendNames()+" (default "+p.strongest()+", or that of --worker-config)")
+	v.tried.add(cmd)
+	v.tried.addEngine(cmd)
 	f.StringSliceVar(&v.only, "only", nil, "`groups` or single checks: "+strings.Join(verify.Groups(), ", "))
 	f.StringVar(&v.report, "report", "", "write the signed report to this `file`")
 	f.StringVar(&v.keyFile, "key", "", "the `file` with this host's signing key, made if missing (default verify.key in --data)")
@@ -131,7 +128,11 @@ func (p *Program) inLab(ctx context.Context, without func() error) error {
 
 // run attacks the backend and prints what came of it.
 func (v *verifyFlags) run(ctx context.Context, p *Program, out string, lab *verify.Lab) error {
-	backend, err := p.backend(v.backend)
+	settings, err := v.tried.sandbox(p, cmp.Or(v.backend, p.strongest()))
+	if err != nil {
+		return err
+	}
+	backend, err := p.backend("backend", cmp.Or(v.backend, settings.Backend))
 	if err != nil {
 		return err
 	}
@@ -155,7 +156,7 @@ func (v *verifyFlags) run(ctx context.Context, p *Program, out string, lab *veri
 	if err != nil {
 		return err
 	}
-	driver, err := backend.driver(filepath.Join(dir, "sandbox"), log)
+	driver, err := backend.driver(filepath.Join(dir, "sandbox"), settings.Options(fieldwork.Backend(backend)), log)
 	if err != nil {
 		return err
 	}
@@ -168,7 +169,7 @@ func (v *verifyFlags) run(ctx context.Context, p *Program, out string, lab *veri
 		return err
 	}
 	o := verify.Options{
-		Driver: driver, Image: v.image, Prober: prober, ProberArgs: probeArgs(), Dir: bait, Lab: lab, Only: v.only, Logger: log,
+		Driver: driver, Image: settings.Image, Prober: prober, ProberArgs: probeArgs(), Dir: bait, Lab: lab, Only: v.only, Logger: log,
 	}
 	if out == outTable {
 		o.Each = rowPrinter(p)
@@ -292,6 +293,9 @@ func (v *verifyFlags) openReport(p *Program, out string) error {
 	print := rowPrinter(p)
 	for _, row := range report.Rows {
 		print(row)
+	}
+	if v.publicKey == "" {
+		defer fmt.Fprintln(p.Stdout, "nobody has changed it since; that it is of the host you think, only --public-key with the key you have from there proves")
 	}
 	return p.printVerdict(report, signed)
 }

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -237,7 +236,7 @@ func (w *workerFlags) environments(c *fieldwork.Config, variable func(string) st
 // override puts the flags that were given in the place of an environment's settings.
 func (w *workerFlags) override(p *Program, s *fieldwork.Settings) error {
 	if w.set("sandbox") || s.Sandbox.Backend == "" {
-		if _, err := p.backend(w.sandbox); err != nil {
+		if _, err := p.backend("sandbox", w.sandbox); err != nil {
 			return err
 		}
 		s.Sandbox.Backend = w.sandbox
@@ -359,35 +358,6 @@ func logReport(log *slog.Logger, r sandbox.Report) {
 	for _, note := range r.Notes {
 		log.Log(context.Background(), level, "sandbox: "+note)
 	}
-}
-
-// backend finds a sandbox backend by its name.
-func (p *Program) backend(name string) (Backend, error) {
-	for _, b := range p.Backends {
-		if b.Name == name {
-			return b, nil
-		}
-	}
-	return Backend{}, usagef("--sandbox %q: there is %s", name, p.backendNames())
-}
-
-// driver makes a driver whose own files are in state.
-func (b Backend) driver(state string, log *slog.Logger) (sandbox.Driver, error) {
-	if err := os.MkdirAll(state, 0o700); err != nil {
-		return nil, fmt.Errorf("make the sandbox's directory: %w", err)
-	}
-	return b.New(BackendOptions{State: state, Logger: log})
-}
-
-func (p *Program) strongest() string {
-	if len(p.Backends) == 0 {
-		return ""
-	}
-	return p.Backends[0].Name
-}
-
-func (p *Program) backendNames() string {
-	return strings.Join(p.names(), " or ")
 }
 
 // A byteSize is a flag for a number of bytes, such as 512MiB or 2G.

@@ -165,7 +165,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err erro
 			return nil, fmt.Errorf("start the scripted model: %w", err)
 		}
 		cfg.ModelProvider, cfg.ModelURL = model.Anthropic, d.scripted.URL
-		log.Warn("the model is a script: it plays the demo's session and answers nothing else")
+		log.Warn("the model is a script: it plays the demo's session, calls tools for messages such as `call bash {…}`, and answers nothing else")
 	}
 	endpoint, err := newModel(ctx, &cfg, log)
 	if err != nil {

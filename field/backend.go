@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/sandbox/cdi"
 )
 
 // A Backend makes one kind of sandbox. Package main lists those of a build.
@@ -73,7 +74,11 @@ func (ds *drivers) driver(ctx context.Context, key driverKey) *checked {
 	c.driver, c.err = ds.make(key)
 	if s, ok := c.driver.(sweeper); ok && c.err == nil {
 		if err := s.Sweep(ctx); err != nil {
-			c.err = fmt.Errorf("remove what an earlier worker left behind: %w", err)
+			// It may be that nothing can be done with this backend at all, which the
+			// self-test explains better.
+			if _, c.err = c.driver.Check(ctx); c.err == nil {
+				c.err = fmt.Errorf("remove what an earlier worker left behind: %w", err)
+			}
 		}
 	}
 	if c.err == nil {
@@ -142,14 +147,12 @@ func (ds *drivers) choose(ctx context.Context, s *Settings) (*Choice, error) {
 	want := s.requirements()
 	var mismatch Mismatch
 	for _, name := range append([]string{s.Sandbox.Backend}, s.Sandbox.Fallback...) {
-		key := driverKey{backend: name}
-		if name == s.Sandbox.Backend {
-			key.engine, key.runtime, key.allowOld = s.Sandbox.Engine, s.Sandbox.Runtime, s.Sandbox.AllowOldEngine
+		b, err := ds.named(name)
+		if err != nil {
+			return nil, err
 		}
-		if b, err := ds.named(name); err == nil && b.Images {
-			key.image = s.Sandbox.Image
-		}
-		c := ds.driver(ctx, key)
+		o := s.Sandbox.Options(b)
+		c := ds.driver(ctx, driverKey{backend: name, engine: o.Engine, runtime: o.Runtime, image: o.Image, allowOld: o.AllowOld})
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
@@ -166,7 +169,12 @@ func (ds *drivers) choose(ctx context.Context, s *Settings) (*Choice, error) {
 			continue
 		}
 		if missing := c.report.Missing(want); len(missing) > 0 {
-			mismatch.Reasons = append(mismatch.Reasons, fmt.Sprintf("%s lacks %s", name, strings.Join(missing, ", ")))
+			reason := fmt.Sprintf("%s lacks %s", name, strings.Join(missing, ", "))
+			if _, err := cdi.Resolve(s.Sandbox.Devices); err != nil && !c.report.GPU {
+				// It is for the devices that a GPU is wanted, and nobody knows these.
+				reason += fmt.Sprintf(", for sandbox.devices: %v", err)
+			}
+			mismatch.Reasons = append(mismatch.Reasons, reason)
 			continue
 		}
 		return &Choice{Driver: c.driver, Report: c.report, PassedBy: mismatch.Reasons}, nil
@@ -175,6 +183,19 @@ func (ds *drivers) choose(ctx context.Context, s *Settings) (*Choice, error) {
 		mismatch.Remedy = []string{"use another backend, or require less (sandbox.require)"}
 	}
 	return nil, &mismatch
+}
+
+// Options are what the settings say to a backend: of engines and runtimes only to the
+// one that they name first. State and Logger are left to the caller.
+func (s *Sandbox) Options(b Backend) BackendOptions {
+	var o BackendOptions
+	if b.Name == s.Backend {
+		o.Engine, o.Runtime, o.AllowOld = s.Engine, s.Runtime, s.AllowOldEngine
+	}
+	if b.Images {
+		o.Image = s.Image
+	}
+	return o
 }
 
 // requirements are what the settings ask of a backend, said and implied.

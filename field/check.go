@@ -1,15 +1,18 @@
 package field
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/bailey-platform/bailey/audit"
 	"github.com/bailey-platform/bailey/audit/sink"
 	"github.com/bailey-platform/bailey/egress"
 	"github.com/bailey-platform/bailey/sandbox"
@@ -35,7 +38,10 @@ func (f *Field) Check(ctx context.Context) ([]Finding, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the executable for boxes: %w", err)
 	}
-	all := []Finding{{Finding: checkSinks(cfg)}}
+	all := []Finding{{Finding: checkAudit(cfg)}}
+	for _, found := range checkSinks(ctx, cfg) {
+		all = append(all, Finding{Finding: found})
+	}
 	// A directory of its own, as Check sweeps what an earlier worker of it left.
 	drivers := &drivers{backends: f.opts.Backends, dir: dir, log: f.opts.Logger, made: make(map[driverKey]*checked)}
 	for i := range cfg.Environments {
@@ -65,7 +71,11 @@ func (f *Field) checkEnvironment(ctx context.Context, cfg *Config, e *Environmen
 	c.Agent = agent
 	if choice != nil {
 		c.Driver = choice.Driver
-		found = append(found, checkImage(ctx, choice.Driver, e.Sandbox.Image))
+		image := checkImage(ctx, choice.Driver, e.Sandbox.Image)
+		found = append(found, image)
+		if image.OK {
+			found = append(found, checkFolder(ctx, choice.Driver, e, cmp.Or(c.WorkDir, filepath.Join(c.DataDir, "work"))))
+		}
 	}
 	rest, err := worker.Check(ctx, c)
 	return append(found, rest...), err
@@ -107,6 +117,41 @@ func checkImage(ctx context.Context, d sandbox.Driver, image string) worker.Find
 	return worker.Finding{Name: "image", OK: true, Detail: fmt.Sprintf("%s is ready after %s", image, time.Since(began).Round(time.Millisecond))}
 }
 
+// checkFolder starts a box where those of sessions will be: a driver's own test box has
+// its work folder elsewhere, where the way may be open that is closed here.
+func checkFolder(ctx context.Context, d sandbox.Driver, e *Environment, parent string) worker.Finding {
+	found := worker.Finding{Name: "work folder", Remedy: "let boxes reach it, or put work folders elsewhere (work-dir)"}
+	err := func() error {
+		if err := os.MkdirAll(parent, 0o700); err != nil {
+			return err
+		}
+		dir, err := os.MkdirTemp(parent, "check-")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(dir)
+		box, err := d.Start(ctx, sandbox.Spec{
+			ID: strings.ToLower(filepath.Base(dir)), WorkDir: dir, Image: e.Sandbox.Image, Devices: e.Sandbox.Devices,
+			Limits:  e.Sandbox.Limits.box(),
+			Command: []string{"/bin/bash", "--norc", "--noprofile", "-c", "exit 0"},
+		})
+		if err != nil {
+			return err
+		}
+		defer box.Stop(context.WithoutCancel(ctx))
+		defer context.AfterFunc(ctx, func() { _ = box.Stop(context.WithoutCancel(ctx)) })()
+		if exit := box.Wait(); exit.Cause != sandbox.CauseExited || exit.Code != 0 {
+			return fmt.Errorf("the test box ended so: %+v", exit)
+		}
+		return nil
+	}()
+	if err != nil {
+		found.Detail = err.Error()
+		return found
+	}
+	return worker.Finding{Name: "work folder", OK: true, Detail: "a box starts on one in " + parent}
+}
+
 func (f *Field) checkNetwork(e *Environment) worker.Finding {
 	if e.Network.none() {
 		return worker.Finding{Name: "network", OK: true, Detail: "boxes have none"}
@@ -135,19 +180,48 @@ func (f *Field) checkCredential(ctx context.Context, c Credential) worker.Findin
 	return found
 }
 
-// checkSinks looks at what can be seen of the audit sinks without writing to them.
-func checkSinks(cfg *Config) worker.Finding {
-	found := worker.Finding{Name: "audit", OK: true, Detail: "kept in " + filepath.Join(cfg.Data, "audit.jsonl")}
-	for _, text := range cfg.Audit.Sinks {
-		s, err := sink.Open(text, os.Stdout)
-		if err != nil {
-			return worker.Finding{Name: "audit", Detail: err.Error(), Remedy: "see audit.sinks in docs/worker.yaml"}
-		}
-		found.Detail += ", and at " + s.Name()
-		if s.Required {
-			found.Detail += " (required)"
-		}
-		_ = s.Close()
+// checkAudit verifies the audit record that there is: a worker does not start on one that
+// was tampered with.
+func checkAudit(cfg *Config) worker.Finding {
+	path := filepath.Join(cfg.Data, "audit.jsonl")
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return worker.Finding{Name: "audit", OK: true, Detail: "will be kept in " + path}
 	}
-	return found
+	summary, err := audit.VerifyFile(path)
+	if err == nil && !(summary.Intact && summary.Complete) {
+		err = &audit.Damaged{Path: path, Summary: summary}
+	}
+	if err != nil {
+		return worker.Finding{Name: "audit", Detail: err.Error(), Remedy: "see what happened to it (bailey audit verify " + path + "); then move it away with its companions, and keep them"}
+	}
+	return worker.Finding{Name: "audit", OK: true, Detail: fmt.Sprintf("kept in %s, intact and complete", path)}
+}
+
+// sinkPatience bounds connecting to an audit sink.
+const sinkPatience = 10 * time.Second
+
+// checkSinks looks at the audit sinks without writing to them.
+func checkSinks(ctx context.Context, cfg *Config) []worker.Finding {
+	var all []worker.Finding
+	for _, text := range cfg.Audit.Sinks {
+		found := worker.Finding{Name: "audit sink", Remedy: "see audit.sinks in " + example}
+		s, err := sink.Open(text, os.Stdout)
+		if err == nil {
+			ctx, cancel := context.WithTimeout(ctx, sinkPatience)
+			found.Detail, found.Remedy = s.Name(), "make it so that this user can write there, or change audit.sinks"
+			if s.Required {
+				found.Detail += " (required)"
+			}
+			err = sink.Check(ctx, s)
+			cancel()
+			_ = s.Close()
+		}
+		if err != nil {
+			found.Detail = strings.TrimPrefix(found.Detail+": "+err.Error(), ": ")
+		} else {
+			found.OK, found.Remedy = true, ""
+		}
+		all = append(all, found)
+	}
+	return all
 }

@@ -1,6 +1,7 @@
 package field
 
 import (
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -167,17 +168,23 @@ func TestLoad(t *testing.T) {
 func TestPathsCountFromTheFile(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "worker.yaml")
-	text := "data: d\nwork-dir: /w\nsandbox: {image: ./image.tar}\ncredentials: [{name: A, from: {file: secret}}]\nenvironments:\n- {id: env_1, key-file: key}\n- {id: env_2, key-file: /k, sandbox: {image: debian}}\n"
+	text := "data: d\nwork-dir: /w\naudit: {sinks: ['file:rel.jsonl?required=true', 'syslog:/dev/log', 'file:/abs.jsonl', 'syslog+tls://h:1?ca=ca.pem']}\nsandbox: {image: ./image.tar}\ncredentials: [{name: A, from: {file: secret}}]\nenvironments:\n- {id: env_1, key-file: key}\n- {id: env_2, key-file: /k, sandbox: {image: debian}}\n- {id: env_3, key-file: /k, sandbox: {image: images/there.tar}}\n"
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(filepath.Join(dir, "images", "there.tar"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	c, err := Load(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := filepath.Dir(path)
 	got := []string{c.Data, c.WorkDir, c.Environments[0].KeyFile, c.Environments[1].KeyFile, c.Environments[0].Sandbox.Image, c.Environments[1].Sandbox.Image, c.Environments[0].Credentials[0].From.File}
-	want := []string{dir + "/d", "/w", dir + "/key", "/k", dir + "/image.tar", "debian", dir + "/secret"}
+	got = append(got, c.Environments[2].Sandbox.Image)
+	got = append(got, c.Audit.Sinks...)
+	want := []string{dir + "/d", "/w", dir + "/key", "/k", dir + "/image.tar", "debian", dir + "/secret", dir + "/images/there.tar",
+		"file:" + dir + "/rel.jsonl?required=true", "syslog:/dev/log", "file:/abs.jsonl", "syslog+tls://h:1?ca=" + url.QueryEscape(dir+"/ca.pem")}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}

@@ -29,6 +29,7 @@ type fakeDriver struct {
 	name   string
 	report sandbox.Report
 	err    error
+	shut   error // of a box on a work folder of sessions
 
 	mu       sync.Mutex
 	swept    int
@@ -64,9 +65,18 @@ func (d *fakeDriver) Prepare(_ context.Context, image string) error {
 	return nil
 }
 
-func (d *fakeDriver) Start(context.Context, sandbox.Spec) (sandbox.Box, error) {
+func (d *fakeDriver) Start(_ context.Context, spec sandbox.Spec) (sandbox.Box, error) {
+	if strings.HasPrefix(spec.ID, "check-") {
+		return endedBox{}, d.shut
+	}
 	return nil, errors.New("the fake has no boxes")
 }
+
+// endedBox is a box whose command has ended well.
+type endedBox struct{ sandbox.Box }
+
+func (endedBox) Wait() sandbox.Exit         { return sandbox.Exit{Cause: sandbox.CauseExited} }
+func (endedBox) Stop(context.Context) error { return nil }
 
 // strong and fast are backends as they might be.
 func strong() *fakeDriver {
@@ -453,8 +463,12 @@ func TestCheck(t *testing.T) {
 		{"an image", "sandbox: {image: ./missing.tar}\nenvironments:\n- {id: env_1, key-file: key-1}\n", []string{"env_1 image"}},
 		{"a credential", "network: {mode: limited}\ncredentials: [{name: A, hosts: [a.example], from: {env: NOTHING}}, {name: B, hosts: [a.example], from: {env: TOKEN}}]\nenvironments:\n- {id: env_1, key-file: key-1}\n", []string{"env_1 credential A"}},
 		{"a proxy", "network: {mode: limited, proxy-env: NOTHING}\nenvironments:\n- {id: env_1, key-file: key-1}\n", []string{"env_1 network"}},
-		{"a work directory", "work-dir: /dev/null/x\nenvironments:\n- {id: env_1, key-file: key-1}\n", []string{"env_1 disk"}},
+		{"a work directory", "work-dir: /dev/null/x\nenvironments:\n- {id: env_1, key-file: key-1}\n", []string{"env_1 work folder", "env_1 disk"}},
 		{"room", "disk-reserve: 1000000TiB\nenvironments:\n- {id: env_1, key-file: key-1}\n", []string{"env_1 disk"}},
+		{"a sink in no directory", "audit: {sinks: ['file:nowhere/x.jsonl']}\nenvironments:\n- {id: env_1, key-file: key-1}\n", []string{"audit sink"}},
+		{"a socket that is not there", "audit: {sinks: ['syslog:nowhere.sock']}\nenvironments:\n- {id: env_1, key-file: key-1}\n", []string{"audit sink"}},
+		{"a collector that is not there", "audit: {sinks: ['otlp+http://127.0.0.1:1?required=true']}\nenvironments:\n- {id: env_1, key-file: key-1}\n", []string{"audit sink"}},
+		{"a device", "sandbox: {devices: [example.com/none=all]}\nenvironments:\n- {id: env_1, key-file: key-1}\n", []string{"env_1 box"}},
 		{"one environment of two", "environments:\n- {id: env_1, key-file: key-1}\n- {id: env_2, key-file: key-1}\n", []string{"env_2 key"}},
 	}
 	for _, tt := range tests {

@@ -3,6 +3,8 @@ package field
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -33,7 +35,9 @@ func Load(path string) (*Config, error) {
 	if err != nil {
 		return nil, &Invalid{Path: path, Problems: []string{err.Error()}}
 	}
-	c.resolve(dir)
+	if err := c.resolve(dir); err != nil {
+		return nil, &Invalid{Path: path, Problems: []string{err.Error()}}
+	}
 	return c, nil
 }
 
@@ -81,8 +85,25 @@ func (s Settings) clone() Settings {
 	return s
 }
 
+// ImagePath makes an image that is on this host an absolute path, counted from dir: what
+// begins with a dot, and what is there by that name. Anything else is the name of an image
+// that a daemon has, or a mistake, and stays as it is.
+func ImagePath(image, dir string) (string, error) {
+	if image == "" || filepath.IsAbs(image) {
+		return image, nil
+	}
+	path, err := filepath.Abs(filepath.Join(dir, image))
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Lstat(path); err != nil && !strings.HasPrefix(image, "./") && !strings.HasPrefix(image, "../") {
+		return image, nil
+	}
+	return path, nil
+}
+
 // resolve makes the paths of a file absolute.
-func (c *Config) resolve(dir string) {
+func (c *Config) resolve(dir string) error {
 	abs := func(path *string) {
 		if *path != "" && !filepath.IsAbs(*path) {
 			*path = filepath.Join(dir, *path)
@@ -96,14 +117,35 @@ func (c *Config) resolve(dir string) {
 		settings = append(settings, &c.Environments[i].Settings)
 	}
 	for _, s := range settings {
-		// Anything else may be the name of an image that a daemon has.
-		if strings.HasPrefix(s.Sandbox.Image, "./") || strings.HasPrefix(s.Sandbox.Image, "../") {
-			abs(&s.Sandbox.Image)
+		var err error
+		if s.Sandbox.Image, err = ImagePath(s.Sandbox.Image, dir); err != nil {
+			return err
 		}
 		for i := range s.Credentials {
 			abs(&s.Credentials[i].From.File)
 		}
 	}
+	for i := range c.Audit.Sinks {
+		c.Audit.Sinks[i] = resolveSink(c.Audit.Sinks[i], abs)
+	}
+	return nil
+}
+
+// resolveSink makes the paths of an audit sink absolute, in the grammar of sink.Open.
+// What cannot be read is left for [Config.Validate] to find.
+func resolveSink(text string, abs func(*string)) string {
+	u, err := url.Parse(text)
+	if err != nil {
+		return text
+	}
+	abs(&u.Opaque) // of file:PATH and syslog:PATH; what begins with a slash is none
+	if q := u.Query(); q.Has("ca") {
+		ca := q.Get("ca")
+		abs(&ca)
+		q.Set("ca", ca)
+		u.RawQuery = q.Encode()
+	}
+	return u.String()
 }
 
 // Fingerprint names a configuration: two that are the same have the same. It holds no

@@ -157,6 +157,9 @@ func (s *Settings) validate(backends []string) error {
 	return errors.Join(s.Sandbox.validate(backends), s.counts(), s.Network.validate(), s.credentials())
 }
 
+// limitNames are the limits that a backend's report speaks of; see sandbox.Report.
+var limitNames = []string{"memory", "cpu", "processes", "disk", "work_folder", "lifetime", "network"}
+
 func (s *Sandbox) validate(backends []string) error {
 	var errs []error
 	for _, name := range append([]string{s.Backend}, s.Fallback...) {
@@ -169,6 +172,11 @@ func (s *Sandbox) validate(backends []string) error {
 	default:
 		errs = append(errs, fmt.Errorf("sandbox.require.isolation: %q is not one of %q, %q, %q, %q", i,
 			sandbox.OwnKernel, sandbox.SharedKernel, sandbox.Restricted, sandbox.NoIsolation))
+	}
+	for _, limit := range s.Require.Limits {
+		if !slices.Contains(limitNames, limit) {
+			errs = append(errs, fmt.Errorf("sandbox.require.limits: %q is not one of %s", limit, strings.Join(limitNames, ", ")))
+		}
 	}
 	if s.Engine != "" && !filepath.IsAbs(s.Engine) {
 		errs = append(errs, fmt.Errorf("sandbox.engine: %q is no absolute path", s.Engine))
@@ -218,6 +226,9 @@ func (n *Network) validate() error {
 			return fmt.Errorf("network: it has rules, and its mode is none; write mode: %s", egress.Limited)
 		}
 		return nil
+	}
+	if n.Mode != egress.Limited && n.Mode != egress.Unrestricted {
+		return fmt.Errorf("network.mode: %q is not one of %s, %s, %s", n.Mode, networkNone, egress.Limited, egress.Unrestricted)
 	}
 	return n.Policy.Validate()
 }

@@ -357,6 +357,10 @@ type Unavailable struct {
 	Backend string
 	Cause   string   // what was tried and what happened
 	Remedy  []string // what to do about it, a command or a sentence each
+
+	// NoImage says that all it lacks is an image: it has no other root for boxes, and
+	// none was named.
+	NoImage bool
 }
 
 func (e *Unavailable) Error() string {

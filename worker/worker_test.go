@@ -600,6 +600,7 @@ func TestCheck(t *testing.T) {
 	}{
 		{"all well", func(*field, *Config) {}, nil},
 		{"key refused", func(f *field, c *Config) { c.Key = StaticKey("other") }, []string{"key"}},
+		{"no key", func(f *field, c *Config) { c.Key = KeyFile(filepath.Join(f.dir, "nothing")) }, []string{"key"}},
 		{"no plane", func(f *field, c *Config) {
 			f.plane.fault = func(*http.Request) (*fakeReply, error) { return nil, errors.New("connection refused") }
 		}, []string{"key"}},
@@ -623,6 +624,11 @@ func TestCheck(t *testing.T) {
 				}
 				if diff := cmp.Diff(tt.bad, names(got, false)); diff != "" {
 					t.Errorf("%s%+v", diff, got)
+				}
+				for _, one := range got {
+					if tt.name == "no key" && strings.Contains(one.Remedy, "base URL") {
+						t.Errorf("the wrong remedy: %+v", one)
+					}
 				}
 			})
 		})

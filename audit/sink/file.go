@@ -6,8 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/bailey-platform/bailey/audit"
 )
@@ -44,6 +48,28 @@ func (s *file) Last() (uint64, string, error) {
 	}
 	s.f = f
 	return s.seq, s.hash, nil
+}
+
+func (s *file) check(context.Context) error {
+	err := unix.Access(s.path, unix.R_OK|unix.W_OK)
+	if errors.Is(err, fs.ErrNotExist) {
+		dir := filepath.Dir(s.path)
+		if err := unix.Access(dir, unix.W_OK|unix.X_OK); err != nil {
+			return &os.PathError{Op: "make a file in", Path: dir, Err: err}
+		}
+		return nil
+	} else if err != nil {
+		return &os.PathError{Op: "write", Path: s.path, Err: err}
+	}
+	f, err := os.Open(s.path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := new(file).findEnd(f); err != nil {
+		return fmt.Errorf("%s is not a copy of an audit log: %w", s.path, err)
+	}
+	return nil
 }
 
 func (s *file) findEnd(f *os.File) error {

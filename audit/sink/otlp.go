@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"net"
 	"net/http"
 	"net/url"
 
@@ -19,6 +20,7 @@ import (
 // An otlp sends OTLP log records and knows from the answer that they were taken.
 type otlp struct {
 	name     string
+	address  string // host:port
 	exporter *otlploghttp.Exporter
 	provider *sdklog.LoggerProvider
 	logger   log.Logger
@@ -50,7 +52,13 @@ func newOTLP(name string, u *url.URL, conf *tls.Config) (*otlp, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &otlp{name: name, exporter: exporter, batch: new(batch), client: client}
+	port := u.Port()
+	if port == "" {
+		if port = "80"; conf != nil {
+			port = "443"
+		}
+	}
+	s := &otlp{name: name, address: net.JoinHostPort(u.Hostname(), port), exporter: exporter, batch: new(batch), client: client}
 	s.provider = sdklog.NewLoggerProvider(
 		sdklog.WithProcessor(s.batch),
 		sdklog.WithResource(resource.NewSchemaless(attribute.String("service.name", "bailey"))),
@@ -61,6 +69,16 @@ func newOTLP(name string, u *url.URL, conf *tls.Config) (*otlp, error) {
 }
 
 func (s *otlp) Name() string { return s.name }
+
+// check connects: what a collector makes of a record shows when it gets one.
+func (s *otlp) check(ctx context.Context) error {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "tcp", s.address)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
 
 func (s *otlp) Write(ctx context.Context, lines []audit.Line) error {
 	s.batch.records = nil

@@ -6,6 +6,7 @@
 package sink
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -113,6 +114,16 @@ func Open(text string, stdout io.Writer) (audit.SinkOptions, error) {
 		return none, fmt.Errorf("audit sink %q is not one of:\n%s", name(text), Forms)
 	}
 	return audit.SinkOptions{Sink: s, Required: required}, nil
+}
+
+// Check says why the next write to a sink would fail, as far as that can be known without
+// writing: that its file could not be made, or that nobody listens there. A sink that a log
+// has open already is as good as any other.
+func Check(ctx context.Context, s audit.SinkOptions) error {
+	if c, ok := s.Sink.(interface{ check(context.Context) error }); ok {
+		return c.check(ctx)
+	}
+	return nil
 }
 
 // OpenAll opens the sinks of a list, one after the other with commas between

@@ -101,6 +101,8 @@ func printable(text string, limit int) string {
 	return text[:min(len(text), limit)]
 }
 
+func (s *syslog) check(ctx context.Context) error { return s.connect(ctx) }
+
 func (s *syslog) connect(ctx context.Context) error {
 	if s.conn != nil {
 		select {

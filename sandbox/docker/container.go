@@ -24,6 +24,7 @@ import (
 const (
 	driverLabel = "io.bailey.driver"
 	boxLabel    = "io.bailey.box"
+	rootLabel   = "io.bailey.root" // Options.Root, whose lock its user holds; package leaks reads it
 )
 
 const (
@@ -90,7 +91,7 @@ func (d *Driver) describe(found *daemon, spec sandbox.Spec, i image) (client.Con
 			Cmd:          command[1:],
 			Env:          spec.EnvIn(i.env),
 			WorkingDir:   sandbox.WorkPath,
-			Labels:       map[string]string{driverLabel: found.tag, boxLabel: spec.ID},
+			Labels:       map[string]string{driverLabel: found.tag, boxLabel: spec.ID, rootLabel: found.dir},
 			Healthcheck:  &container.HealthConfig{Test: []string{"NONE"}},
 			AttachStdin:  true,
 			AttachStdout: true,

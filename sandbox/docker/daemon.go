@@ -137,6 +137,8 @@ func (d *Driver) unreachable(err error) error {
 		u.Remedy = []string{fmt.Sprintf("look why, or restart it (systemctl restart %s)", d.Name())}
 	case errors.Is(err, os.ErrPermission) || strings.Contains(err.Error(), "permission denied"):
 		u.Remedy = []string{"run as root", fmt.Sprintf("give this user access to %s", path)}
+	case d.options.Host != "":
+		u.Remedy = []string{fmt.Sprintf("start the daemon that listens at %s, or name another socket (sandbox.engine)", path)}
 	case d.options.Kind == Podman && d.root:
 		u.Remedy = []string{"systemctl enable --now podman.socket"}
 	case d.options.Kind == Podman:

@@ -48,9 +48,10 @@ func (d *Driver) image(ctx context.Context, found *daemon, name string) (image, 
 	if name == "" {
 		return image{}, &sandbox.Unavailable{
 			Backend: d.Name(),
-			Cause:   "no image is named, and a daemon has nothing that is the host's own programs",
+			Cause:   "no image is named (sandbox.image, --image), and a daemon has nothing that is the host's own programs",
 			Remedy: []string{"name an image that the daemon has, such as debian:12",
 				"name a directory, a tar archive or an OCI layout, which is imported once"},
+			NoImage: true,
 		}
 	}
 	from := imported{ref: name}
@@ -58,13 +59,9 @@ func (d *Driver) image(ctx context.Context, found *daemon, name string) (image, 
 		// One at a time, and each once.
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		var ok bool
-		if from, ok = d.images[name]; !ok {
-			var err error
-			if from, err = found.importImage(ctx, name); err != nil {
-				return image{}, err
-			}
-			d.images[name] = from
+		var err error
+		if from, err = d.importOnce(ctx, found, name); err != nil {
+			return image{}, err
 		}
 	}
 	got, err := found.client.ImageInspect(ctx, from.ref)
@@ -80,6 +77,46 @@ func (d *Driver) image(ctx context.Context, found *daemon, name string) (image, 
 		i.volumes = slices.Sorted(maps.Keys(got.Config.Volumes))
 	}
 	return i, nil
+}
+
+// importOnce returns what is at a path of the host as the daemon has it, and imports it if
+// the daemon does not have it, or not any more. It is called with mu held.
+func (d *Driver) importOnce(ctx context.Context, found *daemon, path string) (imported, error) {
+	if from, ok := d.images[path]; ok {
+		if _, err := found.client.ImageInspect(ctx, from.ref); !errdefs.IsNotFound(err) {
+			return from, err
+		}
+	}
+	from, err := found.importImage(ctx, path)
+	if err != nil {
+		return imported{}, err
+	}
+	d.images[path] = from
+	d.dropImages(ctx, found)
+	return from, nil
+}
+
+// dropImages removes what this driver, or an earlier one with its Root, imported and has
+// no use for any more. What a container still needs the daemon keeps, and what another
+// driver needs that one imports again.
+func (d *Driver) dropImages(ctx context.Context, found *daemon) {
+	list, err := found.client.ImageList(ctx, client.ImageListOptions{Filters: make(client.Filters).Add("label", driverLabel+"="+found.tag)})
+	if err != nil {
+		d.log.Warn("images of earlier workers cannot be listed", "error", err)
+		return
+	}
+	var used []string
+	for _, from := range d.images {
+		used = append(used, from.ref)
+	}
+	for _, i := range list.Items {
+		if slices.ContainsFunc(i.RepoTags, func(ref string) bool { return slices.Contains(used, ref) }) {
+			continue
+		}
+		if _, err := found.client.ImageRemove(ctx, i.ID, client.ImageRemoveOptions{}); err != nil && !errdefs.IsNotFound(err) {
+			d.log.Warn("an image of an earlier worker is not removed", "image", i.ID, "error", err)
+		}
+	}
 }
 
 // importImage has the daemon import what is at a path of the host, unless it has. What is
@@ -101,7 +138,9 @@ func (found *daemon) importImage(ctx context.Context, path string) (_ imported, 
 	r, w := io.Pipe()
 	go func() { w.CloseWithError(files.archive(ctx, w)) }()
 	defer r.Close()
-	progress, err := found.client.ImageImport(ctx, client.ImageImportSource{Source: r, SourceName: "-"}, made.ref, client.ImageImportOptions{})
+	progress, err := found.client.ImageImport(ctx, client.ImageImportSource{Source: r, SourceName: "-"}, made.ref, client.ImageImportOptions{
+		Changes: []string{fmt.Sprintf("LABEL %s=%s", driverLabel, found.tag)},
+	})
 	if err != nil {
 		return imported{}, fmt.Errorf("import image %q: %w", path, err)
 	}
@@ -166,14 +205,19 @@ func merge(ctx context.Context, layers []string) (files, error) {
 	return all, nil
 }
 
-// fingerprint tells images apart, by all that can be known without reading them.
+// fingerprint tells images apart, by all that can be known without reading their files. It
+// is the same wherever an archive has been unpacked to, so that each is imported once.
 func (all files) fingerprint() string {
 	sum := sha256.New()
 	for _, f := range all {
 		stat := f.info.Sys().(*syscall.Stat_t)
 		fmt.Fprintf(sum, "%q %s %d %d", f.name, f.info.Mode(), stat.Uid, stat.Gid)
 		if !f.info.IsDir() {
-			fmt.Fprintf(sum, " %d %d %d", stat.Size, f.info.ModTime().UnixNano(), stat.Ino)
+			fmt.Fprintf(sum, " %d %d", stat.Size, f.info.ModTime().UnixNano())
+		}
+		if f.info.Mode()&fs.ModeSymlink != 0 {
+			target, _ := os.Readlink(f.path) // one that cannot be read fails when it is archived
+			fmt.Fprintf(sum, " %q", target)
 		}
 		fmt.Fprintln(sum)
 	}

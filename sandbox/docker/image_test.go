@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -67,6 +68,14 @@ func TestArchive(t *testing.T) {
 	}
 
 	first := merged.fingerprint()
+	// What an archive was unpacked to once more is the same image.
+	again := t.TempDir()
+	if err := exec.CommandContext(t.Context(), "cp", "-a", lower+"/.", again).Run(); err != nil {
+		t.Fatal(err)
+	}
+	if copied, err := merge(t.Context(), []string{upper, again}); err != nil || copied.fingerprint() != first {
+		t.Errorf("a copy has another fingerprint (%v)", err)
+	}
 	if err := os.WriteFile(lower+"/bin/tool", []byte("another tool"), 0o750); err != nil {
 		t.Fatal(err)
 	}

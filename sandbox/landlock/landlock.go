@@ -136,7 +136,8 @@ func (d *Driver) Check(ctx context.Context) (sandbox.Report, error) {
 		},
 		Notes: []string{
 			"WEAK: a box is a process of this host with fewer rights. It sees the names and arguments of the host's " +
-				"processes and what every user may read of the host's programs and settings, and shares its kernel.",
+				"processes and what every user may read of the host's programs and settings, the list of shared memory " +
+				"segments among it, and shares its kernel.",
 			"Boxes have no network and no sockets. No limit on memory, CPU, processes or disk is held.",
 			"Boxes cannot change the mode, owner, times or attributes of a file by its path (chmod, touch -d, tar): " +
 				"Landlock could not keep them to their own.",
@@ -254,23 +255,29 @@ func (d *Driver) restrict(cmd *exec.Cmd, spec sandbox.Spec, paths map[string]str
 // reasonMax bounds what a process says of why it cannot be restricted, in bytes.
 const reasonMax = 4 << 10
 
-// reachable refuses a path on the way to which a directory is closed to the box's user:
-// there are no mounts by which it would appear elsewhere.
+// reachable refuses a path on the way to which directories are closed to the box's user,
+// and names them all: there are no mounts by which it would appear elsewhere.
 func (d *Driver) reachable(path string) error {
 	if !d.root {
 		return nil
 	}
+	var closed []string
 	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
 		info, err := os.Stat(dir)
 		if err != nil {
 			return err
 		}
 		if info.Mode().Perm()&0o001 == 0 {
-			return fmt.Errorf("user %d, which boxes run as, cannot reach %s: let it through %s (chmod o+x), or run the worker as an ordinary user",
-				sandbox.User, path, dir)
+			closed = append(closed, dir)
 		}
 		if dir == "/" {
-			return nil
+			break
 		}
 	}
+	if len(closed) == 0 {
+		return nil
+	}
+	slices.Reverse(closed)
+	return fmt.Errorf("user %d, which boxes run as, cannot reach %s: let it through with chmod o+x %s, or run the worker as an ordinary user",
+		sandbox.User, path, strings.Join(closed, " "))
 }

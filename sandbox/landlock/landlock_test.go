@@ -152,6 +152,17 @@ func TestUnreachableWorkFolderIsNamed(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "chmod o+x") {
 		t.Error(err)
 	}
+
+	// All of the way at once: a worker's directories are its own, one within another.
+	outer := t.TempDir()
+	inner := filepath.Join(outer, "worker", "env_1", "work")
+	if err := os.MkdirAll(filepath.Join(inner, "sesn_1"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	_, err = open().Start(t.Context(), sandbox.Spec{ID: "unreachable-2", Command: []string{"/bin/true"}, WorkDir: filepath.Join(inner, "sesn_1")})
+	if want := strings.Join([]string{outer + "/worker", outer + "/worker/env_1", inner}, " "); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("error %v, want all of %s", err, want)
+	}
 }
 
 // What cannot be had is refused rather than left out.

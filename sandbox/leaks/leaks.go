@@ -1,6 +1,6 @@
 // Package leaks looks for what boxes have left behind on a host: processes without a
-// worker, control groups without processes, mounts, network cards, and directories of
-// boxes that nobody runs. On a host where workers were killed, at whatever moment, it
+// worker, control groups without processes, mounts, network cards, containers, and
+// directories of boxes that nobody runs. On a host where workers were killed, at whatever moment, it
 // must find nothing once the next worker on the same data directory has started.
 //
 // It only looks. It knows the names that backends give to things, and none of the
@@ -25,7 +25,7 @@ import (
 
 // A Leak is one thing that is left of a box.
 type Leak struct {
-	Kind   string `json:"kind"` // "process", "control group", "mount", "network card", "directory"
+	Kind   string `json:"kind"` // "process", "control group", "mount", "network card", "container", "directory"
 	Name   string `json:"name"`
 	Remedy string `json:"remedy"` // a command or a sentence
 }
@@ -45,7 +45,7 @@ const groupPrefix = "bailey-"
 func Find(dataDirs ...string) ([]Leak, error) {
 	var found []Leak
 	var errs []error
-	for _, look := range []func() ([]Leak, error){processes, controlGroups, mounts, networkCards} {
+	for _, look := range []func() ([]Leak, error){processes, controlGroups, mounts, networkCards, containers} {
 		leaks, err := look()
 		found = append(found, leaks...)
 		errs = append(errs, err)
@@ -110,14 +110,34 @@ func parentOf(pid int) (parent int, manager bool) {
 	return parent, strings.TrimSpace(string(name)) == "systemd"
 }
 
-// controlGroups finds groups of boxes with no process in them.
+// controlGroups finds groups of boxes with no process in them. A box has one in each
+// hierarchy, and is one leak.
 func controlGroups() ([]Leak, error) {
+	all, err := allGroups()
+	var found []Leak
+	at := make(map[string]int) // of a box's leak in found
+	for _, name := range all {
+		box := filepath.Join(filepath.Base(filepath.Dir(name)), filepath.Base(name))
+		i, ok := at[box]
+		if !ok {
+			at[box] = len(found)
+			found = append(found, Leak{"control group", box, "rmdir " + name})
+			continue
+		}
+		found[i].Remedy += " " + name
+	}
+	slices.SortFunc(found, func(a, b Leak) int { return strings.Compare(a.Name, b.Name) })
+	return found, err
+}
+
+// allGroups returns the groups of boxes with no process in them, of all hierarchies.
+func allGroups() ([]string, error) {
 	file, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
-	var found []Leak
+	var found []string
 	lines := bufio.NewScanner(file)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
@@ -137,7 +157,7 @@ func controlGroups() ([]Leak, error) {
 
 // groupsBelow looks in a hierarchy of control groups. Boxes' groups may be in a group that
 // was handed to their worker, so all of it is looked through.
-func groupsBelow(root string) (found []Leak, err error) {
+func groupsBelow(root string) (found []string, err error) {
 	err = filepath.WalkDir(root, func(name string, entry fs.DirEntry, err error) error {
 		if err != nil || !entry.IsDir() {
 			return nil // groups come and go
@@ -147,7 +167,7 @@ func groupsBelow(root string) (found []Leak, err error) {
 		}
 		procs, err := os.ReadFile(filepath.Join(name, "cgroup.procs"))
 		if err == nil && len(bytes.TrimSpace(procs)) == 0 && empty(name) {
-			found = append(found, Leak{"control group", name, "rmdir " + name})
+			found = append(found, name)
 		}
 		return fs.SkipDir
 	})

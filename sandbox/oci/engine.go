@@ -2,7 +2,9 @@ package oci
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 
 	"github.com/bailey-platform/bailey/sandbox"
 	"github.com/bailey-platform/bailey/sandbox/runtimes"
@@ -20,6 +22,9 @@ type engine struct {
 // only accepted makes it so.
 func identify(ctx context.Context, path string, root, accepted bool) (*engine, error) {
 	runtime, err := runtimes.Identify(ctx, path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		return nil, &sandbox.Unavailable{Backend: Name, Cause: err.Error(), Remedy: []string{"name the path of a runtime that is there, such as crun or runc (sandbox.engine)"}}
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -207,16 +207,38 @@ var filesystemChecks = []check{
 	},
 	{
 		id:    "filesystem/engine-sockets",
-		tried: "find sockets of container engines and of the system",
+		tried: "connect to the sockets of container engines and of the system, and look for a cluster's secrets",
 		probe: func(*prober) outcome {
 			tries := make(map[string]func() error)
 			for _, name := range []string{"/var/run/docker.sock", "/run/docker.sock", "/run/containerd/containerd.sock", "/run/podman/podman.sock",
-				"/run/crio/crio.sock", "/run/systemd/private", "/run/dbus/system_bus_socket", "/var/run/secrets/kubernetes.io"} {
-				tries[name] = func() error { _, err := os.Stat(name); return err }
+				"/run/crio/crio.sock", "/run/systemd/private", "/run/dbus/system_bus_socket"} {
+				tries[name] = func() error { return connect(name) }
 			}
+			const secrets = "/var/run/secrets/kubernetes.io"
+			tries[secrets] = func() error { _, err := os.ReadDir(secrets); return err }
 			return denied(tries)
 		},
 	},
+}
+
+// connect connects to a socket by its path, whatever kind it is of.
+func connect(path string) error {
+	var err error
+	for _, kind := range []int{unix.SOCK_STREAM, unix.SOCK_SEQPACKET, unix.SOCK_DGRAM} {
+		var fd int
+		if fd, err = unix.Socket(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
+			continue
+		}
+		err = unix.Connect(fd, &unix.SockaddrUnix{Name: path})
+		_ = unix.Close(fd)
+		if err == nil || errors.Is(err, unix.EAGAIN) { // somebody listens, and has a queue
+			return nil
+		}
+		if !errors.Is(err, unix.EPROTOTYPE) {
+			break
+		}
+	}
+	return err
 }
 
 func appendTo(name string) error {

@@ -216,8 +216,11 @@ func alive(h *host, out outcome) outcome {
 // unchanged judges that the writable file outside is what it was.
 func unchanged(h *host, out outcome) outcome {
 	data, err := os.ReadFile(h.bait.script)
-	if err != nil || string(data) != h.bait.secret+"\n" {
-		return broken("the file outside was changed (%v); the box: %s", err, out.Saw)
+	if err != nil {
+		return broken("the file outside cannot be read any more (%v); the box: %s", err, out.Saw)
+	}
+	if string(data) != h.bait.secret+"\n" {
+		return broken("the file outside was changed; the box: %s", out.Saw)
 	}
 	return out
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -93,7 +94,7 @@ var processChecks = []check{
 	{
 		id:    "process/privileges",
 		tried: "become root, regain capabilities, and run set-user-id programs",
-		probe: func(*prober) outcome {
+		probe: func(p *prober) outcome {
 			var found []string
 			if unix.Geteuid() == 0 {
 				found = append(found, "it runs as root")
@@ -110,6 +111,11 @@ var processChecks = []check{
 				value = strings.TrimSpace(value)
 				switch name {
 				case "CapEff", "CapPrm", "CapInh", "CapAmb", "CapBnd":
+					if name == "CapBnd" && !p.facts.Isolation.AtLeast(sandbox.SharedKernel) {
+						// Only root could clear it. It bounds what is gained by running a
+						// program, and that nothing is gained is asked below.
+						continue
+					}
 					if strings.Trim(value, "0") != "" {
 						found = append(found, name+" is "+value)
 					}
@@ -160,7 +166,13 @@ var processChecks = []check{
 			queues, _ := filepath.Glob("/dev/mqueue/*")
 			segments, _ := readSome("/proc/sysvipc/shm", 64<<10)
 			if n := bytes.Count(segments, []byte("\n")); n > 1 {
-				return broken("%d shared memory segments are seen", n-1)
+				if p.facts.Isolation.AtLeast(sandbox.SharedKernel) {
+					return broken("%d shared memory segments are seen", n-1)
+				}
+				// The list is the host's. What counts is what is in them.
+				if id, ok := attached(segments); ok {
+					return broken("the host's shared memory segment %s can be read", id)
+				}
 			}
 			if own := len(names) + len(queues); own > 0 {
 				return broken("a new box finds %d things in /dev/shm and /dev/mqueue, such as %q", own, append(names, queues...)[0])
@@ -183,4 +195,24 @@ var processChecks = []check{
 			})
 		},
 	},
+}
+
+// attached tries to attach the segments of shared memory in a list as /proc/sysvipc/shm has
+// it, and returns the first that could be.
+func attached(list []byte) (id string, ok bool) {
+	for line := range strings.Lines(string(list)) {
+		fields := strings.Fields(line)
+		if len(fields) < 2 {
+			continue
+		}
+		n, err := strconv.Atoi(fields[1])
+		if err != nil {
+			continue // the heading
+		}
+		if data, err := unix.SysvShmAttach(n, 0, unix.SHM_RDONLY); err == nil {
+			_ = unix.SysvShmDetach(data)
+			return fields[1], true
+		}
+	}
+	return "", false
 }
