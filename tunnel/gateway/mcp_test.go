@@ -391,7 +391,12 @@ func TestServersOfNPM(t *testing.T) {
 			cmd.Process.Kill()
 			cmd.Wait()
 		})
-		for lines := bufio.NewScanner(out); lines.Scan() && !strings.Contains(lines.Text(), port); {
+		up := false
+		for lines := bufio.NewScanner(out); !up && lines.Scan(); {
+			up = strings.Contains(lines.Text(), "listening on port "+port)
+		}
+		if !up {
+			t.Fatal("the server did not come up")
 		}
 		go io.Copy(io.Discard, out)
 		everything(t, serve(t, "http://127.0.0.1:"+port, nil))
