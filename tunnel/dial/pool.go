@@ -163,9 +163,9 @@ func (c *clientConn) connector() string {
 }
 
 // usable reports whether a connection out of the pool is good for a request: the other
-// end has not closed it, nor said that it will leave.
+// end has not closed it, nor said that it will leave, nor gone without a word.
 func (c *clientConn) usable() bool {
-	return (c.http1 == nil || c.http1.quiet()) && !c.stream.Draining()
+	return (c.http1 == nil || c.http1.quiet()) && !c.stream.Draining() && !c.stream.Stale()
 }
 
 // do makes a request. sent says, of one that failed, whether anything of it may have
