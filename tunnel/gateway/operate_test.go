@@ -604,8 +604,9 @@ func TestCheckNamesTheHopThatFails(t *testing.T) {
 		c.Routes["nowhere"] = &Route{Upstream: "http://nowhere.invalid:80", Settings: loop}
 		c.Routes["guarded"] = &Route{Upstream: s.URL, Settings: loop}
 		c.Routes["plain"] = &Route{Upstream: "https" + strings.TrimPrefix(s.URL, "http"), Settings: Settings{AllowedIPs: loop.AllowedIPs, UpstreamTLS: Trust{SystemCAs: true}}}
-		c.Routes["program"] = &Route{Command: []string{os.Args[0]}, Env: map[string]string{"GATEWAY_TEST_SERVER": "old"}}
-		c.Routes["broken"] = &Route{Command: []string{"/nowhere/program"}}
+		c.Routes["program"] = &Route{Command: []string{os.Args[0]}, Process: ownUser(), Env: map[string]string{"GATEWAY_TEST_SERVER": "old"}}
+		c.Routes["broken"] = &Route{Command: []string{"/nowhere/program"}, Process: ownUser()}
+		c.Routes["astray"] = &Route{Command: []string{os.Args[0]}, Dir: "/nowhere", Process: ownUser()}
 	})
 	got := make(map[string]Finding)
 	for _, f := range Check(t.Context(), cfg, nil, time.Now()) {
@@ -616,7 +617,7 @@ func TestCheckNamesTheHopThatFails(t *testing.T) {
 		detail string
 		remedy string
 	}{
-		"settings":               {true, "8 routes", ""},
+		"settings":               {true, "9 routes", ""},
 		"certificate":            {true, "expires", ""},
 		"route docs: address":    {true, "127.0.0.1", ""},
 		"route docs: server":     {true, "HTTP 200", ""},
@@ -626,7 +627,8 @@ func TestCheckNamesTheHopThatFails(t *testing.T) {
 		"route guarded: server":  {true, "HTTP 421", "host: rewrite"},
 		"route plain: server":    {false, "TLS with", "upstream-tls"},
 		"route program":          {true, `"serverInfo"`, ""},
-		"route broken":           {false, "no such file", "the program is there"},
+		"route broken":           {false, "/nowhere/program: no such file", "the program is there"},
+		"route astray":           {false, "dir, where the program is to run: stat /nowhere: no such file", "its directory"},
 	} {
 		f := got[name]
 		if f.OK != want.ok || !strings.Contains(f.Detail, want.detail) || !strings.Contains(f.Remedy, want.remedy) || !f.OK && f.Remedy == "" {
