@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -80,7 +82,7 @@ in the workers' data directories, files.`,
 				return err
 			}
 		}
-		findings := append([]finding{checkHost()}, backendFindings(boxes)...)
+		findings := append(append([]finding{checkHost()}, checkUDPBuffers("/proc/sys/net/core/rmem_max")...), backendFindings(boxes)...)
 		in := daemon.Inputs{Env: p.Env, File: *file, Flags: map[string]string{}}
 		if *data != "" {
 			in.Flags["data"] = *data
@@ -92,7 +94,7 @@ in the workers' data directories, files.`,
 		if err != nil {
 			findings = append(findings, finding{"settings", findingFailed, err.Error(), "`bailey config example` explains every setting"})
 		} else {
-			findings = append(findings, checkData(cfg), checkModel(ctx, cfg))
+			findings = append(findings, checkData(cfg), checkVaultKey(ctx, cfg), checkModel(ctx, cfg))
 		}
 		findings = append(findings, c.checkServer(ctx)...)
 		if gw := new(gatewayFlags); gw.path() != "" {
@@ -209,6 +211,40 @@ func checkData(cfg *daemon.Config) finding {
 		}
 	}
 	return f
+}
+
+// checkVaultKey sees whether secrets can be sealed and opened.
+func checkVaultKey(ctx context.Context, cfg *daemon.Config) finding {
+	f := finding{Name: "vault key"}
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	switch id, err := cfg.CheckVaultKey(ctx); {
+	case errors.Is(err, fs.ErrNotExist):
+		f.Status, f.Detail = findingNote, err.Error()+": a first start makes it"
+		f.Remedy = "if the database has secrets already, put the key back: without it they cannot be opened"
+	case err != nil:
+		f.Status, f.Detail, f.Remedy = findingFailed, err.Error(), "see vault-key in docs/vaults.md: tunnels and credentials need it"
+	default:
+		f.Status, f.Detail = findingOK, "seals and opens with "+id
+	}
+	return f
+}
+
+// udpBuffer is how large a buffer QUIC asks for, in bytes; below it the system may drop
+// what comes in bursts.
+const udpBuffer = 7 << 20
+
+// checkUDPBuffers says so where edges and gateways of this host get less.
+func checkUDPBuffers(limit string) []finding {
+	text, err := os.ReadFile(limit)
+	if err != nil {
+		return nil // another system, or a sandbox
+	}
+	if n, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && n < udpBuffer {
+		return []finding{{"UDP buffers", findingNote, fmt.Sprintf("at most %d KiB: tunnels by QUIC may be slower than they could be", n>>10),
+			fmt.Sprintf("where an edge or a gateway runs: sysctl -w net.core.rmem_max=%d net.core.wmem_max=%d", udpBuffer, udpBuffer)}}
+	}
+	return nil
 }
 
 // probeTimeout bounds one request of the doctor.

@@ -150,9 +150,10 @@ func (p *Program) gatewayToken(c *gateway.Config) (tunnel.Token, error) {
 	return token, err
 }
 
-// gatewayEdges are the edges as a connector takes them.
+// gatewayEdges are the edges as a connector takes them: those of the settings, and those
+// that edges have named since.
 func gatewayEdges(c *gateway.Config) ([]tunnel.EdgeAddr, error) {
-	var all []tunnel.EdgeAddr
+	configured := make([]api.EdgeAddress, 0, len(c.Tunnel.Edges))
 	for _, e := range c.Tunnel.Edges {
 		a := api.EdgeAddress{EdgeID: api.EdgeID(e.ID), Addresses: e.Addresses, ServerName: e.ServerName}
 		if e.CA != "" {
@@ -162,6 +163,14 @@ func gatewayEdges(c *gateway.Config) ([]tunnel.EdgeAddr, error) {
 			}
 			a.CAs = string(text)
 		}
+		configured = append(configured, a)
+	}
+	learned, err := readLearned(c)
+	if err != nil {
+		return nil, err
+	}
+	var all []tunnel.EdgeAddr
+	for _, a := range withLearned(configured, learned) {
 		addrs, err := tunnel.EdgeAddrs(a)
 		if err != nil {
 			return nil, err
@@ -210,7 +219,7 @@ func (p *Program) runGateway(ctx context.Context, flags *gatewayFlags) (err erro
 	}
 	links, err := connect.New(connect.Config{
 		Edges: edges, Token: func() (tunnel.Token, error) { return p.gatewayToken(cfg) }, ID: g.Replica(), Version: telemetry.ReadBuild().Version,
-		Protocol: gatewayProtocol(cfg), Links: cfg.Tunnel.Links, Grace: time.Duration(cfg.Drain) + 5*time.Second, Log: log,
+		Learned: keepLearned(cfg, log), Protocol: gatewayProtocol(cfg), Links: cfg.Tunnel.Links, Grace: time.Duration(cfg.Drain) + 5*time.Second, Log: log,
 	})
 	if err != nil {
 		return err

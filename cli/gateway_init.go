@@ -115,7 +115,11 @@ func (p *Program) initGateway(ctx context.Context, cl *client.Client, server str
 		return err
 	}
 	say("wrote the token: %s", at(tokenFile))
-	edges, err := initEdges(ctx, cl, t.ID, in.dir)
+	found, err := awaitEdges(ctx, cl, t.ID, say)
+	if err != nil {
+		return err
+	}
+	edges, err := writeEdges(found, in.dir)
 	if err != nil {
 		return err
 	}
@@ -137,7 +141,8 @@ func (p *Program) initGateway(ctx context.Context, cl *client.Client, server str
 		say("made a certificate: %s and %s", cfg.TLS.Cert, cfg.TLS.Key)
 	}
 	if len(edges) == 0 {
-		say("The tunnel has no edge yet: start one (`bailey edge`, or the server's own) and repeat this.")
+		say("The server has no edge, so that this gateway has nowhere to go: give it one (tunnel-listen of `bailey serve`, or `bailey edge`), and repeat this.")
+		return nil
 	}
 	say("Run it: bailey gateway --config %s", at(gatewayFile))
 	return nil
@@ -200,12 +205,34 @@ func registerAuthority(ctx context.Context, cl *client.Client, id api.TunnelID, 
 	return err == nil, err
 }
 
-// initEdges fetches the edges, and writes who has signed their certificates.
-func initEdges(ctx context.Context, cl *client.Client, id api.TunnelID, dir string) ([]gateway.Edge, error) {
-	found, err := cl.TunnelEdges(ctx, id)
-	if err != nil {
-		return nil, err
+// A server that has just been started knows its edge a moment later.
+const (
+	edgesWait  = 5 * time.Second
+	edgesAgain = 250 * time.Millisecond
+)
+
+// awaitEdges fetches the edges, and waits a little if there is none.
+func awaitEdges(ctx context.Context, cl *client.Client, id api.TunnelID, say func(string, ...any)) ([]api.EdgeAddress, error) {
+	for until := time.Now().Add(edgesWait); ; {
+		found, err := cl.TunnelEdges(ctx, id)
+		if err != nil || len(found) > 0 || time.Now().After(until) {
+			return found, err
+		}
+		if say != nil {
+			say("the server has no edge yet; waiting for one")
+			say = nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(edgesAgain):
+		}
 	}
+}
+
+// writeEdges writes who has signed the certificates of edges, and returns them as the
+// settings have them.
+func writeEdges(found []api.EdgeAddress, dir string) ([]gateway.Edge, error) {
 	var edges []gateway.Edge
 	files := make(map[string]string) // by what is in them
 	for _, e := range found {

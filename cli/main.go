@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"slices"
@@ -14,6 +15,7 @@ import (
 
 	fieldwork "github.com/bailey-platform/bailey/field"
 	"github.com/bailey-platform/bailey/sandbox/verify"
+	"github.com/bailey-platform/bailey/telemetry"
 	"github.com/bailey-platform/bailey/tool/agent"
 )
 
@@ -65,6 +67,14 @@ func Main(p Program) int {
 		err = &interrupted{err}
 	}
 	return p.report(err)
+}
+
+// captureLog has what libraries print by themselves go to log, in a program that has the
+// process to itself.
+func (p *Program) captureLog(log *slog.Logger) {
+	if p.Stderr == os.Stderr {
+		telemetry.CaptureStandard(log)
+	}
 }
 
 // Command groups, in the order of the help.

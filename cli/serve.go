@@ -39,6 +39,7 @@ environment. A flag wins over the environment, the environment over the file.
 		if err != nil {
 			return err
 		}
+		p.captureLog(log)
 		d, err := daemon.New(cmd.Context(), *cfg, log)
 		if err != nil {
 			return err

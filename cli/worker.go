@@ -140,6 +140,7 @@ func (w *workerFlags) logger(p *Program) (*slog.Logger, error) {
 	if err != nil {
 		return nil, usagef("--log-format: %v", err)
 	}
+	p.captureLog(log)
 	return log, nil
 }
 

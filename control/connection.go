@@ -99,6 +99,7 @@ var remedies = map[tunnel.Stage]string{
 	tunnel.StageConnectorLost:    "look at the connection between the gateway and the edge; the gateway connects again by itself",
 	tunnel.StageInnerTLS:         "renew the gateway's certificate (`bailey gateway renew`), or register the CA that signed it; if it is not your gateway's, somebody has the tunnel's token: rotate it",
 	tunnel.StageNoRoute:          "add the route to the gateway's configuration, or correct the host in the agent",
+	tunnel.StageOtherReplica:     "see whether the gateway that has the session runs; give each gateway a name of its own that stays (replica)",
 	tunnel.StageRequestRefused:   "the gateway's configuration does not allow this request",
 	tunnel.StageAddressRefused:   "the server's address is outside the gateway's allowed-ips: correct the route, or allow the address",
 	tunnel.StageUpstreamRefused:  "start the MCP server, or correct the route's address; `bailey gateway check` tries it",

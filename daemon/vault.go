@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"slices"
@@ -38,6 +39,16 @@ func (c *Config) checkVault() error {
 		}
 	}
 	return nil
+}
+
+// CheckVaultKey seals and opens something with the key that secrets are sealed with, and
+// returns its id. The error of a key file that no start has made yet is fs.ErrNotExist.
+func (c *Config) CheckVaultKey(ctx context.Context) (keyID string, err error) {
+	v, err := c.newVault()
+	if err != nil {
+		return "", err
+	}
+	return v.Check(ctx)
 }
 
 func (c *Config) newVault() (*vault.Vault, error) {

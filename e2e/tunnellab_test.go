@@ -264,7 +264,7 @@ func (a answer) String() string {
 	if a.Status != http.StatusOK {
 		return fmt.Sprintf("HTTP %d: %s", a.Status, a.Error)
 	}
-	return fmt.Sprintf("HTTP 200, is_error %t: %s", a.Failed, a.Result)
+	return fmt.Sprintf("HTTP 200, is_error %t: %.500s", a.Failed, a.Result)
 }
 
 // call has the model call a tool of a host of the tunnel.

@@ -55,7 +55,7 @@ func TestTunnelServersOfNPM(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.setUp("everything=http://10.9.0.2:3001", fmt.Sprintf("files=exec:%s %s/%s/server-filesystem/dist/index.js %s", node, dir, modules, docs))
-	l.edit("  files:\n", "  files:\n    dir: "+docs+"\n    tools: {deny: [write_file]}\n")
+	l.edit("  files:\n", "  files:\n    process: {user: root}\n    dir: "+docs+"\n    tools: {deny: [write_file]}\n")
 	l.inside.filter(onlyAnswers, "")
 	l.runGateway(2)
 

@@ -76,6 +76,8 @@ func (t *trace) explain(ctx context.Context, err error) *Error {
 		e.Kind, e.Message = Authentication, fmt.Sprintf("the server refuses the credential, or needs one (HTTP %d)", e.Status)
 	case e.Status >= 500:
 		e.Message = fmt.Sprintf("upstream server error (HTTP %d)", e.Status)
+	case e.Status == http.StatusForbidden:
+		e.Message = "the server answered HTTP 403 Forbidden (if it guards against DNS rebinding, it has to be told of the host of this URL, or a gateway in front of it to send the server's own: host: rewrite)"
 	case e.Status != 0:
 		e.Message = strings.TrimSpace(fmt.Sprintf("the server answered HTTP %d %s", e.Status, http.StatusText(e.Status)))
 	case refusalIn(err) != nil:

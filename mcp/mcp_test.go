@@ -388,7 +388,7 @@ func TestStatusesOfConnecting(t *testing.T) {
 	}{
 		{502, "", Connection, "upstream server error (HTTP 502)"},
 		{404, "", Connection, "HTTP 404"},
-		{403, "", Connection, "HTTP 403"},
+		{403, "", Connection, "host: rewrite"},
 		{403, `Bearer error="insufficient_scope"`, Authentication, "HTTP 403"},
 		{401, "", Authentication, "HTTP 401"},
 		{429, "", Connection, "HTTP 429"},

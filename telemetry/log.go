@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	stdlog "log"
 	"log/slog"
 	"sync"
 	"time"
@@ -45,6 +46,13 @@ func NewLogger(w io.Writer, o LogOptions) (*slog.Logger, error) {
 		return nil, fmt.Errorf("log format %q is not one of auto, text, json", o.Format)
 	}
 	return slog.New(slog.NewJSONHandler(redacting{w, redactJSON}, &slog.HandlerOptions{Level: o.Level, ReplaceAttr: durationText})), nil
+}
+
+// CaptureStandard has what libraries print through the standard library's log package
+// go to log, as warnings. It changes the process: it is for a program that starts.
+func CaptureStandard(log *slog.Logger) {
+	stdlog.SetFlags(0)
+	stdlog.SetOutput(slog.NewLogLogger(log.Handler(), slog.LevelWarn).Writer())
 }
 
 // durationText writes a duration as 1.5s rather than as a number of nanoseconds.

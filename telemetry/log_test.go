@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	stdlog "log"
 	"log/slog"
+	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -29,6 +31,21 @@ func TestTextLog(t *testing.T) {
 		"TIME ERROR refused error=\"key sk-ant-[redacted]\"\n"
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("log (-want +got):\n%s", diff)
+	}
+}
+
+func TestStandardLogIsCaptured(t *testing.T) { // it changes the process, so not parallel
+	defer stdlog.SetOutput(os.Stderr)
+	defer stdlog.SetFlags(stdlog.Flags())
+	var out bytes.Buffer
+	log, err := NewLogger(&out, LogOptions{Format: FormatText})
+	if err != nil {
+		t.Fatal(err)
+	}
+	CaptureStandard(log)
+	stdlog.Printf("a library says %d", 1)
+	if !strings.Contains(out.String(), "WARN  a library says 1") {
+		t.Errorf("the log is %q", out.String())
 	}
 }
 

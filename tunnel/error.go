@@ -24,6 +24,7 @@ const (
 	StageConnectorLost    Stage = "connector_lost"    // the connection broke under the call
 	StageInnerTLS         Stage = "inner_tls"         // the gateway's certificate was refused, or its handshake failed
 	StageNoRoute          Stage = "no_route"          // the gateway has no server of that name
+	StageOtherReplica     Stage = "other_replica"     // another gateway of the tunnel has the session: [ReplicaHeader] says which
 	StageRequestRefused   Stage = "request_refused"   // the gateway's own rules refuse the request
 	StageAddressRefused   Stage = "address_refused"   // the server's address is not an allowed one
 	StageUpstreamRefused  Stage = "upstream_refused"  // the server could not be connected to
@@ -77,7 +78,7 @@ func (e *Error) Timeout() bool { return e.Stage == StageTimeout || e.Stage == St
 // mistake.
 func (e *Error) HTTPStatus() int {
 	switch e.Stage {
-	case StageNotActive, StageEdgeUnreachable, StageDraining, StageOverloaded, StageNoConnector:
+	case StageNotActive, StageEdgeUnreachable, StageDraining, StageOverloaded, StageNoConnector, StageOtherReplica:
 		return http.StatusServiceUnavailable
 	case StageUpstreamTimeout, StageTimeout:
 		return http.StatusGatewayTimeout

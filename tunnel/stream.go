@@ -49,6 +49,7 @@ type Stream struct {
 	mu     sync.Mutex // guards what follows
 	ticker *time.Timer
 	silent time.Duration
+	quiet  int   // ticks in a row before which nothing was heard
 	failed error // why the connection was given up; nil while it was not
 }
 
@@ -281,6 +282,9 @@ func (s *Stream) tick() {
 	heard := s.heard.Swap(false)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.quiet++; heard {
+		s.quiet = 0
+	}
 	switch {
 	case heard || !s.inRead.Load(): // who does not read cannot hear
 		s.silent = 0
@@ -305,6 +309,15 @@ func (s *Stream) Written() int64 { return s.written.Load() }
 // Draining reports whether the edge has said that it or the connector will leave: what
 // is under way may finish, and nothing new should begin on this stream.
 func (s *Stream) Draining() bool { return s.draining.Load() }
+
+// Stale reports whether nothing was heard for two to three [KeepAlive], within which
+// the other side says at least that it is there. It is for who has a stream in reserve,
+// and reads what has come before asking.
+func (s *Stream) Stale() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.quiet >= 2 && !s.heard.Load()
+}
 
 // Opened is who got the stream, as the edge says; nil before something was read.
 func (s *Stream) Opened() *Opened { return s.opened.Load() }

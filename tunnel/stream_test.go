@@ -155,6 +155,37 @@ func TestASilentStreamIsKeptAliveAndADeadOneFails(t *testing.T) {
 	})
 }
 
+// Who keeps a stream in reserve does not read, and still learns that nobody is there.
+func TestAStreamInReserveGoesStaleWhenNothingIsHeard(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, far := pair(t, nil)
+		go io.Copy(io.Discard, far)
+		look := func() {
+			s.SetReadDeadline(time.Now().Add(time.Millisecond))
+			if _, err := s.Read(make([]byte, 1)); !isTimeout(err) {
+				t.Fatalf("the stream ended: %v", err)
+			}
+		}
+		for range 10 {
+			go far.Write(AppendFrame(nil, FramePing, nil))
+			time.Sleep(KeepAlive)
+			if look(); s.Stale() {
+				t.Fatal("it is stale though the other end says that it is there")
+			}
+		}
+		time.Sleep(3 * KeepAlive)
+		if look(); !s.Stale() {
+			t.Error("nothing was heard for a minute, and it is not stale")
+		}
+		go far.Write(AppendFrame(nil, FramePing, nil))
+		synctest.Wait()
+		if look(); s.Stale() {
+			t.Error("it is stale though something has come")
+		}
+	})
+}
+
 func TestAStreamPassesADrainOn(t *testing.T) {
 	t.Parallel()
 	drained := make(chan struct{})

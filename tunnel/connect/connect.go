@@ -33,6 +33,11 @@ type Config struct {
 	// are then used as well.
 	Edges []tunnel.EdgeAddr
 
+	// Learned, if not nil, is told of the edges that an edge names, each time one does, so
+	// that a connector that is started again may know of them. It may be called by several
+	// goroutines at once, and keeps an edge waiting.
+	Learned func([]api.EdgeAddress)
+
 	// Token is asked for at each attachment, so that a rotation needs no restart.
 	Token func() (tunnel.Token, error)
 

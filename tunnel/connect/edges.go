@@ -163,8 +163,16 @@ func (c *Connector) learn(e *edge, a tunnel.Attached) bool {
 // relearn takes in that the edges have changed.
 func (c *Connector) relearn(a tunnel.Attached) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.know(a)
+	c.mu.Unlock()
+	c.tell(a)
+}
+
+// tell passes on which edges there are.
+func (c *Connector) tell(a tunnel.Attached) {
+	if c.cfg.Learned != nil && len(a.Edges) > 0 {
+		c.cfg.Learned(a.Edges)
+	}
 }
 
 // know takes in which edges there are. The caller holds mu.

@@ -72,6 +72,7 @@ func (c *Connector) attach(ctx context.Context, e *edge, to tunnel.EdgeAddr) (*l
 		l.close()
 		return nil, errBetter
 	}
+	c.tell(attached)
 	l.ticket, l.want = attached.Ticket, min(attached.Want, wantMax)
 	l.view.EdgeID, l.view.AttachmentID = attached.EdgeID, attached.AttachmentID
 	l.view.TunnelID, l.view.Domain, l.view.Since = attached.TunnelID, attached.Domain, time.Now()

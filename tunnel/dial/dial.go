@@ -83,7 +83,8 @@ type Route struct {
 // It follows no redirects, changes no headers, adds no compression, and passes on each
 // byte of an answer as it comes. When a request's context ends, the gateway learns of it
 // within a round trip. No request is sent twice: another connection is tried only while
-// not one byte of the request has left.
+// not one byte of the request has left, and, once, where a gateway says that the
+// request's session is another one's and nobody has seen it.
 //
 // Errors are *tunnel.Error for what fails on the way, whether an edge, the gateway or
 // this end says so; the context's error if that has ended.
@@ -169,7 +170,18 @@ func (d *Dialer) roundTrip(req *http.Request) (*http.Response, error) {
 		}
 		res, sent, err := c.do(req, &to)
 		if err == nil {
-			return d.answer(res, c, &to)
+			replica := res.Header.Get(tunnel.ReplicaHeader)
+			res, err := d.answer(res, c, &to)
+			if e := tunnel.AsError(err); e == nil || e.Stage != tunnel.StageOtherReplica || to.replica != "" || replica == "" || try == triesMax {
+				return res, err
+			}
+			// The gateway has refused the request unread, and says who would not.
+			next, unread := again(req)
+			if unread != nil {
+				return nil, err
+			}
+			req, to.replica = next, replica
+			continue
 		}
 		c.discard()
 		if ctx.Err() != nil {
@@ -217,6 +229,7 @@ type target struct {
 	route   Route
 	host    string
 	session string // MCP's, "" if the request has none
+	replica string // the connector that a gateway has sent the request to
 }
 
 // fail is err with where it happened.

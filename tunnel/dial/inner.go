@@ -24,8 +24,12 @@ type want struct {
 	ca     *x509.Certificate // that certified the gateway
 }
 
-// innerMax bounds the making of an inner connection, from the edge on.
-const innerMax = 15 * time.Second
+// innerMax bounds the making of an inner connection, from the edge on, and edgeMax what
+// one edge may take of that while there are others to ask.
+const (
+	innerMax = 15 * time.Second
+	edgeMax  = 5 * time.Second
+)
 
 // innerTLS opens a stream and begins the inner TLS on it, at the first edge where that
 // succeeds. Nothing of a request is sent until the gateway has proved who it is, so
@@ -47,10 +51,24 @@ func (d *Dialer) innerTLS(ctx context.Context, w *want) (*tls.Conn, error) {
 // wanted will do.
 func (d *Dialer) atSomeEdge(ctx context.Context, w *want, only bool) (*tls.Conn, error) {
 	err := error(&tunnel.Error{Stage: tunnel.StageNoConnector, Detail: "no gateway is connected", RetryAfter: 2 * time.Second})
-	for _, e := range d.edgesOf(w.to.route) {
+	edges := d.edgesOf(w.to.route)
+	for i, e := range edges {
+		try, done := ctx, func() {}
+		if i < len(edges)-1 {
+			try, done = context.WithTimeout(ctx, edgeMax)
+		}
 		var conn *tls.Conn
-		if conn, err = d.atEdge(ctx, e, w, only); err == nil {
+		conn, err = d.atEdge(try, e, w, only)
+		late := try.Err() != nil && ctx.Err() == nil
+		done()
+		if err == nil {
 			return conn, nil
+		}
+		if late {
+			// It, or the gateway behind it, is gone without a word.
+			d.log.Debug("no stream at an edge in time", "edge", e.name(), "error", err)
+			err = e.fail(err)
+			continue
 		}
 		te := tunnel.AsError(err)
 		if te == nil || ctx.Err() != nil {

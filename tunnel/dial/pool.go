@@ -51,7 +51,7 @@ type clientConn struct {
 // get is a connection for one request, which do makes and done or discard ends.
 func (d *Dialer) get(ctx context.Context, to *target) (*clientConn, error) {
 	key := poolKey{to.route.TunnelID, to.host}
-	known := d.sessions.connector(to.host, to.session)
+	known := cmp.Or(to.replica, d.sessions.connector(to.host, to.session), tunnel.SessionReplica(to.session))
 	for {
 		d.mu.Lock()
 		if d.closed {
@@ -76,9 +76,9 @@ func (d *Dialer) get(ctx context.Context, to *target) (*clientConn, error) {
 }
 
 // prefer is the connector that a request should go to; "" is any. known is the one
-// that has answered the request's session.
+// that has answered the request's session, or should.
 func (p *pool) prefer(known string, to *target) string {
-	if to.session == "" || len(p.connectors) == 0 {
+	if to.session == "" || len(p.connectors) == 0 || to.replica != "" {
 		return known
 	}
 	if slices.Contains(p.connectors, known) {
@@ -163,9 +163,9 @@ func (c *clientConn) connector() string {
 }
 
 // usable reports whether a connection out of the pool is good for a request: the other
-// end has not closed it, nor said that it will leave.
+// end has not closed it, nor said that it will leave, nor gone without a word.
 func (c *clientConn) usable() bool {
-	return (c.http1 == nil || c.http1.quiet()) && !c.stream.Draining()
+	return (c.http1 == nil || c.http1.quiet()) && !c.stream.Draining() && !c.stream.Stale()
 }
 
 // do makes a request. sent says, of one that failed, whether anything of it may have

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/tunnel"
 	"github.com/bailey-platform/bailey/tunnel/connect"
@@ -196,12 +198,23 @@ func TestAConnectorLearnsOfOtherEdges(t *testing.T) {
 		return api.EdgeAddress{EdgeID: e.addr.ID, Addresses: []string{e.addr.Addr}, ServerName: "edge.test", CAs: pem}
 	}
 	l.plane.set(func(p *fakePlane) { p.edges = []api.EdgeAddress{address(first), address(second)} })
+	var told atomic.Pointer[[]api.EdgeAddress]
+	var named sync.Map
 	c := l.connector("one", func(c *connect.Config) {
 		bootstrap := first.addr
 		bootstrap.ID = ""
 		c.Edges = []tunnel.EdgeAddr{bootstrap}
+		c.Learned = func(edges []api.EdgeAddress) {
+			told.Store(&edges)
+			for _, e := range edges {
+				named.Store(e.EdgeID, true)
+			}
+		}
 	})
 	c.await(t, 2)
+	if diff := cmp.Diff([]api.EdgeAddress{address(first), address(second)}, *told.Load()); diff != "" {
+		t.Errorf("learned (-want +got):\n%s", diff)
+	}
 	// The first goes away, and a third comes.
 	third := l.edge(edge.Limits{})
 	second.TellEdges([]api.EdgeAddress{address(second), address(third)})
@@ -209,6 +222,9 @@ func TestAConnectorLearnsOfOtherEdges(t *testing.T) {
 	eventually(t, "it goes there", func() bool {
 		return attachedTo(c, second) && attachedTo(c, third) && !attachedTo(c, first)
 	})
+	if _, ok := named.Load(third.addr.ID); !ok {
+		t.Error("of the third edge nobody was told")
+	}
 	l.dial()
 	l.mustCall()
 }

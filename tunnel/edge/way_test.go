@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -455,6 +456,42 @@ func TestAnEdgeThatDiesIsReplaced(t *testing.T) {
 	first.Close()
 	l.mustCall() // nothing of it has left by the broken connection
 	c.await(t, 1)
+}
+
+// One that says nothing, or behind which nothing answers, does not use up the time in
+// which another can be asked.
+func TestAnEdgeThatIsSilentLeavesTimeForAnother(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	cert := l.outer.leaf(t, "edge.test")
+	listener, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{tunnel.ALPNDial}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() { // takes all, and says nothing
+				io.Copy(io.Discard, conn)
+				conn.Close()
+			}()
+		}
+	}()
+	l.edge(edge.Limits{})
+	l.connector("one")
+	silent := tunnel.EdgeAddr{ID: "edge_silent", Addr: listener.Addr().String(), ServerName: "edge.test", CAs: l.outer.pool()}
+	l.dial(func(c *dial.Config) {
+		r := l.route()
+		r.Edges = append([]tunnel.EdgeAddr{silent}, r.Edges...)
+		c.Route = func(context.Context, string) (dial.Route, error) { return r, nil }
+	})
+	if by := l.mustCall(); by != "one" {
+		t.Errorf("answered by %q", by)
+	}
 }
 
 func TestAConnectorThatLeavesFailsNoCall(t *testing.T) {

@@ -163,14 +163,13 @@ func (ex *exchange) ofReplica() *refusal {
 	if id == nil {
 		return nil
 	}
-	replica, _, ok := bytes.Cut(id, []byte(replicaEnd))
+	replica, _, ok := bytes.Cut(id, []byte(tunnel.ReplicaEnd))
 	if !ok || string(replica) == ex.g.replica {
 		return nil
 	}
 	// Another replica may well have it, so this is no 404: that would end the session.
-	refused := failed(stageOtherReplica, nil, "the session is of replica %s", printable(replica))
-	refused.status = http.StatusServiceUnavailable
-	refused.fields = append(refused.fields, newField([]byte(replicaField), bytes.Clone(replica)))
+	refused := failed(tunnel.StageOtherReplica, nil, "the session is of replica %s", printable(replica))
+	refused.fields = append(refused.fields, newField([]byte(tunnel.ReplicaHeader), bytes.Clone(replica)))
 	refused.retryAfter = time.Second
 	return refused
 }
@@ -180,18 +179,11 @@ func (ex *exchange) ownSession(id []byte) []byte {
 	if !ex.route.sticky {
 		return id
 	}
-	if _, own, ok := bytes.Cut(id, []byte(replicaEnd)); ok {
+	if _, own, ok := bytes.Cut(id, []byte(tunnel.ReplicaEnd)); ok {
 		return own
 	}
 	return id
 }
-
-// replicaEnd ends a replica's name in the id of a session.
-const replicaEnd = "~"
-
-// stageOtherReplica is the stage of a call that another gateway of the same tunnel has to
-// answer. The field Bailey-Tunnel-Replica says which.
-const stageOtherReplica tunnel.Stage = "other_replica"
 
 // A source is where the body of a call comes from.
 type source interface {
@@ -703,7 +695,7 @@ func (ex *exchange) answerFields(h *head) ([]field, *refusal) {
 			}
 		case sessionID:
 			if r.sticky {
-				f.value = append(append([]byte(ex.g.replica), replicaEnd...), f.value...)
+				f.value = append(append([]byte(ex.g.replica), tunnel.ReplicaEnd...), f.value...)
 			}
 		case location:
 			if h.status >= 300 && h.status < 400 {

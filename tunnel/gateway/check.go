@@ -222,7 +222,7 @@ func (s *stdio) check(ctx context.Context, name string) Finding {
 		}
 	})
 	if err != nil {
-		f.Detail, f.Remedy = err.Error(), "see to it that the program is there and can be run by this user (command, process.user)"
+		f.Detail, f.Remedy = err.Error(), "see to it that the program is there, and its directory, and that its user may use both (command, dir, process.user)"
 		return f
 	}
 	defer run.stop()

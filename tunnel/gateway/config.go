@@ -159,7 +159,7 @@ type Route struct {
 
 	// Or a program that speaks MCP on its standard streams.
 	Command []string          `yaml:"command"`
-	Dir     string            `yaml:"dir"`      // where it runs; default the data directory
+	Dir     string            `yaml:"dir"`      // where it runs; default the data directory, or / for another user's
 	Env     map[string]string `yaml:"env"`      // of it; besides these it gets PATH, HOME, LANG and TZ
 	EnvFrom map[string]string `yaml:"env-from"` // variables whose values are in files
 	Process Process           `yaml:"process"`
@@ -176,7 +176,7 @@ type Process struct {
 	Memory   settings.Size     `yaml:"memory"`   // of address space; default any
 	CPU      settings.Duration `yaml:"cpu"`      // time of processors; default any
 	Files    int               `yaml:"files"`    // open at a time; default 1024
-	User     string            `yaml:"user"`     // to run as, for a gateway that is root; default the gateway's own
+	User     string            `yaml:"user"`     // to run as; default the gateway's own, but for a gateway that is root, which has to be told
 }
 
 // example is where all settings are.

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/bailey-platform/bailey/egress"
+	"github.com/bailey-platform/bailey/tunnel"
 )
 
 // Options are what a Gateway is made of, besides its configuration.
@@ -80,7 +81,7 @@ func New(o Options) (*Gateway, error) {
 	if g.replica = cfg.Replica; g.replica == "" {
 		g.replica = "cnct_" + rand.Text()
 	}
-	g.replicaField = newField([]byte(replicaField), []byte(g.replica))
+	g.replicaField = newField([]byte(tunnel.ReplicaHeader), []byte(g.replica))
 	if g.certs, err = newCertificates(cfg.TLS.Cert, cfg.TLS.Key, g.log, g.metrics); err != nil {
 		return nil, err
 	}

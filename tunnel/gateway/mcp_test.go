@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"os/exec"
@@ -65,10 +66,18 @@ func toolNames(t *testing.T, s *mcp.ClientSession) (names []string) {
 	return names
 }
 
+// ownUser has programs run as the tests do, which a gateway that is root has to be told.
+func ownUser() (p Process) {
+	if os.Geteuid() == 0 {
+		p.User = "root"
+	}
+	return p
+}
+
 // stdioRoute is a route whose program is this test.
 func stdioRoute(how string, change func(*Route)) func(*Config) {
 	return func(c *Config) {
-		r := &Route{Command: []string{os.Args[0]}, Env: map[string]string{"GATEWAY_TEST_SERVER": how}, Settings: c.Routes["docs"].Settings}
+		r := &Route{Command: []string{os.Args[0]}, Env: map[string]string{"GATEWAY_TEST_SERVER": how}, Process: ownUser(), Settings: c.Routes["docs"].Settings}
 		c.Routes["docs"] = r
 		if change != nil {
 			change(r)
@@ -155,7 +164,7 @@ func TestStdioProgramsEnvironmentAndEnd(t *testing.T) {
 	t.Setenv("SECRET_OF_THE_GATEWAY", "x")
 	l := serve(t, "", stdioRoute("env", func(r *Route) {
 		r.Env["OWN"] = "1"
-		r.Process = Process{Sessions: 2, Files: 64, Memory: 8 << 30, CPU: settings.Duration(time.Hour)}
+		r.Process = Process{Sessions: 2, Files: 64, Memory: 8 << 30, CPU: settings.Duration(time.Hour), User: ownUser().User}
 	}))
 	s := mustConnect(t, l, nil)
 	env, err := callTool(t, s, "env", "")
@@ -281,6 +290,30 @@ func TestStdioProgramThatCannotStart(t *testing.T) {
 		}
 		if !paused {
 			t.Errorf("%s: it is started again and again", how)
+		}
+	}
+}
+
+// Nobody makes a program root by saying nothing.
+func TestStdioProgramsOfRootAreToldWhoTheyAre(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("it takes root")
+	}
+	start := func(user string) error {
+		dir := t.TempDir()
+		writePair(t, dir, "tls", time.Now().Add(24*time.Hour), "*."+domain)
+		_, err := New(Options{Logger: slog.New(slog.DiscardHandler), Load: func() (*Config, error) {
+			return config(dir, "", stdioRoute("old", func(r *Route) { r.Process.User = user })), nil
+		}})
+		return err
+	}
+	if err := start(""); err == nil || !strings.Contains(err.Error(), "process.user: this gateway is root") {
+		t.Errorf("without a user: %v", err)
+	}
+	for _, user := range []string{"root", "nobody"} {
+		if err := start(user); err != nil {
+			t.Errorf("as %s: %v", user, err)
 		}
 	}
 }
@@ -500,7 +533,7 @@ func TestServersOfNPM(t *testing.T) {
 			t.Fatal(err)
 		}
 		l := serve(t, "", func(c *Config) {
-			c.Routes["docs"] = &Route{Command: []string{bin("mcp-server-filesystem"), files}, Settings: c.Routes["docs"].Settings}
+			c.Routes["docs"] = &Route{Command: []string{bin("mcp-server-filesystem"), files}, Process: ownUser(), Settings: c.Routes["docs"].Settings}
 			c.Routes["docs"].Tools.Deny = []string{"write_*", "edit_*", "move_*", "create_*"}
 		})
 		s := mustConnect(t, l, nil)
@@ -532,7 +565,7 @@ func TestServersOfNPM(t *testing.T) {
 	t.Run("everything on stdio", func(t *testing.T) {
 		t.Parallel()
 		everything(t, serve(t, "", func(c *Config) {
-			c.Routes["docs"] = &Route{Command: []string{bin("mcp-server-everything")}, Settings: c.Routes["docs"].Settings}
+			c.Routes["docs"] = &Route{Command: []string{bin("mcp-server-everything")}, Process: ownUser(), Settings: c.Routes["docs"].Settings}
 		}))
 	})
 	t.Run("everything over HTTP", func(t *testing.T) {
@@ -551,7 +584,12 @@ func TestServersOfNPM(t *testing.T) {
 			cmd.Process.Kill()
 			cmd.Wait()
 		})
-		for lines := bufio.NewScanner(out); lines.Scan() && !strings.Contains(lines.Text(), port); {
+		up := false
+		for lines := bufio.NewScanner(out); !up && lines.Scan(); {
+			up = strings.Contains(lines.Text(), "listening on port "+port)
+		}
+		if !up {
+			t.Fatal("the server did not come up")
 		}
 		go io.Copy(io.Discard, out)
 		everything(t, serve(t, "http://127.0.0.1:"+port, nil))

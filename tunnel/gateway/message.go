@@ -75,7 +75,6 @@ const (
 // Names of fields that the gateway sends.
 const (
 	tunnelErrorField = "Bailey-Tunnel-Error" // see tunnel.Error
-	replicaField     = "Bailey-Tunnel-Replica"
 	sessionIDField   = "Mcp-Session-Id"
 )
 

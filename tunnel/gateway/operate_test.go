@@ -568,8 +568,12 @@ func TestHealth(t *testing.T) {
 	if res, _ := get(t, c, "GET", h.URL+"/healthz", ""); res.StatusCode != 200 {
 		t.Errorf("health: %d", res.StatusCode)
 	}
+	const counted = `bailey_gateway_calls_total{route="docs",status="2xx"} 1`
 	_, body := get(t, c, "GET", h.URL+"/metrics", "")
-	for _, want := range []string{`bailey_gateway_calls_total{route="docs",status="2xx"} 1`, "bailey_gateway_certificate_expiry_timestamp_seconds 1.", `bailey_gateway_handshakes_total{outcome="ok"} 1`} {
+	for limit := time.Now().Add(10 * time.Second); !strings.Contains(body, counted) && time.Now().Before(limit); {
+		_, body = get(t, c, "GET", h.URL+"/metrics", "") // a call is counted once its answer has left
+	}
+	for _, want := range []string{counted, "bailey_gateway_certificate_expiry_timestamp_seconds 1.", `bailey_gateway_handshakes_total{outcome="ok"} 1`} {
 		if !strings.Contains(body, want) {
 			t.Errorf("/metrics lacks %s", want)
 		}
@@ -660,7 +664,7 @@ func TestCheckNamesTheHopThatFails(t *testing.T) {
 	})
 	dir := t.TempDir()
 	writePair(t, dir, "tls", time.Now().Add(90*24*time.Hour), "*."+domain)
-	closed := "http://127.0.0.1:" + freePort(t)
+	closed := "http://" + nobodyAt(t)
 	loop := Settings{AllowedIPs: []string{"127.0.0.0/8"}}
 	cfg := config(dir, s.URL, func(c *Config) {
 		c.Routes["refused"] = &Route{Upstream: "http://127.0.0.1:80"}
@@ -668,8 +672,9 @@ func TestCheckNamesTheHopThatFails(t *testing.T) {
 		c.Routes["nowhere"] = &Route{Upstream: "http://nowhere.invalid:80", Settings: loop}
 		c.Routes["guarded"] = &Route{Upstream: s.URL, Settings: loop}
 		c.Routes["plain"] = &Route{Upstream: "https" + strings.TrimPrefix(s.URL, "http"), Settings: Settings{AllowedIPs: loop.AllowedIPs, UpstreamTLS: Trust{SystemCAs: true}}}
-		c.Routes["program"] = &Route{Command: []string{os.Args[0]}, Env: map[string]string{"GATEWAY_TEST_SERVER": "old"}}
-		c.Routes["broken"] = &Route{Command: []string{"/nowhere/program"}}
+		c.Routes["program"] = &Route{Command: []string{os.Args[0]}, Process: ownUser(), Env: map[string]string{"GATEWAY_TEST_SERVER": "old"}}
+		c.Routes["broken"] = &Route{Command: []string{"/nowhere/program"}, Process: ownUser()}
+		c.Routes["astray"] = &Route{Command: []string{os.Args[0]}, Dir: "/nowhere", Process: ownUser()}
 	})
 	got := make(map[string]Finding)
 	for _, f := range Check(t.Context(), cfg, nil, time.Now()) {
@@ -680,7 +685,7 @@ func TestCheckNamesTheHopThatFails(t *testing.T) {
 		detail string
 		remedy string
 	}{
-		"settings":               {true, "8 routes", ""},
+		"settings":               {true, "9 routes", ""},
 		"certificate":            {true, "expires", ""},
 		"route docs: address":    {true, "127.0.0.1", ""},
 		"route docs: server":     {true, "HTTP 200", ""},
@@ -690,7 +695,8 @@ func TestCheckNamesTheHopThatFails(t *testing.T) {
 		"route guarded: server":  {true, "HTTP 421", "host: rewrite"},
 		"route plain: server":    {false, "TLS with", "upstream-tls"},
 		"route program":          {true, `"serverInfo"`, ""},
-		"route broken":           {false, "no such file", "the program is there"},
+		"route broken":           {false, "/nowhere/program: no such file", "the program is there"},
+		"route astray":           {false, "dir, where the program is to run: stat /nowhere: no such file", "its directory"},
 	} {
 		f := got[name]
 		if f.OK != want.ok || !strings.Contains(f.Detail, want.detail) || !strings.Contains(f.Remedy, want.remedy) || !f.OK && f.Remedy == "" {

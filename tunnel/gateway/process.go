@@ -45,12 +45,23 @@ const (
 
 func newProgram(c *Config, r *Route, log *slog.Logger) (*program, error) {
 	p := &program{secrets: make(map[string]string), args: r.Command, dir: cmp.Or(r.Dir, c.Data), procs: r.Process, log: log}
+	u, err := r.Process.runsAs()
+	if err != nil {
+		return nil, fmt.Errorf("process.user: %w", err)
+	}
 	// What the gateway has in its environment is not the program's business.
 	env := make(map[string]string)
 	for _, name := range []string{"PATH", "HOME", "LANG", "TZ"} {
 		if value, ok := os.LookupEnv(name); ok {
 			env[name] = value
 		}
+	}
+	if u != nil {
+		if p.as, err = credential(u); err != nil {
+			return nil, fmt.Errorf("process.user: %w", err)
+		}
+		env["HOME"] = u.HomeDir
+		p.dir = cmp.Or(r.Dir, "/") // the gateway's own is for nobody else's eyes
 	}
 	for name, value := range r.Env {
 		env[name] = value
@@ -66,20 +77,26 @@ func newProgram(c *Config, r *Route, log *slog.Logger) (*program, error) {
 		p.env = append(p.env, name+"="+value)
 	}
 	slices.Sort(p.env)
-	if r.Process.User != "" {
-		var err error
-		if p.as, err = credential(r.Process.User); err != nil {
-			return nil, fmt.Errorf("process.user: %w", err)
-		}
-	}
 	return p, nil
 }
 
-func credential(name string) (*syscall.Credential, error) {
-	u, err := user.Lookup(name)
-	if err != nil {
+// runsAs is the user that the programs run as, nil where it is the gateway's own. A
+// gateway that is root has to be told: what it runs would be root as well.
+func (r *Process) runsAs() (*user.User, error) {
+	if r.User == "" {
+		if os.Geteuid() == 0 {
+			return nil, errors.New("this gateway is root: name the user that the program is to run as (or root, if it has to be)")
+		}
+		return nil, nil
+	}
+	u, err := user.Lookup(r.User)
+	if err != nil || u.Uid == strconv.Itoa(os.Geteuid()) {
 		return nil, err
 	}
+	return u, nil
+}
+
+func credential(u *user.User) (*syscall.Credential, error) {
 	uid, err := strconv.ParseUint(u.Uid, 10, 32)
 	if err != nil {
 		return nil, err
@@ -108,6 +125,21 @@ type process struct {
 	reaped bool // its id may be another's
 }
 
+// notStarted says what err of a start means: the system names the program also where it
+// is its directory that is missing, or closed to the user.
+func (p *program) notStarted(err error) error {
+	info, dirErr := os.Stat(p.dir)
+	switch {
+	case dirErr != nil:
+		return fmt.Errorf("dir, where the program is to run: %w", dirErr)
+	case !info.IsDir():
+		return fmt.Errorf("dir, where the program is to run: %s is no directory", p.dir)
+	case errors.Is(err, os.ErrPermission) && p.as != nil:
+		return fmt.Errorf("%w: as user %s, in %s", err, p.procs.User, p.dir)
+	}
+	return err
+}
+
 // start runs the program. receive gets each message that it writes: JSON in one line,
 // which is not kept.
 func (p *program) start(receive func([]byte)) (*process, error) {
@@ -127,7 +159,7 @@ func (p *program) start(receive func([]byte)) (*process, error) {
 		return nil, err
 	}
 	if err := cmd.Start(); err != nil {
-		return nil, err
+		return nil, p.notStarted(err)
 	}
 	run := &process{
 		cmd: cmd, log: p.log.With("pid", cmd.Process.Pid), input: make(chan []byte, stdinMax), began: time.Now(),

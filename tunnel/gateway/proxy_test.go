@@ -432,12 +432,7 @@ func TestAnAnswerThatIsCutIsNotPassedOnAsWhole(t *testing.T) {
 
 func TestWhatGoesWrongAtTheServer(t *testing.T) {
 	t.Parallel()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	nobody := "http://" + listener.Addr().String()
-	listener.Close()
+	nobody := "http://" + nobodyAt(t)
 	garbage := rawServer(t, func(conn net.Conn) {
 		http.ReadRequest(bufio.NewReader(conn))
 		io.WriteString(conn, "SSH-2.0-OpenSSH\r\n\r\n")
@@ -506,6 +501,7 @@ func TestLongSilence(t *testing.T) {
 		c := l.client(h2)
 		for _, path := range []string{"/", "/stream"} {
 			for _, d := range []time.Duration{31 * time.Minute, 59 * time.Minute, 13 * time.Hour} {
+				l.g.sweeper.sweep(time.Now().UnixNano()) // bounds count from its clock
 				answer, headed := make(chan string, 1), make(chan struct{}, 1)
 				go func() {
 					res, err := c.Post("https://docs."+domain+path, "text/plain", strings.NewReader("x"))
@@ -518,32 +514,61 @@ func TestLongSilence(t *testing.T) {
 					b, err := io.ReadAll(res.Body)
 					answer <- fmt.Sprint(res.StatusCode, " ", string(b), " ", err)
 				}()
-				<-begun
-				if path == "/stream" {
-					<-headed
+				for _, begins := range []chan struct{}{begun, headed} {
+					if begins == headed && path != "/stream" {
+						break
+					}
+					select {
+					case <-begins:
+					case got := <-answer:
+						t.Fatalf("%s does not begin: %s", path, got)
+					}
 				}
+				got := ""
+				l.settle(time.Hour)
 				if d < time.Hour {
 					l.g.sweeper.sweep(time.Now().Add(d).UnixNano())
-					finish <- struct{}{}
-					if got := <-answer; got != "200 at last <nil>" {
+					select {
+					case finish <- struct{}{}:
+						got = <-answer
+					case got = <-answer:
+					}
+					if got != "200 at last <nil>" {
 						t.Errorf("%s after %s: %s", path, d, got)
 					}
 					continue
 				}
-				got := ""
-				for n := 1; got == ""; n++ { // the deadline may be as of the last sweep
-					l.g.sweeper.sweep(time.Now().Add(time.Duration(n) * d).UnixNano())
-					select {
-					case got = <-answer:
-					case <-time.After(time.Millisecond):
-					}
-				}
+				l.g.sweeper.sweep(time.Now().Add(d).UnixNano())
+				got = <-answer
 				if path == "/" && !strings.HasPrefix(got, "504 bailey gateway: upstream_timeout") || path != "/" && !strings.Contains(got, "unexpected EOF") {
 					t.Errorf("%s after %s: %s", path, d, got)
 				}
 			}
 		}
 	})
+}
+
+// settle waits until the one call under way waits for its server: two bounds stand then,
+// that of the answer and that of an idle caller, and none is of less than d. Others are
+// of what was just sent, which its receiver has a moment before they are taken back.
+func (l *lab) settle(d time.Duration) {
+	l.t.Helper()
+	for until := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		stand, short := 0, false
+		l.g.sweeper.mu.Lock()
+		for w := range l.g.sweeper.watches {
+			if at := w.deadline.Load(); at != 0 {
+				stand, short = stand+1, short || at < time.Now().Add(d).UnixNano()
+			}
+		}
+		l.g.sweeper.mu.Unlock()
+		if stand == 2 && !short {
+			return
+		}
+		if time.Now().After(until) {
+			l.t.Fatalf("%d bounds stand; one of less than %s: %v", stand, d, short)
+		}
+	}
 }
 
 func TestHeaderRulesAndHostModes(t *testing.T) {

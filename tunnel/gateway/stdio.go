@@ -389,7 +389,7 @@ func (t *ticket) answer(ex *exchange, to answerer) error {
 	defer t.giveBack()
 	var fields []field
 	if t.id != "" {
-		fields = append(fields, newField([]byte(sessionIDField), []byte(ex.g.replica+replicaEnd+t.id)))
+		fields = append(fields, newField([]byte(sessionIDField), []byte(ex.g.replica+tunnel.ReplicaEnd+t.id)))
 	}
 	fields = append(fields, ex.g.replicaField)
 	fields = append(fields, ex.route.answer.set...)
