@@ -47,7 +47,7 @@ var errUnknownKey = errors.New("the token is signed with none of the issuer's ke
 // VerifySignature implements [oidc.KeySet]. Its error has the text of errNoKeys where the
 // issuer is to blame: what is around it drops the error.
 func (k *remoteKeys) VerifySignature(ctx context.Context, token string) ([]byte, error) {
-	signed, err := jose.ParseSigned(token, joseAlgorithms)
+	signed, err := jose.ParseSignedCompact(token, joseAlgorithms)
 	if err != nil || len(signed.Signatures) != 1 {
 		return nil, errors.New("the token is not signed as it should be")
 	}
