@@ -235,7 +235,7 @@ func TestStdioProgramThatLeavesAnother(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "orphans")
 	l := serve(t, "", stdioRoute("orphan", func(r *Route) {
 		r.Env["ORPHAN"] = file
-		r.Process = Process{Sessions: 1}
+		r.Process.Sessions = 1
 	}))
 	t.Cleanup(func() {
 		text, err := os.ReadFile(file)
