@@ -183,24 +183,32 @@ func TestAPumpEndsAsItsSourceDoes(t *testing.T) {
 // those before it are being cut.
 func TestACutHoldsForStreamsThatBegin(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		conn, far := net.Pipe()
-		defer far.Close()
-		stuck, release := new(splice), make(chan struct{})
-		a := &attachment{
-			edge: new(Edge), control: &control{conn: conn}, log: slog.New(slog.DiscardHandler),
-			splices: map[*splice]struct{}{stuck: {}},
-		}
-		go stuck.once.Do(func() { <-release })
-		synctest.Wait()
-		go a.cut("archived")
-		synctest.Wait()
-		a.mu.Lock()
-		why := a.over()
-		a.mu.Unlock()
-		if why == nil || why.Stage != tunnel.StageNotActive {
-			t.Errorf("while the others are cut, a stream may begin: %v", why)
-		}
-		close(release)
+	conn, far := net.Pipe()
+	far.Close()
+	stuck, holding, release := new(splice), make(chan struct{}), make(chan struct{})
+	a := &attachment{
+		edge: new(Edge), control: &control{conn: conn}, log: slog.New(slog.DiscardHandler),
+		splices: map[*splice]struct{}{stuck: {}},
+	}
+	go stuck.once.Do(func() {
+		close(holding)
+		<-release
 	})
+	<-holding
+	cut := make(chan struct{})
+	go func() {
+		defer close(cut)
+		a.cut("archived")
+	}()
+	var why *tunnel.Error
+	for limit := time.Now().Add(10 * time.Second); why == nil && time.Now().Before(limit); time.Sleep(time.Millisecond) {
+		a.mu.Lock()
+		why = a.over()
+		a.mu.Unlock()
+	}
+	if why == nil || why.Stage != tunnel.StageNotActive {
+		t.Errorf("while the others are cut, a stream may begin: %v", why)
+	}
+	close(release)
+	<-cut
 }
