@@ -176,6 +176,10 @@ func TestCommands(t *testing.T) {
 	if out := ok(t, env, "sessions", "send", sid, "hello", "--follow"); !strings.Contains(out, "scripted stand-in") || !strings.Contains(out, "idle: the turn is done") {
 		t.Errorf("send --follow =\n%s", out)
 	}
+	following := testRun{env: env}
+	if code := following.run(t.Context(), "sessions", "follow", sid, "--until-idle"); code != 0 || !strings.Contains(following.stderr.String(), "no worker asks for the work of "+envID) {
+		t.Errorf("a session without a worker is followed without a word: %s", &following.stderr)
+	}
 	lines := strings.Split(strings.TrimSpace(ok(t, env, "sessions", "follow", sid, "--until-idle", "-o", "json")), "\n")
 	if last := lines[len(lines)-1]; !strings.Contains(last, `"session.status_idle"`) {
 		t.Errorf("follow ended with %s", last)

@@ -137,6 +137,13 @@ func (p *Program) hintWorkers(ctx context.Context, cl *client.Client, id api.Env
 	fmt.Fprintf(p.Stderr, "no worker asks for the work of %s just now: tools wait until one runs (bailey worker --environment-id %s)\n", id, id)
 }
 
+// hintWorkersOf does so for the environment of a session.
+func (p *Program) hintWorkersOf(ctx context.Context, cl *client.Client, id api.SessionID) {
+	if s, err := cl.GetSession(ctx, id); err == nil {
+		p.hintWorkers(ctx, cl, s.EnvironmentID)
+	}
+}
+
 // agentRef reads id or id@version.
 func agentRef(text string) (api.AgentRef, error) {
 	id, version, pinned := strings.Cut(text, "@")
@@ -438,6 +445,7 @@ be @FILE, or - for standard input.`,
 		if !*follow {
 			return p.printSent(*out, id, sent)
 		}
+		p.hintWorkersOf(ctx, cl, id)
 		return p.follow(ctx, cl, followRequest{
 			session: id, json: *out == outJSON, since: sent[0].ID, until: &turnEnd{mark: sent[0].ID, fresh: true},
 		})
@@ -486,6 +494,7 @@ interrupt it. On a terminal, answers appear as the model writes them. With
 				r.until.mark = mark
 			}
 		}
+		p.hintWorkersOf(ctx, cl, id)
 		return p.follow(ctx, cl, r)
 	})
 	return cmd

@@ -47,6 +47,7 @@ func (p *Program) shell(ctx context.Context, cl *client.Client, id api.SessionID
 	if isTerminal(p.Stderr) {
 		fmt.Fprintf(p.Stderr, "waiting for the session's worker …\n")
 	}
+	p.hintWorkersOf(ctx, cl, id)
 	conn, err := cl.OpenShell(ctx, id, size)
 	if err != nil {
 		return err
