@@ -181,6 +181,16 @@ func (c *clientConn) do(req *http.Request, to *target) (res *http.Response, sent
 	if err != nil {
 		return nil, c.stream.Written() != before, err
 	}
+	if c.dropped.Load() {
+		// The server may have answered because it saw the end coming, and its gateway is not
+		// to be believed any more.
+		if x != nil {
+			x.stop()
+		} else {
+			res.Body.Close()
+		}
+		return nil, true, net.ErrClosed // why knows better
+	}
 	b := &body{from: res.Body, c: c, x: x, to: to, last: res.Close || req.Close}
 	if res.Body == http.NoBody {
 		b.end(true)
@@ -353,7 +363,7 @@ func (b *body) Read(p []byte) (int, error) {
 		return n, nil
 	case io.EOF:
 		b.end(true)
-		if !b.off {
+		if !b.off && !b.c.dropped.Load() {
 			return n, err
 		}
 		// The server may have ended its answer because it saw the end coming: what it
