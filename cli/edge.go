@@ -15,7 +15,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -286,17 +285,7 @@ func edgeName(bound string) string {
 // it, and until it drains.
 func serveEdgeHealth(ctx context.Context, l net.Listener, running *atomic.Pointer[edge.Edge]) error {
 	registry := telemetry.NewRegistry(telemetry.ReadBuild())
-	stat := func(name, help string, of func(edge.Stats) int) {
-		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
-			if e := running.Load(); e != nil {
-				return float64(of(e.Stats()))
-			}
-			return 0
-		}))
-	}
-	stat("bailey_edge_tunnels", "Tunnels with a connector at this edge.", func(s edge.Stats) int { return s.Tunnels })
-	stat("bailey_edge_attachments", "Connectors attached to this edge.", func(s edge.Stats) int { return s.Attachments })
-	stat("bailey_edge_streams", "Streams through this edge.", func(s edge.Stats) int { return s.Streams })
+	edge.Register(registry, running.Load)
 	answer := func(w http.ResponseWriter, ok bool) {
 		if !ok {
 			w.WriteHeader(http.StatusServiceUnavailable)

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/bailey-platform/bailey/api"
@@ -33,6 +34,7 @@ type tunnels struct {
 	notes  chan func(context.Context) // what is to be kept of calls
 	tcp    net.Listener               // of the edge; nil if there is none
 	udp    net.PacketConn
+	edge   atomic.Pointer[edge.Edge] // nil until it runs
 
 	mu     sync.Mutex // guards what follows
 	cert   *tls.Certificate
@@ -63,6 +65,7 @@ func (d *Daemon) newTunnels() (_ *tunnels, err error) {
 	if address == "" {
 		return t, nil
 	}
+	edge.Register(d.registry, t.edge.Load)
 	if t.tcp, err = net.Listen("tcp", address); err != nil {
 		if d.cfg.TunnelListen == "" {
 			// Nobody has asked for it: not a reason to have no server.
@@ -157,7 +160,7 @@ func (t *tunnels) runEdge(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = remote.Run(ctx, remote.Config{Client: plane, Edge: t.introduction(), Log: t.log}, edge.Config{
+	err = remote.Run(ctx, remote.Config{Client: plane, Edge: t.introduction(), Log: t.log, Started: t.edge.Store}, edge.Config{
 		Listener: t.tcp, Packets: t.udp, Tap: t.d.tap, Log: t.log, Limits: edge.Limits{Drain: t.d.cfg.grace()},
 	})
 	if err != nil && ctx.Err() == nil {
