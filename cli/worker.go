@@ -104,6 +104,9 @@ ANTHROPIC_BASE_URL and ANTHROPIC_WORKER_ID.`,
 	out := outputFlag(cmd)
 	must(f.MarkHidden("output")) // of --check only
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if w.check && !f.Changed("log-level") {
+			w.logLevel = "error" // the findings say the rest
+		}
 		log, err := w.logger(p)
 		if err != nil {
 			return err

@@ -48,6 +48,11 @@ func TestTunnelMeterSurvivesKills(t *testing.T) {
 			for range 3 {
 				m.works()
 			}
+			defer func() {
+				if t.Failed() {
+					t.Logf("missing at the end: %+v", m.missing())
+				}
+			}()
 			m.until("all of it is metered, to the byte", func() bool { return m.missing() == bytesPassed{} })
 
 			// Killed under a call, once some of what goes on is counted and more has passed.

@@ -32,7 +32,7 @@ func (network) Attach(sandbox.Exits) error { return nil }
 // What a box may do is decided here, and nothing of it by default.
 func TestDescribe(t *testing.T) {
 	t.Parallel()
-	d := &Driver{options: Options{Kind: Docker, Runtime: "runsc"}, root: true}
+	d := &Driver{options: Options{Kind: Docker, Runtime: "runsc", Root: "/host/root"}, root: true}
 	spec := sandbox.Spec{
 		ID: "one", Command: []string{"/agent", "serve"}, Agent: "/host/agent", WorkDir: "/host/work",
 		ReadOnly: map[string]string{"/mnt/b": "/host/b", "/mnt": "/host/a"},
@@ -54,7 +54,7 @@ func TestDescribe(t *testing.T) {
 		Name: "bailey-feed-one",
 		Config: &container.Config{
 			Hostname: "box", User: "61000:61000", Image: "sha256:1", Entrypoint: []string{"/agent"}, Cmd: []string{"serve"},
-			Env: []string{"B=c", "A=b"}, WorkingDir: "/workspace", Labels: map[string]string{"io.bailey.driver": "feed", "io.bailey.box": "one"},
+			Env: []string{"B=c", "A=b"}, WorkingDir: "/workspace", Labels: map[string]string{"io.bailey.driver": "feed", "io.bailey.box": "one", "io.bailey.root": "/host/root"},
 			Healthcheck: &container.HealthConfig{Test: []string{"NONE"}},
 			AttachStdin: true, AttachStdout: true, AttachStderr: true, OpenStdin: true, StdinOnce: true,
 		},

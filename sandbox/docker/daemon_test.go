@@ -64,8 +64,8 @@ func TestUnavailable(t *testing.T) {
 		options docker.Options
 		want    string
 	}{
-		"nobody listens":      {docker.Options{Kind: docker.Docker, Host: closed}, "systemctl enable --now docker"},
-		"podman is away":      {docker.Options{Kind: docker.Podman, Host: closed}, "podman.socket"},
+		"nobody listens":      {docker.Options{Kind: docker.Docker, Host: closed}, "start the daemon that listens at " + strings.TrimPrefix(closed, "unix://")},
+		"podman is away":      {docker.Options{Kind: docker.Podman, Host: closed}, "name another socket (sandbox.engine)"},
 		"somebody else":       {docker.Options{Kind: docker.Docker, Host: fake(t, http.NotFoundHandler())}, "daemon at unix"},
 		"an old one":          {docker.Options{Kind: docker.Docker, Host: fake(t, version("1.40", "Engine"))}, "docker 20.10"},
 		"one older still":     {docker.Options{Kind: docker.Docker, Host: fake(t, version("1.24", "Engine"))}, "not supported"},
