@@ -22,7 +22,7 @@ func fakeDaemon(t *testing.T, kind Kind, api string, info system.Info) *daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &daemon{kind: kind, client: c, info: info, tag: "feed"}
+	return &daemon{kind: kind, client: c, info: info, tag: "feed", dir: "/host/root"}
 }
 
 type network struct{}
@@ -32,7 +32,7 @@ func (network) Attach(sandbox.Exits) error { return nil }
 // What a box may do is decided here, and nothing of it by default.
 func TestDescribe(t *testing.T) {
 	t.Parallel()
-	d := &Driver{options: Options{Kind: Docker, Runtime: "runsc", Root: "/host/root"}, root: true}
+	d := &Driver{options: Options{Kind: Docker, Runtime: "runsc"}, root: true}
 	spec := sandbox.Spec{
 		ID: "one", Command: []string{"/agent", "serve"}, Agent: "/host/agent", WorkDir: "/host/work",
 		ReadOnly: map[string]string{"/mnt/b": "/host/b", "/mnt": "/host/a"},
