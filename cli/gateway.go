@@ -36,10 +36,10 @@ const (
 
 // gatewayFlags are what `bailey gateway` was told.
 type gatewayFlags struct {
-	config                          string
-	domain, tokenFile, edgeCA, data string
-	edges                           []string
-	listen, logLevel, logFormat     string
+	config                                    string
+	domain, tokenFile, edgeCA, edgeName, data string
+	edges                                     []string
+	listen, logLevel, logFormat               string
 }
 
 func (p *Program) gatewayCommand() *cobra.Command {
@@ -87,6 +87,7 @@ func (p *Program) gatewayFlags(cmd *cobra.Command, g *gatewayFlags) {
 	f.StringArrayVar(&g.edges, "edge", nil, "an edge's `host:port`, instead of the file's; may be repeated")
 	f.StringVar(&g.edgeCA, "edge-ca", "", "a `file` with who may have signed the certificates of --edge (default the authorities of this host)")
 	must(cmd.MarkFlagFilename("edge-ca"))
+	f.StringVar(&g.edgeName, "edge-server-name", "", "the `name` in the certificates of --edge, such as ID.edge.bailey.internal (default the host of --edge)")
 }
 
 // path is the file with the settings, or "" if there is none.
@@ -123,7 +124,7 @@ func (g *gatewayFlags) load() (*gateway.Config, error) {
 	if len(g.edges) > 0 {
 		c.Tunnel.Edges = nil
 		for _, e := range g.edges {
-			c.Tunnel.Edges = append(c.Tunnel.Edges, gateway.Edge{Addresses: []string{e}, CA: g.edgeCA})
+			c.Tunnel.Edges = append(c.Tunnel.Edges, gateway.Edge{Addresses: []string{e}, CA: g.edgeCA, ServerName: g.edgeName})
 		}
 	}
 	c.SetDefaults()

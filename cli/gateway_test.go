@@ -238,3 +238,22 @@ func await(t *testing.T, what string, ok func() bool) {
 		}
 	}
 }
+
+// An edge of the plane's own authority has a name that its address does not show.
+func TestGatewayEdgesOfFlags(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "gateway.yaml")
+	text := "tunnel: {domain: abcd1234.tunnel.test, edges: [{addresses: [a:1]}]}\ntls: {cert: c, key: k}\nroutes: {docs: http://10.0.0.5:8080}\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	flags := gatewayFlags{config: path, edges: []string{"192.0.2.1:8485"}, edgeCA: "edges.crt", edgeName: "x.edge.test"}
+	c, err := flags.load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := c.Tunnel.Edges; len(e) != 1 || e[0].Addresses[0] != "192.0.2.1:8485" || e[0].CA != "edges.crt" || e[0].ServerName != "x.edge.test" {
+		t.Errorf("%+v", e)
+	}
+}
