@@ -68,10 +68,18 @@ func newHost(t testing.TB, name string) *host {
 	if err != nil {
 		missing(t, "no network namespace can be made here: %v", err)
 	}
-	t.Cleanup(func() { h.ns.Close() })
+	t.Cleanup(func() {
+		leaving.Lock()
+		defer leaving.Unlock()
+		h.ns.Close()
+	})
 	h.run("ip", "link", "set", "lo", "up")
 	return h
 }
+
+// leaving is held while a host's namespace is closed, and shared by who enters one: a
+// connection that comes as a test ends may be dialled by a host that goes.
+var leaving sync.RWMutex
 
 // elsewhere runs f on a thread in the namespace, or one that f may move.
 func elsewhere(ns *os.File, f func() error) error {
@@ -80,7 +88,9 @@ func elsewhere(ns *os.File, f func() error) error {
 		runtime.LockOSThread()
 		home, err := os.Open("/proc/thread-self/ns/net")
 		if err == nil && ns != nil {
+			leaving.RLock()
 			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
+			leaving.RUnlock()
 		}
 		if err == nil {
 			err = f()
