@@ -155,8 +155,13 @@ func conformanceToken(ctx context.Context, server string) (string, error) {
 // The gateway as a proxy: the server that the protocol's Go SDK has for the suite is found
 // to be conformant through it, too, in every scenario that there is. That includes what
 // sessions do not use, such as questions of the server to its client in the middle of a
-// call, several streams at once and subscriptions.
+// call, several streams at once and subscriptions. It is one of the slow variants: on a
+// busy machine the suite came to no end in two of some twenty-five runs, once at such a
+// question, which is to be looked into.
 func TestMCPConformanceThroughTheGateway(t *testing.T) {
+	if !long() {
+		t.Skip("a slow variant: BAILEY_E2E_LONG=1 runs it")
+	}
 	t.Parallel()
 	mcpProject.need(t)
 	dir := t.TempDir()
