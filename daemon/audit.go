@@ -66,18 +66,9 @@ func (d *Daemon) openAudit(registry prometheus.Registerer) error {
 		return err
 	}
 	d.audit = log
-	writable := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "bailey_audit_writable", Help: "1 while the audit record can be written; while it cannot, what depends on it is refused.",
-	}, func() float64 {
-		if log.Err() != nil {
-			return 0
-		}
-		return 1
-	})
-	missed := prometheus.NewCounterFunc(prometheus.CounterOpts{
-		Name: "bailey_audit_sinks_missed_total", Help: "Records that best-effort audit sinks did not get.",
-	}, func() float64 { return float64(log.Missed()) })
-	registry.MustRegister(writable, missed)
+	if err := telemetry.RegisterAudit(registry, "bailey", "what depends on it is", log); err != nil {
+		return err
+	}
 	return log.Append(audit.Record{Action: audit.PlaneStart, Attrs: map[string]string{
 		"version": telemetry.ReadBuild().Version, "config": d.cfg.changed(), "pid": fmt.Sprint(os.Getpid()),
 	}})

@@ -13,6 +13,7 @@ import (
 
 	"github.com/bailey-platform/bailey/audit"
 	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/telemetry"
 )
 
 // --check passed where the worker then did not start.
@@ -106,7 +107,7 @@ func TestTheAuditRecordHasItsMetrics(t *testing.T) {
 	}
 	defer log.Close()
 	reg := prometheus.NewRegistry()
-	if err := registerAudit(reg, log); err != nil {
+	if err := telemetry.RegisterAudit(reg, "bailey_worker", "tool calls are", log); err != nil {
 		t.Fatal(err)
 	}
 	all, err := reg.Gather()

@@ -24,6 +24,7 @@ import (
 	"github.com/bailey-platform/bailey/egress"
 	"github.com/bailey-platform/bailey/netjail"
 	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/telemetry"
 	"github.com/bailey-platform/bailey/worker"
 )
 
@@ -136,7 +137,7 @@ func (f *Field) Run(ctx context.Context) error {
 		return err
 	}
 	if f.opts.Metrics != nil {
-		if err := registerAudit(f.opts.Metrics, log); err != nil {
+		if err := telemetry.RegisterAudit(f.opts.Metrics, "bailey_worker", "tool calls are", log); err != nil {
 			return err
 		}
 	}
@@ -283,28 +284,6 @@ func openAudit(cfg *Config, o Options) (*audit.Log, error) {
 	return audit.Open(filepath.Join(cfg.Data, "audit.jsonl"), audit.Options{
 		Logger: o.Logger, Input: audit.InputMode(cfg.Audit.Input), Retain: time.Duration(cfg.Audit.Retention), Sinks: sinks,
 	})
-}
-
-// registerAudit has metrics say whether the audit record can be written.
-func registerAudit(reg prometheus.Registerer, log *audit.Log) error {
-	for _, c := range []prometheus.Collector{
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "bailey_worker_audit_writable", Help: "1 while the worker's audit record can be written; while it cannot, tool calls are refused.",
-		}, func() float64 {
-			if log.Err() != nil {
-				return 0
-			}
-			return 1
-		}),
-		prometheus.NewCounterFunc(prometheus.CounterOpts{
-			Name: "bailey_worker_audit_sinks_missed_total", Help: "Records that the worker's best-effort audit sinks did not get.",
-		}, func() float64 { return float64(log.Missed()) }),
-	} {
-		if err := reg.Register(c); err != nil {
-			return fmt.Errorf("register metrics: %w", err)
-		}
-	}
-	return nil
 }
 
 func actor(workerID string) string {
