@@ -3,6 +3,7 @@ package connect
 import (
 	"context"
 	"errors"
+	"iter"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -75,7 +76,7 @@ func (c *Connector) claim() (*edge, tunnel.EdgeAddr, time.Duration) {
 	for _, i := range rand.Perm(len(c.edges)) {
 		e := c.edges[i]
 		switch {
-		case e.held || c.holds(e.id):
+		case e.held || c.taken(e, e.id):
 		case e.after.After(now):
 			wait = min(wait, e.after.Sub(now))
 		case best == nil || e.rank(now).Before(best.rank(now)):
@@ -89,9 +90,21 @@ func (c *Connector) claim() (*edge, tunnel.EdgeAddr, time.Duration) {
 	return best, best.addrs[best.next%len(best.addrs)], 0
 }
 
-// holds reports whether somebody holds a way to an edge that is known. The caller holds mu.
-func (c *Connector) holds(id api.EdgeID) bool {
-	return id != "" && slices.ContainsFunc(c.edges, func(e *edge) bool { return e.held && e.id == id })
+// taken reports whether somebody holds another way than e to an edge that is known. The
+// caller holds mu.
+func (c *Connector) taken(e *edge, id api.EdgeID) bool {
+	return id != "" && slices.ContainsFunc(c.edges, func(x *edge) bool { return x != e && x.held && x.id == id })
+}
+
+// ways are e and all others to the same edge. The caller holds mu.
+func (c *Connector) ways(e *edge) iter.Seq[*edge] {
+	return func(yield func(*edge) bool) {
+		for _, x := range c.edges {
+			if (x == e || e.id != "" && x.id == e.id) && !yield(x) {
+				return
+			}
+		}
+	}
 }
 
 // rank orders edges: those to avoid last, and of the others those that failed longest
@@ -115,10 +128,8 @@ func (c *Connector) release(e *edge, err error, lasted bool) {
 		return
 	}
 	if errors.Is(err, errDraining) {
-		for _, x := range c.edges {
-			if x == e || e.id != "" && x.id == e.id {
-				x.avoid = now.Add(drainAvoid)
-			}
+		for x := range c.ways(e) {
+			x.avoid = now.Add(drainAvoid)
 		}
 		return // another link, at once; what is under way on this one goes on
 	}
@@ -144,17 +155,13 @@ func (c *Connector) learn(e *edge, a tunnel.Attached) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if a.EdgeID != "" {
-		e.id = ""
-		second := c.holds(a.EdgeID)
 		e.id = a.EdgeID
-		if second {
+		if c.taken(e, e.id) {
 			return false
 		}
 	}
-	for _, x := range c.edges {
-		if x == e || e.id != "" && x.id == e.id {
-			x.err, x.avoid = nil, time.Time{}
-		}
+	for x := range c.ways(e) {
+		x.err, x.avoid = nil, time.Time{}
 	}
 	c.know(a)
 	return true

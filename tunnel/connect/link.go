@@ -193,19 +193,13 @@ func (c *Connector) replaced() bool {
 			good++
 		}
 	}
-	staying := make(map[api.EdgeID]bool)
+	staying := make(map[api.EdgeID]struct{})
 	for _, e := range c.edges {
-		if e.id != "" {
-			staying[e.id] = staying[e.id] || !e.avoid.After(time.Now())
+		if e.id != "" && !e.avoid.After(time.Now()) {
+			staying[e.id] = struct{}{}
 		}
 	}
-	edges := 0
-	for _, stays := range staying {
-		if stays {
-			edges++
-		}
-	}
-	return good >= min(edges, c.cfg.Links) // where there is nowhere to go, nothing is waited for
+	return good >= min(len(staying), c.cfg.Links) // where there is nowhere to go, nothing is waited for
 }
 
 // serve reads what the edge has to say until the link breaks or life ends. drain is
