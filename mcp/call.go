@@ -113,8 +113,8 @@ func block(c sdk.Content, left *int) json.RawMessage {
 // file is an image or a document, by what its bytes are: the Messages API refuses one that
 // is not what it is said to be.
 func file(what, said string, data []byte, left *int) json.RawMessage {
-	kind := ""
-	switch found := http.DetectContentType(data); {
+	kind, found := "", http.DetectContentType(data)
+	switch {
 	case slices.Contains(imageTypes, found):
 		kind = api.BlockImage
 	case found == "application/pdf" && what != "image":
@@ -127,7 +127,7 @@ func file(what, said string, data []byte, left *int) json.RawMessage {
 		return note(what, said, len(data), "it is too large")
 	}
 	*left -= size
-	return base64Block(kind, http.DetectContentType(data), data)
+	return base64Block(kind, found, data)
 }
 
 const notSupported = "this kind of content is not supported"
