@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
 	"log/slog"
 	"net"
@@ -210,13 +209,9 @@ func conformanceGateway(t *testing.T, domain, host, upstream string) (addr strin
 	dir := t.TempDir()
 	ca, caKey := issueCert(t, nil, nil, "conformance CA", true)
 	leaf, key := issueCert(t, ca, caKey, host, false)
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
 	cert := gateway.TLS{Cert: filepath.Join(dir, "tls.crt"), Key: filepath.Join(dir, "tls.key")}
 	for file, text := range map[string]string{
-		cert.Cert: encodeCert(leaf), cert.Key: string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})),
+		cert.Cert: encodeCert(leaf), cert.Key: encodeKey(t, key),
 	} {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)

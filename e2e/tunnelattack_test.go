@@ -302,14 +302,19 @@ func encodeCert(c *x509.Certificate) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}))
 }
 
+func encodeKey(t *testing.T, key crypto.Signer) string {
+	t.Helper()
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+}
+
 // forge writes the settings of a gateway that nobody has set up.
 func (l *tunnelLab) forge(chain []*x509.Certificate, key crypto.Signer, token, route string) (config string) {
 	l.t.Helper()
 	dir := l.t.TempDir()
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		l.t.Fatal(err)
-	}
 	known, err := l.plane.client.TunnelEdges(within(l.t), l.tunnel.ID)
 	if err != nil || len(known) != 2 {
 		l.t.Fatalf("edges: %+v, %v", known, err)
@@ -325,7 +330,7 @@ func (l *tunnelLab) forge(chain []*x509.Certificate, key crypto.Signer, token, r
 	text += "tls: {cert: tls.crt, key: tls.key}\ndata: data\nroutes:\n  " + route + "\n"
 	for name, text := range map[string]string{
 		"token": token, "edges.crt": known[0].CAs, "tls.crt": certs, "gateway.yaml": text,
-		"tls.key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})),
+		"tls.key": encodeKey(l.t, key),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			l.t.Fatal(err)

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -114,7 +115,7 @@ type bytesPassed struct{ to, from int64 }
 
 func newMeterLab(t *testing.T, ownEdge bool) *meterLab {
 	t.Helper()
-	listen := "127.0.0.1:" + freePort(t)
+	listen := fmt.Sprint("127.0.0.1:", anyPort())
 	args := []string{"--cloud-worker=false", "--tunnel-listen", listen}
 	if ownEdge {
 		args = []string{"--cloud-worker=false", "--tunnel-listen", "off"}
@@ -308,15 +309,4 @@ func (m *meterLab) works() {
 func (m *meterLab) worksAgain() {
 	m.t.Helper()
 	m.until("a call that comes through", func() bool { a := m.call("docs", "echo"); return a.Status == http.StatusOK && !a.Failed })
-}
-
-func freePort(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
 }
