@@ -56,7 +56,7 @@ const (
 func (d *Daemon) newTunnels() (_ *tunnels, err error) {
 	t := &tunnels{d: d, log: d.log.With("part", "tunnels"), notes: make(chan func(context.Context), notesMax)}
 	t.dialer, err = dial.New(dial.Config{
-		Route: t.route, Certificate: t.certificate, OnLeaf: t.onLeaf, OnError: t.onError, Log: t.log,
+		Route: t.route, Certificate: t.certificate, Here: t.here, OnLeaf: t.onLeaf, OnError: t.onError, Log: t.log,
 	})
 	if err != nil {
 		return nil, err
@@ -217,6 +217,14 @@ func (t *tunnels) route(ctx context.Context, host string) (dial.Route, error) {
 		return dial.Route{}, err
 	}
 	return dial.Route{TunnelID: r.TunnelID, Domain: r.Domain, Edges: r.Edges, CAs: r.CAs}, nil
+}
+
+// here implements [dial.Config].
+func (t *tunnels) here(id api.EdgeID) dial.Opener {
+	if e := t.edge.Load(); e != nil && e.ID() == id {
+		return e
+	}
+	return nil
 }
 
 // certificate is what this process shows to edges, made anew each hour.

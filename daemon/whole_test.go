@@ -436,7 +436,7 @@ func openStream(ctx context.Context, d *Daemon, id api.TunnelID, host string) (n
 	if _, err := conn.Write(hello); err != nil {
 		return nil, err
 	}
-	return tunnel.NewStream(conn, tunnel.StageConnectorLost, nil), nil
+	return tunnel.NewStream(conn, tunnel.StreamConfig{}), nil
 }
 
 func TestASessionThroughGatewayEdgeAndPlane(t *testing.T) {

@@ -383,7 +383,7 @@ func (h *host) rogueEdge(addr string, cert tls.Certificate) (ask func(t *testing
 		if _, err := conn.Write(tunnel.AppendFrame(nil, tunnel.FrameOpen, nil)); err != nil {
 			t.Fatal(err)
 		}
-		stream := tunnel.NewStream(conn, tunnel.StageConnectorLost, nil)
+		stream := tunnel.NewStream(conn, tunnel.StreamConfig{})
 		defer stream.Close()
 		inner := tls.Client(stream, &tls.Config{ServerName: sni, InsecureSkipVerify: true})
 		if err := inner.HandshakeContext(within(t)); err != nil {

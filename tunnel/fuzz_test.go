@@ -47,7 +47,7 @@ func FuzzStream(f *testing.F) {
 	f.Add([]byte{byte(FramePing), 0, 0, byte(FrameRefused), 0, 2, '{', '}'})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		a, b := net.Pipe()
-		s := NewStream(a, StageConnectorLost, func() {})
+		s := NewStream(a, StreamConfig{OnDrain: func() {}})
 		go io.Copy(io.Discard, b)
 		go func() {
 			b.Write(data)

@@ -22,9 +22,9 @@ import (
 // Its errors are *[Error]s where the edge said what happened.
 type Stream struct {
 	// Static after construction.
+	cfg    StreamConfig
 	conn   Carrier
 	socket *Socket // under conn; nil if there is none
-	lost   Stage   // what it is when the connection breaks without a word
 
 	// Owned by whoever holds reading.
 	reading sync.Mutex
@@ -42,7 +42,6 @@ type Stream struct {
 	inRead   atomic.Bool
 	draining atomic.Bool
 	closed   atomic.Bool
-	onDrain  func()
 	opened   atomic.Pointer[Opened]
 	ending   atomic.Pointer[error] // what ended reading
 
@@ -64,13 +63,21 @@ type Carrier interface {
 	SetWriteDeadline(time.Time) error
 }
 
+// A StreamConfig says what a stream is to do beside. All of it is optional.
+type StreamConfig struct {
+	// OnDrain is called once when the edge says that it or the connector will leave. It
+	// must not block.
+	OnDrain func()
+
+	// Passed is shown the content of each data frame, or of a part of one, that was sent
+	// or read. It must neither block nor keep it.
+	Passed func(sent bool, data []byte)
+}
+
 // NewStream makes a stream of a connection on which whatever comes before a stream's
 // data was said; only FrameOpened may be still to come. It owns conn from now on.
-// Should the connection break without a word, errors have the stage lost. onDrain, if
-// not nil, is called once when the edge says that one of them will leave; it must not
-// block.
-func NewStream(conn Carrier, lost Stage, onDrain func()) *Stream {
-	s := &Stream{conn: conn, socket: SocketOf(conn), lost: lost, onDrain: onDrain}
+func NewStream(conn Carrier, cfg StreamConfig) *Stream {
+	s := &Stream{cfg: cfg, conn: conn, socket: SocketOf(conn)}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ticker = time.AfterFunc(KeepAlive, s.tick)
@@ -98,6 +105,9 @@ func (s *Stream) Read(p []byte) (int, error) {
 	}
 	n, err := s.conn.Read(p[:min(len(p), s.left)])
 	s.left -= n
+	if s.cfg.Passed != nil && n > 0 {
+		s.cfg.Passed(false, p[:n])
+	}
 	if err != nil && !isTimeout(err) {
 		err = s.broken(err)
 		s.readErr = err
@@ -138,9 +148,7 @@ func (s *Stream) nextData() error {
 		case FrameEnd:
 			return io.EOF
 		case FrameDrain:
-			if !s.draining.Swap(true) && s.onDrain != nil {
-				s.onDrain()
-			}
+			s.Drain()
 		case FrameOpened, FrameRefused:
 			payload, err := s.message(size)
 			if err != nil {
@@ -180,7 +188,7 @@ func (s *Stream) broken(err error) error {
 	case errors.Is(err, io.EOF):
 		err = io.ErrUnexpectedEOF
 	}
-	return &Error{Stage: s.lost, Err: err}
+	return &Error{Stage: StageConnectorLost, Err: err}
 }
 
 // isTimeout reports whether err is a deadline of ours that has passed. That the other
@@ -215,6 +223,9 @@ func (s *Stream) Write(p []byte) (n int, err error) {
 		copy(buf[FrameHeader:], part)
 		if _, err := s.conn.Write(buf[:FrameHeader+len(part)]); err != nil {
 			return n, s.unwritten(err)
+		}
+		if s.cfg.Passed != nil {
+			s.cfg.Passed(true, part)
 		}
 		n += len(part)
 		p = p[len(part):]
@@ -280,6 +291,14 @@ func (s *Stream) tick() {
 		s.writing.Unlock()
 	}
 	heard := s.heard.Swap(false)
+	if silent := s.listened(heard); silent >= SilenceMax {
+		s.Fail(Errorf(StageConnectorLost, "nothing was heard for %v", silent))
+	}
+}
+
+// listened notes whether something was heard since the last tick, and returns for how
+// long nothing was.
+func (s *Stream) listened(heard bool) (silent time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.quiet++; heard {
@@ -291,14 +310,32 @@ func (s *Stream) tick() {
 	default:
 		s.silent += KeepAlive
 	}
-	if s.silent >= SilenceMax {
-		s.failed = &Error{Stage: s.lost, Detail: "nothing was heard for " + s.silent.String()}
-		s.conn.SetWriteDeadline(time.Unix(1, 0)) // no farewell to who does not hear
-		s.conn.Close()
-		return
-	}
-	if !s.closed.Load() {
+	if s.silent < SilenceMax && !s.closed.Load() {
 		s.ticker.Reset(KeepAlive)
+	}
+	return s.silent
+}
+
+// Fail gives the stream's connection up, at once and without a farewell: whoever reads or
+// writes here gets why, if nothing has failed before.
+func (s *Stream) Fail(why *Error) {
+	s.mu.Lock()
+	if s.failed == nil {
+		s.failed = why
+	}
+	s.mu.Unlock()
+	if c, ok := s.conn.(interface{ NetConn() net.Conn }); ok {
+		c.NetConn().Close()
+	}
+	s.conn.SetWriteDeadline(time.Unix(1, 0))
+	s.conn.Close()
+}
+
+// Drain has the stream be one that nothing new should begin on, as if the edge had said
+// so.
+func (s *Stream) Drain() {
+	if !s.draining.Swap(true) && s.cfg.OnDrain != nil {
+		s.cfg.OnDrain()
 	}
 }
 
@@ -321,6 +358,12 @@ func (s *Stream) Stale() bool {
 
 // Opened is who got the stream, as the edge says; nil before something was read.
 func (s *Stream) Opened() *Opened { return s.opened.Load() }
+
+// SetOpened says who got the stream, where no frame will.
+func (s *Stream) SetOpened(o Opened) { s.opened.Store(&o) }
+
+// Socket is what is under the stream's connection; nil if there is none.
+func (s *Stream) Socket() *Socket { return s.socket }
 
 // Err is what ended the reading of the stream; nil while nothing has. It lets a caller
 // who got the error of a layer above look for the cause.

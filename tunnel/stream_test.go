@@ -14,7 +14,7 @@ import (
 // pair is a stream and the other end of its connection.
 func pair(t *testing.T, onDrain func()) (*Stream, net.Conn) {
 	a, b := net.Pipe()
-	s := NewStream(a, StageConnectorLost, onDrain)
+	s := NewStream(a, StreamConfig{OnDrain: onDrain})
 	t.Cleanup(func() {
 		go io.Copy(io.Discard, b)
 		s.Close()
@@ -26,7 +26,7 @@ func pair(t *testing.T, onDrain func()) (*Stream, net.Conn) {
 func TestAStreamCutsWritesIntoFramesAndPutsThemTogether(t *testing.T) {
 	t.Parallel()
 	a, b := net.Pipe()
-	from, to := NewStream(a, StageConnectorLost, nil), NewStream(b, StageConnectorLost, nil)
+	from, to := NewStream(a, StreamConfig{}), NewStream(b, StreamConfig{})
 	sent := bytes.Repeat([]byte("0123456789"), 10_000)
 	go func() {
 		if n, err := from.Write(sent); n != len(sent) || err != nil {

@@ -145,33 +145,38 @@ func (p *plane) Cuts(ctx context.Context) ([]api.EdgeCut, error) {
 }
 
 func runEdge(ctx context.Context, r role) error {
-	ca, err := readCA(r.Dir, "outer")
+	e, addr, err := newEdge(r)
 	if err != nil {
 		return err
+	}
+	ready(addr)
+	return e.Run(ctx)
+}
+
+func newEdge(r role) (e *edge.Edge, addr string, err error) {
+	ca, err := readCA(r.Dir, "outer")
+	if err != nil {
+		return nil, "", err
 	}
 	cert, err := tls.LoadX509KeyPair(filepath.Join(r.Dir, "edge.crt"), filepath.Join(r.Dir, "edge.key"))
 	if err != nil {
-		return err
+		return nil, "", err
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return err
+		return nil, "", err
 	}
 	packets, err := net.ListenPacket("udp", l.Addr().String())
 	if err != nil {
-		return err
+		return nil, "", err
 	}
-	e, err := edge.New(edge.Config{
+	e, err = edge.New(edge.Config{
 		Plane: &plane{token: r.Token}, Listener: l, Packets: packets,
 		Certificate: func() (*tls.Certificate, error) { return &cert, nil },
 		DialerCAs:   ca.pool,
 		Limits:      edge.Limits{HalfOpenPerAddress: 4096, Drain: 1, SpareIdle: r.SpareIdle},
 	})
-	if err != nil {
-		return err
-	}
-	ready(l.Addr().String())
-	return e.Run(ctx)
+	return e, l.Addr().String(), err
 }
 
 func runGateway(ctx context.Context, r role) error {

@@ -136,6 +136,7 @@ func (s *stage) contenders(only []string) ([]contender, error) {
 		must  bool
 	}{
 		{"direct", func(name string) (contender, error) { return s.plain(name, s.upstream), nil }, true},
+		{"bailey-serve", s.serve, true},
 		{"bailey-tcp", func(name string) (contender, error) { return s.ours(name, api.ProtocolTCP) }, true},
 		{"bailey-quic", func(name string) (contender, error) { return s.ours(name, api.ProtocolQUIC) }, true},
 		{"haproxy-tls", s.haproxy, false},
@@ -169,12 +170,32 @@ func (s *stage) plain(name, addr string) contender {
 
 // ours is an edge and a gateway of their own.
 func (s *stage) ours(name string, protocol api.TunnelProtocol) (contender, error) {
-	r := role{Dir: s.dir, Token: s.token.Text(), Upstream: "http://" + s.upstream, Protocol: protocol}
-	addr, err := s.start("role-edge", r)
+	addr, err := s.start("role-edge", role{Dir: s.dir, Token: s.token.Text()})
 	if err != nil {
 		return contender{}, err
 	}
-	r.Edge = addr
+	return s.through(name, protocol, addr, nil)
+}
+
+// serve is a gateway of its own, and an edge in the client's process, as in bailey serve.
+func (s *stage) serve(name string) (contender, error) {
+	e, addr, err := newEdge(role{Dir: s.dir, Token: s.token.Text()})
+	if err != nil {
+		return contender{}, err
+	}
+	ctx, stop := context.WithCancel(s.ctx)
+	done := make(chan error, 1)
+	go func() { done <- e.Run(ctx) }()
+	s.closers = append(s.closers, func() {
+		stop()
+		<-done
+	})
+	return s.through(name, api.ProtocolTCP, addr, func(api.EdgeID) dial.Opener { return e })
+}
+
+// through is a gateway of its own, behind an edge.
+func (s *stage) through(name string, protocol api.TunnelProtocol, edge string, here func(api.EdgeID) dial.Opener) (contender, error) {
+	r := role{Dir: s.dir, Token: s.token.Text(), Edge: edge, Upstream: "http://" + s.upstream, Protocol: protocol}
 	if _, err := s.start("role-gateway", r); err != nil {
 		return contender{}, err
 	}
@@ -184,11 +205,12 @@ func (s *stage) ours(name string, protocol api.TunnelProtocol) (contender, error
 	}
 	route := dial.Route{
 		TunnelID: tunnelID, Domain: domain, CAs: []*x509.Certificate{s.inner.cert},
-		Edges: []tunnel.EdgeAddr{{Addr: addr, ServerName: "edge.bench", CAs: s.outer.pool()}},
+		Edges: []tunnel.EdgeAddr{{Addr: edge, ServerName: "edge.bench", CAs: s.outer.pool()}},
 	}
 	d, err := dial.New(dial.Config{
 		Route:       func(context.Context, string) (dial.Route, error) { return route, nil },
 		Certificate: func() (*tls.Certificate, error) { return &cert, nil },
+		Here:        here,
 	})
 	if err != nil {
 		return contender{}, err

@@ -251,7 +251,7 @@ func (c *Connector) count(l *link, by int) {
 
 // deliver hands a stream to the gateway.
 func (c *Connector) deliver(l *link, carrier tunnel.Carrier) {
-	s := &conn{Stream: tunnel.NewStream(carrier, tunnel.StageConnectorLost, nil), link: l}
+	s := &conn{Stream: tunnel.NewStream(carrier, tunnel.StreamConfig{}), link: l}
 	c.count(l, 1)
 	select {
 	case c.accepted <- s:

@@ -42,6 +42,11 @@ type Config struct {
 	// one.
 	Certificate func() (*tls.Certificate, error)
 
+	// Here, if not nil, is the edge with an ID if it is in the dialer's own process, and nil
+	// if it is not. There is no way to such an edge on which somebody could listen, so none
+	// is dialled: streams go from here to the connector's connection.
+	Here func(api.EdgeID) Opener
+
 	// HTTP2 offers HTTP/2 to gateways, which then carries many requests over one inner
 	// connection. Without it each request in flight has a connection of its own, which
 	// is faster for each and costs more memory for all.
@@ -61,6 +66,14 @@ type Config struct {
 	OnError func(*tunnel.Error)
 
 	Log *slog.Logger // nil logs nothing
+}
+
+// An Opener is an edge in the dialer's own process.
+type Opener interface {
+	// Open begins a stream, whose onDrain is as in [tunnel.StreamConfig]. It fails with a
+	// *tunnel.Error, or with [errors.ErrUnsupported] where the stream has to come by the
+	// network.
+	Open(ctx context.Context, o tunnel.Open, onDrain func()) (*tunnel.Stream, error)
 }
 
 // A Route is how to get to a host.

@@ -75,31 +75,48 @@ func (e *edge) isDoubtful() bool {
 }
 
 // open begins a stream, on a connection that is ready if there is one and fresh is not
-// asked for. The edge's answer comes with the stream's first bytes.
+// asked for. Where the edge is not in this process, its answer comes with the stream's
+// first bytes.
 func (e *edge) open(ctx context.Context, w *want, only, fresh bool) error {
-	hello, err := tunnel.AppendMessage(nil, tunnel.FrameOpen, tunnel.Open{
-		TunnelID: w.to.route.TunnelID, Connector: w.connector, Only: only, Key: keyOf(w.to),
-	})
+	o := tunnel.Open{TunnelID: w.to.route.TunnelID, Connector: w.connector, Only: only, Key: keyOf(w.to)}
+	if here := e.here(); here != nil {
+		stream, err := here.Open(ctx, o, w.drain)
+		if !errors.Is(err, errors.ErrUnsupported) {
+			w.stream, w.fresh = stream, fresh // the connector's connection lay ready there
+			return err
+		}
+	}
+	hello, err := tunnel.AppendMessage(nil, tunnel.FrameOpen, o)
 	if err != nil {
 		return err
 	}
-	if w.outer, w.fresh = e.take(fresh), false; w.outer == nil {
-		w.fresh = true
-		if w.outer, err = e.dial(ctx); err != nil {
+	conn := e.take(fresh)
+	if w.fresh = conn == nil; w.fresh {
+		if conn, err = e.dial(ctx); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
 			return e.fail(err)
 		}
 	}
-	w.outer.SetWriteDeadline(time.Now().Add(openMax))
-	if _, err = w.outer.Write(hello); err != nil {
-		w.outer.NetConn().Close()
+	conn.SetWriteDeadline(time.Now().Add(openMax))
+	if _, err = conn.Write(hello); err != nil {
+		conn.NetConn().Close()
 		return e.fail(err)
 	}
-	w.outer.SetWriteDeadline(time.Time{})
-	w.stream = tunnel.NewStream(w.outer, tunnel.StageConnectorLost, w.drain)
+	conn.SetWriteDeadline(time.Time{})
+	w.stream = tunnel.NewStream(conn, tunnel.StreamConfig{OnDrain: w.drain})
 	return nil
+}
+
+// here is the edge itself if it is in this process, or nil.
+func (e *edge) here() Opener {
+	if e.d.cfg.Here == nil {
+		return nil
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.d.cfg.Here(e.addr.ID)
 }
 
 // take is a connection that is ready, or nil. There will be others next time.

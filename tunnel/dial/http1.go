@@ -39,9 +39,9 @@ var (
 	writers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, 4<<10) }}
 )
 
-// newHTTP1 speaks HTTP/1.1 on an inner connection, with outer below it.
-func newHTTP1(inner *tls.Conn, outer tunnel.Carrier) *http1 {
-	h := &http1{conn: inner, socket: tunnel.SocketOf(outer)}
+// newHTTP1 speaks HTTP/1.1 on an inner connection, with socket somewhere below it.
+func newHTTP1(inner *tls.Conn, socket *tunnel.Socket) *http1 {
+	h := &http1{conn: inner, socket: socket}
 	h.head.r = inner
 	return h
 }

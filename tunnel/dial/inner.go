@@ -18,9 +18,8 @@ type want struct {
 	connector string // that should get it; "" leaves it to the edge
 	drain     func() // what to do when the edge or the connector will leave
 
-	outer  *tls.Conn // with the edge
-	fresh  bool      // outer was made for this, and did not lie ready
 	stream *tunnel.Stream
+	fresh  bool              // its connection was made for this, and did not lie ready
 	ca     *x509.Certificate // that certified the gateway
 }
 

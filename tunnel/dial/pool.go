@@ -132,7 +132,7 @@ func (d *Dialer) open(ctx context.Context, to *target, key poolKey, connector st
 			return nil, err
 		}
 	} else {
-		c.http1 = newHTTP1(inner, w.outer)
+		c.http1 = newHTTP1(inner, w.stream.Socket())
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -50,7 +50,13 @@ type attachment struct {
 	ended   bool
 	reason  string
 	why     *tunnel.Error // it was cut: what its streams are told, those to come as well
-	splices map[*splice]struct{}
+	streams map[stream]struct{}
+}
+
+// A stream is one to a gateway that has begun.
+type stream interface {
+	cut(why *tunnel.Error) // ends it at once
+	sayDrain()             // lets the dialer know that nothing new should begin on it
 }
 
 // An opener opens streams of QUIC.
@@ -150,7 +156,7 @@ func (e *Edge) attach(ctx context.Context, c *control, payload []byte, quic open
 		edge: e, id: grant.ID, tunnel: grant.TunnelID, connector: m.ConnectorID,
 		protocol: protocol, control: c, quic: quic,
 		log:     e.log.With("tunnel_id", grant.TunnelID, "attachment_id", grant.ID, "connector_id", m.ConnectorID),
-		splices: make(map[*splice]struct{}),
+		streams: make(map[stream]struct{}),
 	}
 	a.reported.AttachmentID = a.id
 	answer := tunnel.Attached{AttachmentID: a.id, TunnelID: a.tunnel, Domain: grant.Domain, EdgeID: e.cfg.ID, Edges: grant.Edges}
@@ -283,14 +289,32 @@ func (a *attachment) whyEnded(err error) string {
 func (a *attachment) leave() {
 	a.leaving.Store(true)
 	a.mu.Lock()
-	var all []*splice
-	for s := range a.splices {
+	var all []stream
+	for s := range a.streams {
 		all = append(all, s)
 	}
 	a.mu.Unlock()
 	for _, s := range all {
 		s.sayDrain()
 	}
+}
+
+// enter counts a stream, until exit. It says why the stream may not begin after all, if
+// it may not.
+func (a *attachment) enter(s stream) *tunnel.Error {
+	a.opened.Add(1)
+	a.open.Add(1)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.streams[s] = struct{}{}
+	return a.over()
+}
+
+func (a *attachment) exit(s stream) {
+	a.open.Add(-1)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.streams, s)
 }
 
 // over says why no stream may begin, or nil. The caller holds mu.
@@ -354,8 +378,8 @@ func (a *attachment) cut(reason string) {
 	a.mu.Lock()
 	a.reason, a.why = reason, why
 	a.leaving.Store(true)
-	var all []*splice
-	for s := range a.splices {
+	var all []stream
+	for s := range a.streams {
 		all = append(all, s)
 	}
 	a.mu.Unlock()

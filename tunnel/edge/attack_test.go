@@ -349,40 +349,54 @@ func TestAReceiverThatTakesNothingIsCut(t *testing.T) {
 	}
 }
 
-func TestLimitsOfStreamsAndAttachments(t *testing.T) {
-	t.Parallel()
-	l := newLab(t)
-	block := make(chan struct{})
-	begun := make(chan struct{}, 2)
-	l.handler = http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
-		begun <- struct{}{}
-		<-block
+func TestAGatewayThatTakesNothingIsCut(t *testing.T) {
+	eachWay(t, func(t *testing.T, l *lab) {
+		l.handler = http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+		l.edge(edge.Limits{Stall: 300 * time.Millisecond})
+		l.connector("one")
+		l.dial()
+		_, _, err := l.call(l.ctx, strings.Repeat("x", 64<<20))
+		if e := wantStage(t, err, tunnel.StageConnectorLost); !strings.Contains(e.Error(), "took nothing for too long") {
+			t.Errorf("the caller is told: %v", e)
+		}
+		eventually(t, "the stream is over", func() bool { return l.edges[0].Stats().Streams == 0 })
 	})
-	l.edge(edge.Limits{StreamsPerTunnel: 2, AttachmentsPerTunnel: 1})
-	l.connector("one")
-	l.dial()
-	var all sync.WaitGroup
-	for range 2 {
-		all.Go(func() { l.call(l.ctx, "") })
-		<-begun
-	}
-	_, _, err := l.call(l.ctx, "")
-	if e := wantStage(t, err, tunnel.StageOverloaded); e.HTTPStatus() != http.StatusServiceUnavailable || e.RetryAfter == 0 {
-		t.Errorf("got %+v", e)
-	}
-	close(block)
-	all.Wait()
+}
 
-	conn := l.mustRaw(tunnel.ALPNConnector)
-	conn.Write(message(t, tunnel.FrameAttach, tunnel.Attach{Token: tunnel.Secret(token.Text()), ConnectorID: "two"}))
-	kind, payload, err := tunnel.ReadFrame(conn, tunnel.MessageMax)
-	if err != nil || kind != tunnel.FrameRefused {
-		t.Fatalf("frame %#x, %v", kind, err)
-	}
-	wantStage(t, tunnel.ParseRefusal(payload), tunnel.StageOverloaded)
-	eventually(t, "the plane forgets who was not let in", func() (yes bool) {
-		l.plane.set(func(p *fakePlane) { yes = len(p.attached) == 1 })
-		return yes
+func TestLimitsOfStreamsAndAttachments(t *testing.T) {
+	eachWay(t, func(t *testing.T, l *lab) {
+		block := make(chan struct{})
+		begun := make(chan struct{}, 2)
+		l.handler = http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+			begun <- struct{}{}
+			<-block
+		})
+		l.edge(edge.Limits{StreamsPerTunnel: 2, AttachmentsPerTunnel: 1})
+		l.connector("one")
+		l.dial()
+		var all sync.WaitGroup
+		for range 2 {
+			all.Go(func() { l.call(l.ctx, "") })
+			<-begun
+		}
+		_, _, err := l.call(l.ctx, "")
+		if e := wantStage(t, err, tunnel.StageOverloaded); e.HTTPStatus() != http.StatusServiceUnavailable || e.RetryAfter == 0 {
+			t.Errorf("got %+v", e)
+		}
+		close(block)
+		all.Wait()
+
+		conn := l.mustRaw(tunnel.ALPNConnector)
+		conn.Write(message(t, tunnel.FrameAttach, tunnel.Attach{Token: tunnel.Secret(token.Text()), ConnectorID: "two"}))
+		kind, payload, err := tunnel.ReadFrame(conn, tunnel.MessageMax)
+		if err != nil || kind != tunnel.FrameRefused {
+			t.Fatalf("frame %#x, %v", kind, err)
+		}
+		wantStage(t, tunnel.ParseRefusal(payload), tunnel.StageOverloaded)
+		eventually(t, "the plane forgets who was not let in", func() (yes bool) {
+			l.plane.set(func(p *fakePlane) { yes = len(p.attached) == 1 })
+			return yes
+		})
 	})
 }
 

@@ -35,30 +35,25 @@ func answerSecrets(w http.ResponseWriter, r *http.Request) {
 }
 
 func TestAnEdgeSeesNothingOfWhatIsSaid(t *testing.T) {
-	t.Parallel()
-	for _, p := range []api.TunnelProtocol{api.ProtocolTCP, api.ProtocolQUIC} {
-		t.Run(string(p), func(t *testing.T) {
-			t.Parallel()
-			var seen lockedBuffer
-			l := newLab(t)
-			l.handler = http.HandlerFunc(answerSecrets)
-			l.edge(edge.Limits{}, withQUIC(t), record(&seen))
-			l.connector("one", protocol(p))
-			l.dial()
-			text, _, err := l.call(l.ctx, secretCall, "Authorization", secrets[0], "X-Header-Of-The-Caller", "1")
-			if err != nil || text != "the plans of somebody" {
-				t.Fatalf("%q, %v", text, err)
+	eachWay(t, func(t *testing.T, l *lab) {
+		var seen lockedBuffer
+		l.handler = http.HandlerFunc(answerSecrets)
+		l.edge(edge.Limits{}, record(&seen))
+		l.connector("one")
+		l.dial()
+		text, _, err := l.call(l.ctx, secretCall, "Authorization", secrets[0], "X-Header-Of-The-Caller", "1")
+		if err != nil || text != "the plans of somebody" {
+			t.Fatalf("%q, %v", text, err)
+		}
+		if seen.Len() < 1000 {
+			t.Fatalf("the edge passed %d bytes on, which cannot be all", seen.Len())
+		}
+		for _, secret := range secrets[:len(secrets)-1] { // the inner TLS names the host, as every TLS does
+			if bytes.Contains(seen.Bytes(), []byte(secret)) {
+				t.Errorf("the edge has seen %q", secret)
 			}
-			if seen.Len() < 1000 {
-				t.Fatalf("the edge passed %d bytes on, which cannot be all", seen.Len())
-			}
-			for _, secret := range secrets[:len(secrets)-1] { // the inner TLS names the host, as every TLS does
-				if bytes.Contains(seen.Bytes(), []byte(secret)) {
-					t.Errorf("the edge has seen %q", secret)
-				}
-			}
-		})
-	}
+		}
+	})
 }
 
 // TestWithoutTheInnerTLSAnEdgeSeesAll shows that the test above can fail.
@@ -77,12 +72,12 @@ func TestWithoutTheInnerTLSAnEdgeSeesAll(t *testing.T) {
 			t.Errorf("frame %#x, %v", kind, err)
 			return
 		}
-		serveOne(tunnel.NewStream(data, tunnel.StageConnectorLost, nil))
+		serveOne(tunnel.NewStream(data, tunnel.StreamConfig{}))
 	}()
 
 	dialer := l.mustRaw(tunnel.ALPNDial, l.outer.leaf(t, "plane.test"))
 	dialer.Write(message(t, tunnel.FrameOpen, tunnel.Open{TunnelID: tunnelID}))
-	stream := tunnel.NewStream(dialer, tunnel.StageConnectorLost, nil)
+	stream := tunnel.NewStream(dialer, tunnel.StreamConfig{})
 	fmt.Fprintf(stream, "POST / HTTP/1.1\r\nHost: %s\r\nAuthorization: %s\r\nX-Header-Of-The-Caller: 1\r\nContent-Length: %d\r\n\r\n%s", host, secrets[0], len(secretCall), secretCall)
 	res, err := http.ReadResponse(bufio.NewReader(stream), nil)
 	if err != nil {

@@ -407,36 +407,31 @@ func TestARotatedTokenIsReadAnew(t *testing.T) {
 
 // TestManyStreamsAtOnce has more come than connections are parked.
 func TestManyStreamsAtOnce(t *testing.T) {
-	t.Parallel()
-	for _, p := range []api.TunnelProtocol{api.ProtocolTCP, api.ProtocolQUIC} {
-		t.Run(string(p), func(t *testing.T) {
-			t.Parallel()
-			l := newLab(t)
-			all := make(chan struct{})
-			var arrived atomic.Int64
-			const calls = 40 // of which one is parked for
-			release := sync.OnceFunc(func() { close(all) })
-			quick := l.handler
-			l.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if arrived.Add(1) == calls {
+	eachWay(t, func(t *testing.T, l *lab) {
+		all := make(chan struct{})
+		var arrived atomic.Int64
+		const calls = 40 // of which one is parked for
+		release := sync.OnceFunc(func() { close(all) })
+		quick := l.handler
+		l.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if arrived.Add(1) == calls {
+				release()
+			}
+			<-all // each waits for all others: each has a connection
+			quick.ServeHTTP(w, r)
+		})
+		l.edge(edge.Limits{})
+		l.connector("one")
+		l.dial()
+		var done sync.WaitGroup
+		for range calls {
+			done.Go(func() {
+				if text, _, err := l.call(l.ctx, "world"); err != nil || text != "hello world" {
+					t.Errorf("%q, %v", text, err)
 					release()
 				}
-				<-all // each waits for all others: each has a connection
-				quick.ServeHTTP(w, r)
 			})
-			l.edge(edge.Limits{}, withQUIC(t))
-			l.connector("one", protocol(p))
-			l.dial()
-			var done sync.WaitGroup
-			for range calls {
-				done.Go(func() {
-					if text, _, err := l.call(l.ctx, "world"); err != nil || text != "hello world" {
-						t.Errorf("%q, %v", text, err)
-						release()
-					}
-				})
-			}
-			done.Wait()
-		})
-	}
+		}
+		done.Wait()
+	})
 }

@@ -43,21 +43,29 @@ func (e *Edge) join(conn *tls.Conn, payload []byte) error {
 		return err
 	}
 	defer e.leaveStream(open)
-	for _, a := range candidates {
-		gateway, err := a.begin(e.closing)
-		if err != nil {
-			a.log.Warn("connector takes no stream", "error", err)
-			continue
-		}
-		opened, err := tunnel.AppendMessage(nil, tunnel.FrameOpened, tunnel.Opened{Connector: a.connector, Connectors: names})
-		if err != nil {
-			abandon(gateway)
-			return err
-		}
-		e.splice(a, conn, gateway, opened)
-		return nil
+	a, gateway, err := begin(e.closing, candidates)
+	if err != nil {
+		return err
 	}
-	return &tunnel.Error{Stage: tunnel.StageNoConnector, Detail: "the connectors that are attached take no streams", RetryAfter: retryAfter}
+	opened, err := tunnel.AppendMessage(nil, tunnel.FrameOpened, tunnel.Opened{Connector: a.connector, Connectors: names})
+	if err != nil {
+		abandon(gateway)
+		return err
+	}
+	e.splice(a, conn, gateway, opened)
+	return nil
+}
+
+// begin has the first connector that does take a stream.
+func begin(ctx context.Context, candidates []*attachment) (*attachment, tunnel.Carrier, error) {
+	for _, a := range candidates {
+		gateway, err := a.begin(ctx)
+		if err == nil {
+			return a, gateway, nil
+		}
+		a.log.Warn("connector takes no stream", "error", err)
+	}
+	return nil, nil, &tunnel.Error{Stage: tunnel.StageNoConnector, Detail: "the connectors that are attached take no streams", RetryAfter: retryAfter}
 }
 
 // retryAfter is when a connector that was lost can be expected back.
@@ -120,6 +128,7 @@ func (e *Edge) candidates(open tunnel.Open) (best []*attachment, names []string,
 	slices.Sort(names)
 	e.streams++
 	h.streams++
+	e.conns.Add(1)
 	return best, names, nil
 }
 
@@ -130,6 +139,7 @@ const connectorsNamed = 64
 func (e *Edge) leaveStream(open tunnel.Open) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	defer e.conns.Done()
 	e.streams--
 	h := e.tunnels[open.TunnelID] // kept while it has streams
 	if h.streams--; h.streams == 0 && len(h.attachments) == 0 {

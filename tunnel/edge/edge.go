@@ -7,7 +7,8 @@
 // say; who may dial is whoever holds a client certificate of the plane's CA.
 //
 // Start reading at [Edge.Run], then attach.go and park.go for connectors, dial.go for
-// dialers, and splice.go for what happens between them.
+// dialers (here.go for one in the edge's own process), and splice.go for what happens
+// between them.
 package edge
 
 import (

@@ -11,6 +11,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"io"
 	"log/slog"
 	"math/big"
@@ -41,6 +42,9 @@ type lab struct {
 	handler http.Handler
 	h2      bool
 	dialer  *dial.Dialer
+
+	protocol api.TunnelProtocol // of connectors
+	here     bool               // the edges are in the dialer's process
 }
 
 const (
@@ -59,7 +63,7 @@ type labEdge struct {
 // newLab starts an edge. Connectors and the dialer are started by tests.
 func newLab(t *testing.T) *lab {
 	t.Helper()
-	l := &lab{t: t, ctx: t.Context(), outer: newAuthority(t), inner: newAuthority(t)}
+	l := &lab{t: t, ctx: t.Context(), protocol: api.ProtocolTCP, outer: newAuthority(t), inner: newAuthority(t)}
 	l.plane = &fakePlane{good: map[string]api.TunnelID{}, attached: map[api.AttachmentID]api.EdgeAttach{}, cuts: make(chan []api.EdgeCut, 8)}
 	l.plane.good[token.Text()] = tunnelID
 	l.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -89,6 +93,9 @@ func (l *lab) edge(limits edge.Limits, change ...func(*edge.Config)) *labEdge {
 		Limits:      limits,
 		Log:         testLog(l.t),
 	}
+	if l.protocol == api.ProtocolQUIC {
+		withQUIC(l.t)(&cfg)
+	}
 	for _, c := range change {
 		c(&cfg)
 	}
@@ -113,6 +120,26 @@ func (l *lab) edge(limits edge.Limits, change ...func(*edge.Config)) *labEdge {
 	return le
 }
 
+// eachWay runs a test with a connector that comes by TCP, with one that comes by QUIC, and
+// with one that comes by TCP to an edge in the dialer's own process.
+func eachWay(t *testing.T, test func(t *testing.T, l *lab)) {
+	t.Parallel()
+	for _, p := range []api.TunnelProtocol{api.ProtocolTCP, api.ProtocolQUIC} {
+		t.Run(string(p), func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t)
+			l.protocol = p
+			test(t, l)
+		})
+	}
+	t.Run("here", func(t *testing.T) {
+		t.Parallel()
+		l := newLab(t)
+		l.here = true
+		test(t, l)
+	})
+}
+
 type connectorKey struct{}
 
 // connector starts a connector with a server behind it, and waits until it is attached
@@ -122,7 +149,7 @@ func (l *lab) connector(id string, change ...func(*connect.Config)) *labConnecto
 	cfg := connect.Config{
 		Token:    func() (tunnel.Token, error) { return token, nil },
 		ID:       id,
-		Protocol: api.ProtocolTCP,
+		Protocol: l.protocol,
 		Grace:    time.Second,
 		Log:      testLog(l.t),
 	}
@@ -186,6 +213,17 @@ func (l *lab) dial(change ...func(*dial.Config)) *dial.Dialer {
 		Route:       func(context.Context, string) (dial.Route, error) { return l.route(), nil },
 		Certificate: func() (*tls.Certificate, error) { return &cert, nil },
 		Log:         testLog(l.t),
+	}
+	if l.here {
+		cfg.Certificate = func() (*tls.Certificate, error) { return nil, errors.New("a connection to an edge is to be made") }
+		cfg.Here = func(id api.EdgeID) dial.Opener {
+			for _, e := range l.edges {
+				if e.addr.ID == id {
+					return e.Edge
+				}
+			}
+			return nil
+		}
 	}
 	for _, c := range change {
 		c(&cfg)

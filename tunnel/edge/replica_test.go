@@ -83,74 +83,74 @@ func (l *lab) gateway(replica string, at *labEdge) {
 // Sessions go on at the gateway that began them, though a dialer has not seen that, or
 // knows of another gateway alone.
 func TestASessionGoesOnAtItsReplicaThoughAffinityIsLost(t *testing.T) {
-	t.Parallel()
-	l := newLab(t)
-	first, second := l.edge(edge.Limits{}), l.edge(edge.Limits{})
-	l.gateway("one", first)
-	l.gateway("two", second)
-	dialer := func(edges ...*labEdge) *dial.Dialer {
-		return l.dial(func(c *dial.Config) {
-			r := l.route()
-			r.Edges = nil
-			for _, e := range edges {
-				r.Edges = append(r.Edges, e.addr)
-			}
-			c.Route = func(context.Context, string) (dial.Route, error) { return r, nil }
-		})
-	}
-	via := new(switchboard)
-	via.to.Store(dialer(first))
-	client := mcp.NewClient(&mcp.Implementation{Name: "test", Version: "1"}, &mcp.ClientOptions{Logger: slog.New(slog.DiscardHandler)})
-	session, err := client.Connect(t.Context(), &mcp.StreamableClientTransport{
-		Endpoint: "https://" + host + "/", HTTPClient: &http.Client{Transport: via}, DisableStandaloneSSE: true,
-	}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer session.Close()
-	answers := func(when string) {
-		t.Helper()
-		r, err := session.CallTool(t.Context(), &mcp.CallToolParams{Name: "who"})
+	eachWay(t, func(t *testing.T, l *lab) {
+		first, second := l.edge(edge.Limits{}), l.edge(edge.Limits{})
+		l.gateway("one", first)
+		l.gateway("two", second)
+		dialer := func(edges ...*labEdge) *dial.Dialer {
+			return l.dial(func(c *dial.Config) {
+				r := l.route()
+				r.Edges = nil
+				for _, e := range edges {
+					r.Edges = append(r.Edges, e.addr)
+				}
+				c.Route = func(context.Context, string) (dial.Route, error) { return r, nil }
+			})
+		}
+		via := new(switchboard)
+		via.to.Store(dialer(first))
+		client := mcp.NewClient(&mcp.Implementation{Name: "test", Version: "1"}, &mcp.ClientOptions{Logger: slog.New(slog.DiscardHandler)})
+		session, err := client.Connect(t.Context(), &mcp.StreamableClientTransport{
+			Endpoint: "https://" + host + "/", HTTPClient: &http.Client{Transport: via}, DisableStandaloneSSE: true,
+		}, nil)
 		if err != nil {
-			t.Fatalf("%s: %v", when, err)
+			t.Fatal(err)
 		}
-		if by := r.Content[0].(*mcp.TextContent).Text; by != "one" {
-			t.Errorf("%s: answered by %s", when, by)
+		defer session.Close()
+		answers := func(when string) {
+			t.Helper()
+			r, err := session.CallTool(t.Context(), &mcp.CallToolParams{Name: "who"})
+			if err != nil {
+				t.Fatalf("%s: %v", when, err)
+			}
+			if by := r.Content[0].(*mcp.TextContent).Text; by != "one" {
+				t.Errorf("%s: answered by %s", when, by)
+			}
 		}
-	}
-	if tunnel.SessionReplica(session.ID()) != "one" {
-		t.Fatalf("the session is %q", session.ID())
-	}
-	answers("by who began it")
+		if tunnel.SessionReplica(session.ID()) != "one" {
+			t.Fatalf("the session is %q", session.ID())
+		}
+		answers("by who began it")
 
-	via.to.Store(dialer(second, first))
-	answers("through a dialer that has seen nothing")
+		via.to.Store(dialer(second, first))
+		answers("through a dialer that has seen nothing")
 
-	late := dialer(second, first)
-	via.to.Store(late)
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, "https://"+host+"/", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	res, err := late.RoundTrip(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = io.Copy(io.Discard, res.Body)
-	res.Body.Close()
-	if err != nil || res.Header.Get(tunnel.ReplicaHeader) != "two" {
-		t.Fatalf("%v, %v", res.Header, err)
-	}
-	answers("through a dialer with a connection to another gateway")
+		late := dialer(second, first)
+		via.to.Store(late)
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, "https://"+host+"/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res, err := late.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = io.Copy(io.Discard, res.Body)
+		res.Body.Close()
+		if err != nil || res.Header.Get(tunnel.ReplicaHeader) != "two" {
+			t.Fatalf("%v, %v", res.Header, err)
+		}
+		answers("through a dialer with a connection to another gateway")
 
-	// One that is nowhere: no other can take its sessions, and it may come back.
-	via.to.Store(dialer(second))
-	var e *tunnel.Error
-	if _, err := session.CallTool(t.Context(), &mcp.CallToolParams{Name: "who"}); !errors.As(err, &e) || e.Stage != tunnel.StageOtherReplica || e.HTTPStatus() != http.StatusServiceUnavailable {
-		t.Errorf("without its gateway: %v", err)
-	}
-	via.to.Store(dialer(first))
-	answers("once its gateway can be reached again")
+		// One that is nowhere: no other can take its sessions, and it may come back.
+		via.to.Store(dialer(second))
+		var e *tunnel.Error
+		if _, err := session.CallTool(t.Context(), &mcp.CallToolParams{Name: "who"}); !errors.As(err, &e) || e.Stage != tunnel.StageOtherReplica || e.HTTPStatus() != http.StatusServiceUnavailable {
+			t.Errorf("without its gateway: %v", err)
+		}
+		via.to.Store(dialer(first))
+		answers("once its gateway can be reached again")
+	})
 }
 
 // A switchboard makes requests through one dialer, and then another.

@@ -29,18 +29,8 @@ const cutMax = 200 * time.Millisecond
 // frame goes to the dialer first.
 func (e *Edge) splice(a *attachment, dialer *tls.Conn, gateway tunnel.Carrier, opened []byte) {
 	s := &splice{dialer: dialer, gateway: gateway, stall: e.cfg.Limits.Stall}
-	a.opened.Add(1)
-	a.open.Add(1)
-	defer a.open.Add(-1)
-	a.mu.Lock()
-	over := a.over()
-	a.splices[s] = struct{}{}
-	a.mu.Unlock()
-	defer func() {
-		a.mu.Lock()
-		delete(a.splices, s)
-		a.mu.Unlock()
-	}()
+	over := a.enter(s)
+	defer a.exit(s)
 	if over != nil {
 		s.cut(over)
 		return
@@ -107,7 +97,7 @@ func (e *Edge) tapOf(a *attachment, toGateway bool) func([]byte) {
 	return func(data []byte) { e.cfg.Tap(a.tunnel, toGateway, data) }
 }
 
-// cut ends the stream at once.
+// cut implements stream.
 func (s *splice) cut(why *tunnel.Error) {
 	s.once.Do(func() {
 		s.tell(why)
@@ -116,7 +106,7 @@ func (s *splice) cut(why *tunnel.Error) {
 	})
 }
 
-// sayDrain tells the dialer to start nothing new here.
+// sayDrain implements stream.
 func (s *splice) sayDrain() {
 	// A frame is one record, and records do not mix: this may come from any goroutine.
 	// A dialer that takes nothing has other troubles.

@@ -188,7 +188,7 @@ func TestACutHoldsForStreamsThatBegin(t *testing.T) {
 	stuck, holding, release := new(splice), make(chan struct{}), make(chan struct{})
 	a := &attachment{
 		edge: new(Edge), control: &control{conn: conn}, log: slog.New(slog.DiscardHandler),
-		splices: map[*splice]struct{}{stuck: {}},
+		streams: map[stream]struct{}{stuck: {}},
 	}
 	go stuck.once.Do(func() {
 		close(holding)

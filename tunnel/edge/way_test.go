@@ -24,89 +24,84 @@ import (
 )
 
 func TestACallGoesThroughAndIsCounted(t *testing.T) {
-	t.Parallel()
-	l := newLab(t)
-	l.edge(edge.Limits{})
-	l.connector("one")
-	l.dial()
-	for range 3 {
-		if by := l.mustCall(); by != "one" {
-			t.Fatalf("answered by %q", by)
+	eachWay(t, func(t *testing.T, l *lab) {
+		l.edge(edge.Limits{})
+		l.connector("one")
+		l.dial()
+		for range 3 {
+			if by := l.mustCall(); by != "one" {
+				t.Fatalf("answered by %q", by)
+			}
 		}
-	}
-	eventually(t, "the plane knows what has passed", func() bool {
-		to, from, opened := l.plane.traffic()
-		return to > 300 && from > 300 && opened == 1
+		eventually(t, "the plane knows what has passed", func() bool {
+			to, from, opened := l.plane.traffic()
+			return to > 300 && from > 300 && opened == 1
+		})
 	})
 }
 
 func TestWhatAReportSaysIsCountedOnceThoughThePlaneFails(t *testing.T) {
-	t.Parallel()
-	l := newLab(t)
-	var passed atomic.Int64
-	l.edge(edge.Limits{}, func(c *edge.Config) {
-		c.Tap = func(_ api.TunnelID, toGateway bool, data []byte) {
-			if toGateway {
-				passed.Add(int64(len(data)))
+	eachWay(t, func(t *testing.T, l *lab) {
+		var passed atomic.Int64
+		l.edge(edge.Limits{}, func(c *edge.Config) {
+			c.Tap = func(_ api.TunnelID, toGateway bool, data []byte) {
+				if toGateway {
+					passed.Add(int64(len(data)))
+				}
 			}
-		}
-	})
-	l.plane.set(func(p *fakePlane) { p.fail = errors.New("the plane is away") })
-	l.connector("one")
-	l.dial()
-	l.mustCall()
-	eventually(t, "a report was refused", func() (yes bool) {
-		l.plane.set(func(p *fakePlane) { yes = p.failed > 0 })
-		return yes
-	})
-	l.mustCall()
-	l.plane.set(func(p *fakePlane) { p.fail = nil })
-	l.mustCall()
-	l.dialer.Close()
-	eventually(t, "every byte is reported once", func() bool {
-		to, _, _ := l.plane.traffic()
-		return to == passed.Load()
-	})
-	l.plane.set(func(p *fakePlane) {
-		for i, r := range p.reports {
-			if r.Sequence != int64(i+1) {
-				t.Errorf("report %d has sequence %d", i+1, r.Sequence)
+		})
+		l.plane.set(func(p *fakePlane) { p.fail = errors.New("the plane is away") })
+		l.connector("one")
+		l.dial()
+		l.mustCall()
+		eventually(t, "a report was refused", func() (yes bool) {
+			l.plane.set(func(p *fakePlane) { yes = p.failed > 0 })
+			return yes
+		})
+		l.mustCall()
+		l.plane.set(func(p *fakePlane) { p.fail = nil })
+		l.mustCall()
+		l.dialer.Close()
+		eventually(t, "every byte is reported once", func() bool {
+			to, _, _ := l.plane.traffic()
+			return to == passed.Load()
+		})
+		l.plane.set(func(p *fakePlane) {
+			for i, r := range p.reports {
+				if r.Sequence != int64(i+1) {
+					t.Errorf("report %d has sequence %d", i+1, r.Sequence)
+				}
 			}
-		}
+		})
 	})
 }
 
 func TestLargeBodiesPassBothWays(t *testing.T) {
-	t.Parallel()
-	for _, protocolOf := range []api.TunnelProtocol{api.ProtocolTCP, api.ProtocolQUIC} {
-		t.Run(string(protocolOf), func(t *testing.T) {
-			t.Parallel()
-			l := newLab(t)
-			l.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				http.NewResponseController(w).EnableFullDuplex()
-				io.Copy(w, r.Body)
-			})
-			l.edge(edge.Limits{}, withQUIC(t))
-			l.connector("one", protocol(protocolOf))
-			l.dial()
-			sent := make([]byte, 8<<20+12345)
-			rand.Read(sent)
-			// A reader whose length nobody knows: the body goes while the answer comes.
-			req, err := http.NewRequestWithContext(l.ctx, http.MethodPost, "https://"+host+"/", struct{ io.Reader }{bytes.NewReader(sent)})
-			if err != nil {
-				t.Fatal(err)
-			}
-			res, err := l.dialer.RoundTrip(req)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer res.Body.Close()
-			got, err := io.ReadAll(res.Body)
-			if err != nil || !bytes.Equal(got, sent) {
-				t.Fatalf("%d of %d bytes came back, the same: %t; %v", len(got), len(sent), bytes.Equal(got, sent), err)
-			}
+	eachWay(t, func(t *testing.T, l *lab) {
+		l.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			http.NewResponseController(w).EnableFullDuplex()
+			io.Copy(w, r.Body)
 		})
-	}
+		l.edge(edge.Limits{})
+		l.connector("one")
+		l.dial()
+		sent := make([]byte, 8<<20+12345)
+		rand.Read(sent)
+		// A reader whose length nobody knows: the body goes while the answer comes.
+		req, err := http.NewRequestWithContext(l.ctx, http.MethodPost, "https://"+host+"/", struct{ io.Reader }{bytes.NewReader(sent)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		res, err := l.dialer.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		got, err := io.ReadAll(res.Body)
+		if err != nil || !bytes.Equal(got, sent) {
+			t.Fatalf("%d of %d bytes came back, the same: %t; %v", len(got), len(sent), bytes.Equal(got, sent), err)
+		}
+	})
 }
 
 func TestHTTP2CarriesManyRequestsOnOneStream(t *testing.T) {
@@ -128,34 +123,34 @@ func TestHTTP2CarriesManyRequestsOnOneStream(t *testing.T) {
 }
 
 func TestEventsArriveAsTheyAreSent(t *testing.T) {
-	t.Parallel()
-	l := newLab(t)
-	next := make(chan struct{})
-	l.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "text/event-stream")
-		for i := range 3 {
-			fmt.Fprintf(w, "data: %d\n\n", i)
-			http.NewResponseController(w).Flush()
-			<-next
+	eachWay(t, func(t *testing.T, l *lab) {
+		next := make(chan struct{})
+		l.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "text/event-stream")
+			for i := range 3 {
+				fmt.Fprintf(w, "data: %d\n\n", i)
+				http.NewResponseController(w).Flush()
+				<-next
+			}
+		})
+		l.edge(edge.Limits{})
+		l.connector("one")
+		l.dial()
+		req, _ := http.NewRequestWithContext(l.ctx, http.MethodGet, "https://"+host+"/", nil)
+		res, err := l.dialer.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		lines := bufio.NewScanner(res.Body)
+		for i := range 3 { // the next is sent only once this one was read
+			if !lines.Scan() || lines.Text() != fmt.Sprintf("data: %d", i) {
+				t.Fatalf("event %d: %q, %v", i, lines.Text(), lines.Err())
+			}
+			lines.Scan()
+			next <- struct{}{}
 		}
 	})
-	l.edge(edge.Limits{})
-	l.connector("one")
-	l.dial()
-	req, _ := http.NewRequestWithContext(l.ctx, http.MethodGet, "https://"+host+"/", nil)
-	res, err := l.dialer.RoundTrip(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	lines := bufio.NewScanner(res.Body)
-	for i := range 3 { // the next is sent only once this one was read
-		if !lines.Scan() || lines.Text() != fmt.Sprintf("data: %d", i) {
-			t.Fatalf("event %d: %q, %v", i, lines.Text(), lines.Err())
-		}
-		lines.Scan()
-		next <- struct{}{}
-	}
 }
 
 func TestACallThatIsCalledOffEndsAtTheServer(t *testing.T) {
@@ -194,57 +189,57 @@ func TestACallThatIsCalledOffEndsAtTheServer(t *testing.T) {
 }
 
 func TestNoRequestIsSentTwice(t *testing.T) {
-	t.Parallel()
-	l := newLab(t)
-	var requests atomic.Int64
-	l.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		io.ReadAll(r.Body)
-		requests.Add(1)
-		panic(http.ErrAbortHandler) // the connection breaks with the request read
+	eachWay(t, func(t *testing.T, l *lab) {
+		var requests atomic.Int64
+		l.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			io.ReadAll(r.Body)
+			requests.Add(1)
+			panic(http.ErrAbortHandler) // the connection breaks with the request read
+		})
+		l.edge(edge.Limits{})
+		l.connector("one")
+		l.dial()
+		_, _, err := l.call(l.ctx, "once")
+		wantStage(t, err, tunnel.StageConnectorLost)
+		if n := requests.Load(); n != 1 {
+			t.Errorf("the server saw the request %d times", n)
+		}
 	})
-	l.edge(edge.Limits{})
-	l.connector("one")
-	l.dial()
-	_, _, err := l.call(l.ctx, "once")
-	wantStage(t, err, tunnel.StageConnectorLost)
-	if n := requests.Load(); n != 1 {
-		t.Errorf("the server saw the request %d times", n)
-	}
 }
 
 func TestAnIdleConnectionThatWasClosedFailsNoCall(t *testing.T) {
-	t.Parallel()
-	l := newLab(t)
-	l.edge(edge.Limits{})
-	c := l.connector("one")
-	l.dial()
-	for range 20 {
-		l.mustCall()
-		c.server.SetKeepAlivesEnabled(false) // closes those that are idle
-		eventually(t, "the dialer could know", func() bool { return l.edges[0].Stats().Streams == 0 })
-		c.server.SetKeepAlivesEnabled(true)
-	}
+	eachWay(t, func(t *testing.T, l *lab) {
+		l.edge(edge.Limits{})
+		c := l.connector("one")
+		l.dial()
+		for range 20 {
+			l.mustCall()
+			c.server.SetKeepAlivesEnabled(false) // closes those that are idle
+			eventually(t, "the dialer could know", func() bool { return l.edges[0].Stats().Streams == 0 })
+			c.server.SetKeepAlivesEnabled(true)
+		}
+	})
 }
 
 func TestAGatewaysOwnAnswerIsItsError(t *testing.T) {
-	t.Parallel()
-	l := newLab(t)
-	l.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		e := &tunnel.Error{Stage: tunnel.StageAddressRefused, Detail: `"10.0.0.1" is not allowed`, RetryAfter: 3 * time.Second}
-		e.SetHeader(w.Header())
-		w.WriteHeader(e.HTTPStatus())
-		io.WriteString(w, "an explanation")
-	})
-	l.edge(edge.Limits{})
-	l.connector("one")
-	l.dial()
-	for range 2 {
-		_, _, err := l.call(l.ctx, "")
-		e := wantStage(t, err, tunnel.StageAddressRefused)
-		if e.Detail != `"10.0.0.1" is not allowed` || e.RetryAfter != 3*time.Second || e.Host != host || e.Tunnel != string(tunnelID) {
-			t.Errorf("got %+v", e)
+	eachWay(t, func(t *testing.T, l *lab) {
+		l.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			e := &tunnel.Error{Stage: tunnel.StageAddressRefused, Detail: `"10.0.0.1" is not allowed`, RetryAfter: 3 * time.Second}
+			e.SetHeader(w.Header())
+			w.WriteHeader(e.HTTPStatus())
+			io.WriteString(w, "an explanation")
+		})
+		l.edge(edge.Limits{})
+		l.connector("one")
+		l.dial()
+		for range 2 {
+			_, _, err := l.call(l.ctx, "")
+			e := wantStage(t, err, tunnel.StageAddressRefused)
+			if e.Detail != `"10.0.0.1" is not allowed` || e.RetryAfter != 3*time.Second || e.Host != host || e.Tunnel != string(tunnelID) {
+				t.Errorf("got %+v", e)
+			}
 		}
-	}
+	})
 }
 
 func TestStagesOfWhatIsMissing(t *testing.T) {
@@ -299,97 +294,83 @@ func TestSessionsWithAGatewayAreNotResumedOnceItsCAIsArchived(t *testing.T) {
 }
 
 func TestDropCutsCallsUnderWay(t *testing.T) {
-	t.Parallel()
-	l := newLab(t)
-	begun := make(chan struct{})
-	l.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		close(begun)
-		<-r.Context().Done()
+	eachWay(t, func(t *testing.T, l *lab) {
+		begun := make(chan struct{})
+		l.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			close(begun)
+			<-r.Context().Done()
+		})
+		l.edge(edge.Limits{})
+		l.connector("one")
+		d := l.dial()
+		done := make(chan error, 1)
+		go func() {
+			_, _, err := l.call(l.ctx, "")
+			done <- err
+		}()
+		<-begun
+		d.Drop(tunnelID, "another CA's")
+		d.Drop("tnl_other", "")
+		select {
+		case err := <-done:
+			t.Fatalf("cut by what is none of its business: %v", err)
+		default:
+		}
+		d.Drop(tunnelID, tunnel.Fingerprint(l.inner.cert))
+		wantStage(t, <-done, tunnel.StageConnectorLost)
 	})
-	l.edge(edge.Limits{})
-	l.connector("one")
-	d := l.dial()
-	done := make(chan error, 1)
-	go func() {
-		_, _, err := l.call(l.ctx, "")
-		done <- err
-	}()
-	<-begun
-	d.Drop(tunnelID, "another CA's")
-	d.Drop("tnl_other", "")
-	select {
-	case err := <-done:
-		t.Fatalf("cut by what is none of its business: %v", err)
-	default:
-	}
-	d.Drop(tunnelID, tunnel.Fingerprint(l.inner.cert))
-	wantStage(t, <-done, tunnel.StageConnectorLost)
 }
 
 func TestCutEndsEverythingOfATunnelAndRotationNothing(t *testing.T) {
-	t.Parallel()
-	for _, protocolOf := range []api.TunnelProtocol{api.ProtocolTCP, api.ProtocolQUIC} {
-		t.Run(string(protocolOf), func(t *testing.T) {
-			t.Parallel()
-			l := newLab(t)
-			begun := make(chan struct{}, 1)
-			l.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				begun <- struct{}{}
-				<-r.Context().Done()
-			})
-			l.edge(edge.Limits{}, withQUIC(t))
-			c := l.connector("one", protocol(protocolOf))
-			l.dial()
-			done := make(chan error, 1)
-			go func() {
-				_, _, err := l.call(l.ctx, "")
-				done <- err
-			}()
-			<-begun
-			// The old token is good no more; who is attached stays.
-			l.plane.set(func(p *fakePlane) { clear(p.good) })
-			if n := len(c.Status().Links); n != 1 {
-				t.Fatalf("%d links after a rotation", n)
-			}
-			var cuts []api.EdgeCut
-			l.plane.set(func(p *fakePlane) {
-				for id := range p.attached {
-					cuts = append(cuts, api.EdgeCut{AttachmentID: id, TunnelID: tunnelID, Reason: "the tunnel was archived"})
-				}
-			})
-			at := time.Now()
-			l.plane.cuts <- cuts
-			e := wantStage(t, <-done, tunnel.StageNotActive)
-			if e.Detail != "the tunnel was archived" {
-				t.Errorf("the caller is told %q", e.Detail)
-			}
-			t.Logf("cut after %v", time.Since(at))
-			c.await(t, 0)
-			eventually(t, "the plane knows", func() (yes bool) {
-				l.plane.set(func(p *fakePlane) { yes = len(p.attached) == 0 })
-				return yes
-			})
-			eventually(t, "the token's refusal shows", func() bool {
-				e := tunnel.AsError(c.Status().LastError)
-				return e != nil && e.Stage == tunnel.StageTokenRefused
-			})
+	eachWay(t, func(t *testing.T, l *lab) {
+		begun := make(chan struct{}, 1)
+		l.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			begun <- struct{}{}
+			<-r.Context().Done()
 		})
-	}
+		l.edge(edge.Limits{})
+		c := l.connector("one")
+		l.dial()
+		done := make(chan error, 1)
+		go func() {
+			_, _, err := l.call(l.ctx, "")
+			done <- err
+		}()
+		<-begun
+		// The old token is good no more; who is attached stays.
+		l.plane.set(func(p *fakePlane) { clear(p.good) })
+		if n := len(c.Status().Links); n != 1 {
+			t.Fatalf("%d links after a rotation", n)
+		}
+		var cuts []api.EdgeCut
+		l.plane.set(func(p *fakePlane) {
+			for id := range p.attached {
+				cuts = append(cuts, api.EdgeCut{AttachmentID: id, TunnelID: tunnelID, Reason: "the tunnel was archived"})
+			}
+		})
+		at := time.Now()
+		l.plane.cuts <- cuts
+		e := wantStage(t, <-done, tunnel.StageNotActive)
+		if e.Detail != "the tunnel was archived" {
+			t.Errorf("the caller is told %q", e.Detail)
+		}
+		t.Logf("cut after %v", time.Since(at))
+		c.await(t, 0)
+		eventually(t, "the plane knows", func() (yes bool) {
+			l.plane.set(func(p *fakePlane) { yes = len(p.attached) == 0 })
+			return yes
+		})
+		eventually(t, "the token's refusal shows", func() bool {
+			e := tunnel.AsError(c.Status().LastError)
+			return e != nil && e.Stage == tunnel.StageTokenRefused
+		})
+	})
 }
 
-func TestADrainFailsNoCallAndEndsNoneUnderWay(t *testing.T) {
-	t.Parallel()
-	for _, p := range []api.TunnelProtocol{api.ProtocolTCP, api.ProtocolQUIC} {
-		t.Run(string(p), func(t *testing.T) {
-			t.Parallel()
-			testDrain(t, p)
-		})
-	}
-}
+func TestADrainFailsNoCallAndEndsNoneUnderWay(t *testing.T) { eachWay(t, testDrain) }
 
-func testDrain(t *testing.T, p api.TunnelProtocol) {
-	l := newLab(t)
-	first, second := l.edge(edge.Limits{}, withQUIC(t)), l.edge(edge.Limits{}, withQUIC(t))
+func testDrain(t *testing.T, l *lab) {
+	first, second := l.edge(edge.Limits{}), l.edge(edge.Limits{})
 	release := make(chan struct{})
 	begun := make(chan struct{}, 1)
 	quick := l.handler
@@ -400,7 +381,7 @@ func testDrain(t *testing.T, p api.TunnelProtocol) {
 		}
 		quick.ServeHTTP(w, r)
 	})
-	c := l.connector("one", protocol(p))
+	c := l.connector("one")
 	c.await(t, 2)
 	l.dial()
 	slow := make(chan error, 1)
@@ -446,16 +427,16 @@ func testDrain(t *testing.T, p api.TunnelProtocol) {
 }
 
 func TestAnEdgeThatDiesIsReplaced(t *testing.T) {
-	t.Parallel()
-	l := newLab(t)
-	first, _ := l.edge(edge.Limits{}), l.edge(edge.Limits{})
-	c := l.connector("one")
-	c.await(t, 2)
-	l.dial()
-	l.mustCall()
-	first.Close()
-	l.mustCall() // nothing of it has left by the broken connection
-	c.await(t, 1)
+	eachWay(t, func(t *testing.T, l *lab) {
+		first, _ := l.edge(edge.Limits{}), l.edge(edge.Limits{})
+		c := l.connector("one")
+		c.await(t, 2)
+		l.dial()
+		l.mustCall()
+		first.Close()
+		l.mustCall() // nothing of it has left by the broken connection
+		c.await(t, 1)
+	})
 }
 
 // One that says nothing, or behind which nothing answers, does not use up the time in
@@ -495,102 +476,102 @@ func TestAnEdgeThatIsSilentLeavesTimeForAnother(t *testing.T) {
 }
 
 func TestAConnectorThatLeavesFailsNoCall(t *testing.T) {
-	t.Parallel()
-	l := newLab(t)
-	l.edge(edge.Limits{})
-	c := l.connector("one")
-	l.connector("two")
-	l.dial()
-	stop, stopped := make(chan struct{}), make(chan struct{})
-	var by sync.Map
-	var calls atomic.Int64
-	go func() {
-		defer close(stopped)
-		for i := 0; ; i++ {
-			select {
-			case <-stop:
-				return
-			default:
+	eachWay(t, func(t *testing.T, l *lab) {
+		l.edge(edge.Limits{})
+		c := l.connector("one")
+		l.connector("two")
+		l.dial()
+		stop, stopped := make(chan struct{}), make(chan struct{})
+		var by sync.Map
+		var calls atomic.Int64
+		go func() {
+			defer close(stopped)
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				text, who, err := l.call(l.ctx, "world")
+				if err != nil || text != "hello world" {
+					t.Errorf("call %d: %q, %v", i, text, err)
+					return
+				}
+				by.Store(who, i)
+				calls.Add(1)
+				if i%5 == 0 {
+					l.dialer.Drop(tunnelID, "") // so that both are used
+				}
 			}
-			text, who, err := l.call(l.ctx, "world")
-			if err != nil || text != "hello world" {
-				t.Errorf("call %d: %q, %v", i, text, err)
-				return
-			}
-			by.Store(who, i)
-			calls.Add(1)
-			if i%5 == 0 {
-				l.dialer.Drop(tunnelID, "") // so that both are used
-			}
+		}()
+		used := func(who string) bool { _, ok := by.Load(who); return ok || t.Failed() }
+		eventually(t, "both answer", func() bool { return used("one") && used("two") })
+		c.stop()
+		<-c.done
+		before := calls.Load()
+		eventually(t, "what was asked before is answered", func() bool { return calls.Load() > before || t.Failed() })
+		by.Clear()
+		eventually(t, "the other answers", func() bool { return used("two") })
+		close(stop)
+		<-stopped
+		if _, ok := by.Load("one"); ok {
+			t.Error("who has left still answers")
 		}
-	}()
-	used := func(who string) bool { _, ok := by.Load(who); return ok || t.Failed() }
-	eventually(t, "both answer", func() bool { return used("one") && used("two") })
-	c.stop()
-	<-c.done
-	before := calls.Load()
-	eventually(t, "what was asked before is answered", func() bool { return calls.Load() > before || t.Failed() })
-	by.Clear()
-	eventually(t, "the other answers", func() bool { return used("two") })
-	close(stop)
-	<-stopped
-	if _, ok := by.Load("one"); ok {
-		t.Error("who has left still answers")
-	}
+	})
 }
 
 func TestSessionsStayWithWhoBeganThem(t *testing.T) {
-	t.Parallel()
-	l := newLab(t)
-	l.edge(edge.Limits{})
-	connectors := map[string]*labConnector{}
-	for _, id := range []string{"one", "two", "three"} {
-		connectors[id] = l.connector(id)
-	}
-	quick := l.handler
-	l.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("Mcp-Session-Id") == "" {
-			w.Header().Set("Mcp-Session-Id", "of "+r.Context().Value(connectorKey{}).(string))
+	eachWay(t, func(t *testing.T, l *lab) {
+		l.edge(edge.Limits{})
+		connectors := map[string]*labConnector{}
+		for _, id := range []string{"one", "two", "three"} {
+			connectors[id] = l.connector(id)
 		}
-		quick.ServeHTTP(w, r)
-	})
-	l.dial()
-	owner := map[string]bool{}
-	for i := 0; len(owner) < 3 && i < 200; i++ {
-		owner[l.mustCall()] = true // begins a session there
-		l.dialer.Drop(tunnelID, "")
-	}
-	if len(owner) != 3 {
-		t.Fatalf("of three connectors only %v are used", owner)
-	}
-	for id := range owner {
-		for range 3 {
-			if by := l.mustCall("Mcp-Session-Id", "of "+id); by != id {
-				t.Errorf("a session of %q was answered by %q", id, by)
+		quick := l.handler
+		l.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Mcp-Session-Id") == "" {
+				w.Header().Set("Mcp-Session-Id", "of "+r.Context().Value(connectorKey{}).(string))
 			}
+			quick.ServeHTTP(w, r)
+		})
+		l.dial()
+		owner := map[string]bool{}
+		for i := 0; len(owner) < 3 && i < 200; i++ {
+			owner[l.mustCall()] = true // begins a session there
 			l.dialer.Drop(tunnelID, "")
 		}
-	}
-	// Sessions that this dialer has not seen begin go to one place too.
-	seen := map[string]bool{}
-	for i := range 20 {
-		session := fmt.Sprint("unknown ", i)
-		first := l.mustCall("Mcp-Session-Id", session)
-		seen[first] = true
-		l.dial() // another replica of the plane
-		if again := l.mustCall("Mcp-Session-Id", session); again != first {
-			t.Errorf("session %d went to %q and then to %q", i, first, again)
+		if len(owner) != 3 {
+			t.Fatalf("of three connectors only %v are used", owner)
 		}
-	}
-	if len(seen) < 2 {
-		t.Errorf("20 sessions all went to %v", seen)
-	}
-	// When one is gone, another takes its sessions.
-	connectors["one"].stop()
-	<-connectors["one"].done
-	if by := l.mustCall("Mcp-Session-Id", "of one"); by == "one" {
-		t.Error("answered by who is gone")
-	}
+		for id := range owner {
+			for range 3 {
+				if by := l.mustCall("Mcp-Session-Id", "of "+id); by != id {
+					t.Errorf("a session of %q was answered by %q", id, by)
+				}
+				l.dialer.Drop(tunnelID, "")
+			}
+		}
+		// Sessions that this dialer has not seen begin go to one place too.
+		seen := map[string]bool{}
+		for i := range 20 {
+			session := fmt.Sprint("unknown ", i)
+			first := l.mustCall("Mcp-Session-Id", session)
+			seen[first] = true
+			l.dial() // another replica of the plane
+			if again := l.mustCall("Mcp-Session-Id", session); again != first {
+				t.Errorf("session %d went to %q and then to %q", i, first, again)
+			}
+		}
+		if len(seen) < 2 {
+			t.Errorf("20 sessions all went to %v", seen)
+		}
+		// When one is gone, another takes its sessions.
+		connectors["one"].stop()
+		<-connectors["one"].done
+		if by := l.mustCall("Mcp-Session-Id", "of one"); by == "one" {
+			t.Error("answered by who is gone")
+		}
+	})
 }
 
 func TestPortsAndSchemesThatNoTunnelHas(t *testing.T) {
