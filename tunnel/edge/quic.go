@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -40,16 +41,18 @@ func (e *Edge) acceptQUIC() error {
 	}
 	stop := context.AfterFunc(e.drains, func() { listener.Close() }) // connections go on
 	defer stop()
+	var conns sync.WaitGroup
 	for {
 		conn, err := listener.Accept(context.Background())
 		if err != nil {
 			if errors.Is(err, quic.ErrServerClosed) {
 				<-e.closing.Done()
+				conns.Wait() // the other ends are told, as long as the transport is there
 				return nil
 			}
 			return fmt.Errorf("edge: QUIC: accept: %w", err)
 		}
-		e.conns.Go(func() { e.meetQUIC(conn) })
+		conns.Go(func() { e.meetQUIC(conn) })
 	}
 }
 
