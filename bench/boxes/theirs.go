@@ -15,6 +15,8 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/bailey-platform/bailey/sandbox"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -201,7 +203,9 @@ func (s *stage) runsc() (contender, error) {
 	if err != nil {
 		return contender{}, err
 	}
-	c := ociCommand{s, []string{path, "--root", filepath.Join(s.dir, "state-runsc"), "--network", "none"}}
+	state := filepath.Join(s.dir, "state-runsc")
+	s.closers = append(s.closers, func() { unix.Unmount(filepath.Join(state, "null-netns"), unix.MNT_DETACH) }) // runsc leaves it
+	c := ociCommand{s, []string{path, "--root", state, "--network", "none"}}
 	return contender{run: c.run, open: c.open}, nil
 }
 
