@@ -13,10 +13,9 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/bailey-platform/bailey/sandbox"
-
-	"golang.org/x/sys/unix"
 )
 
 const (
