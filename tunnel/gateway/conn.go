@@ -257,7 +257,6 @@ func (c *conn1) respond(ex *exchange) bool {
 func (c *conn1) idled() {
 	if c.busy.Load() {
 		c.idle.set(idleTime)
-		c.idle.late.Store(false)
 		return
 	}
 	c.abort()
