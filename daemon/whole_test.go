@@ -385,10 +385,15 @@ func TestTheEdgeSeesOnlyCiphertext(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		server := &http.Server{Handler: &httputil.ReverseProxy{
-			Rewrite:       func(r *httputil.ProxyRequest) { r.SetURL(to) },
-			FlushInterval: -1,
-		}, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
+		proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(to) }, FlushInterval: -1}
+		server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			// An answer may begin before the end of the request was looked for.
+			if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
+				t.Error(err)
+			}
+			defer r.Body.Close()
+			proxy.ServeHTTP(w, r)
+		}), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
 		go server.Serve(c.Listener())
 		t.Cleanup(func() { server.Close() })
 		plain := &http.Client{Transport: plainly{&http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {

@@ -298,6 +298,15 @@ func (g *guest) serve(w http.ResponseWriter, r *http.Request) {
 	if out.Body != nil {
 		defer out.Body.Close() // what was gathered of it
 	}
+	// A host may answer while it is asked. Without this, the server would end the reading of
+	// an HTTP/1 request's body where the response begins, and the transport, which had not
+	// seen the end of it, would break the connection off under the response. The body has to
+	// be closed here then.
+	if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
+		g.answer(w, http.StatusInternalServerError, err.Error())
+		return
+	}
+	defer r.Body.Close()
 	g.proxy.ServeHTTP(finalOnly{w}, out)
 }
 

@@ -3,6 +3,7 @@ package netjail_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/tls"
 	"fmt"
@@ -21,10 +22,15 @@ func opened(t *testing.T, reply http.HandlerFunc) (*box, *site) {
 	w := newWorld(t)
 	s := &site{reply: reply}
 	w.host("web.example", s)
+	return openedBox(w), s
+}
+
+// openedBox is a box for web.example, whose TLS is opened.
+func openedBox(w *world) *box {
 	return w.box(netjail.Options{Policy: limited(
 		egress.Rule{Name: "opened", Hosts: []string{"web.example"}, Protocol: egress.HTTPS},
 		egress.Rule{Name: "clear", Hosts: []string{"web.example"}, Protocol: egress.HTTP},
-	)}), s
+	)})
 }
 
 func TestRequestsArriveAsTheyAreSent(t *testing.T) {
@@ -67,6 +73,49 @@ func TestLargeBodiesArriveWhole(t *testing.T) {
 		if err != nil || !bytes.Equal(got, much) {
 			t.Errorf("%s: %d bytes came back, %v", scheme, len(got), err)
 		}
+	}
+}
+
+// A host may answer while it is asked, which the end of the body must not break off.
+func TestAHostThatAnswersWhileItIsAsked(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	addr := w.address()
+	w.name("web.example", addr)
+	w.web(addr, 80, nil, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		out := http.NewResponseController(w)
+		out.EnableFullDuplex()
+		for lines := bufio.NewReader(r.Body); ; {
+			line, err := lines.ReadString('\n')
+			io.WriteString(w, line)
+			out.Flush()
+			if err != nil {
+				return
+			}
+		}
+	}))
+	body, write := io.Pipe()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	context.AfterFunc(ctx, func() { write.CloseWithError(ctx.Err()) })
+	r, err := http.NewRequestWithContext(ctx, "POST", "http://web.example/", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go io.WriteString(write, "one\n")
+	resp, err := openedBox(w).client().Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewReader(resp.Body)
+	if line, err := lines.ReadString('\n'); err != nil || line != "one\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	io.WriteString(write, "two\n")
+	write.Close()
+	if rest, err := io.ReadAll(lines); err != nil || string(rest) != "two\n" {
+		t.Errorf("%q, %v", rest, err)
 	}
 }
 

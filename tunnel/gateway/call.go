@@ -189,7 +189,12 @@ func (ex *exchange) ownSession(id []byte) []byte {
 type source interface {
 	// next returns what has arrived, as body.next does.
 	next() ([]byte, error)
-	rest() (trailer []field, left int) // left is how many bytes can be had without waiting
+
+	// waiting has f called before each read that may have to wait; nil for nothing.
+	waiting(f func() error)
+
+	// trailers are what comes after the body, once that has ended.
+	trailers() []field
 }
 
 // read takes the whole body in, if somebody has to see it before it leaves.
@@ -423,8 +428,9 @@ func bodyExpected(method []byte) bool {
 	return string(method) == http.MethodPost || string(method) == http.MethodPut || string(method) == http.MethodPatch
 }
 
-// pass sends the body on as it arrives, with the head before it. It returns false if what
-// is left of it cannot be read, so that its connection is of no more use.
+// pass sends the body on as it arrives, with the head before it, and calls alive before it
+// waits for more. It returns false if what is left of it cannot be read, so that its
+// connection is of no more use.
 func (ex *exchange) pass(from source, alive func()) (readable bool) {
 	defer func() { ex.passed <- struct{}{} }()
 	up, chunked := ex.up, ex.req.chunked
@@ -437,12 +443,16 @@ func (ex *exchange) pass(from source, alive func()) (readable bool) {
 		}
 		buf = buf[:0]
 	}
-	discarded := 0
-	for {
-		if _, left := from.rest(); left == 0 {
-			flush()
-		}
+	from.waiting(func() error {
+		flush()
 		alive()
+		return nil
+	})
+	defer from.waiting(nil)
+	discarded := 0
+	// A body of known length is known to be whole before the last of it leaves, which the
+	// server may answer at once.
+	for chunked || ex.in.Load() < ex.req.length {
 		p, err := from.next()
 		if errors.Is(err, io.EOF) {
 			break
@@ -478,8 +488,7 @@ func (ex *exchange) pass(from source, alive func()) (readable bool) {
 	}
 	ex.gotAll.Store(true)
 	if chunked {
-		trailer, _ := from.rest()
-		buf = appendLastChunk(buf, trailer)
+		buf = appendLastChunk(buf, from.trailers())
 	}
 	flush()
 	if cap(buf) <= 2*outMax {

@@ -243,11 +243,13 @@ func (c *conn1) discard(ex *exchange) bool {
 }
 
 // respond passes on the answer to a call. It returns false when the connection is to
-// end.
+// end: the caller was told so, or did not get all of it. One that was answered before its
+// body was passed on to the end keeps its connection, as it was told; take waits for what
+// is left.
 func (c *conn1) respond(ex *exchange) bool {
 	err := ex.answer(c)
 	ex.finish()
-	return err == nil && !c.h.close && ex.sentAll.Load()
+	return err == nil && !c.h.close
 }
 
 // idled ends the connection if no call is under way. One that is has deadlines of its
@@ -255,7 +257,6 @@ func (c *conn1) respond(ex *exchange) bool {
 func (c *conn1) idled() {
 	if c.busy.Load() {
 		c.idle.set(idleTime)
-		c.idle.late.Store(false)
 		return
 	}
 	c.abort()

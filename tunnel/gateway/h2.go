@@ -151,13 +151,21 @@ type body2 struct {
 	r       *http.Request
 	control *http.ResponseController
 	buf     []byte
+	wait    func() error
 }
+
+func (b *body2) waiting(f func() error) { b.wait = f }
 
 func (b *body2) next() ([]byte, error) {
 	if b.buf == nil {
 		b.buf = make([]byte, 2*copyMax)
 	}
 	for {
+		if b.wait != nil {
+			if err := b.wait(); err != nil {
+				return nil, err
+			}
+		}
 		if err := b.control.SetReadDeadline(time.Now().Add(stallTime)); err != nil {
 			return nil, err
 		}
@@ -171,7 +179,7 @@ func (b *body2) next() ([]byte, error) {
 	}
 }
 
-func (b *body2) rest() (trailer []field, left int) {
+func (b *body2) trailers() (trailer []field) {
 	for name, values := range b.r.Trailer {
 		for _, value := range values {
 			if f := newField([]byte(name), []byte(value)); f.kind == plain {
@@ -179,7 +187,7 @@ func (b *body2) rest() (trailer []field, left int) {
 			}
 		}
 	}
-	return trailer, 0
+	return trailer
 }
 
 // An answer2 is the answerer of HTTP/2.

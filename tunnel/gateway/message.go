@@ -592,9 +592,11 @@ func orElse(err, other error) error {
 	return err
 }
 
-// rest returns the trailer, once the body has ended, and how much of the body is there
-// without waiting, or might be.
-func (b *body) rest() (trailer []field, left int) { return b.trailer, b.in.w - b.in.r }
+// waiting has f called before each read that may have to wait; nil for nothing.
+func (b *body) waiting(f func() error) { b.in.wait = f }
+
+// trailers are what comes after the body, once that has ended.
+func (b *body) trailers() []field { return b.trailer }
 
 func (b *body) readTrailer() error {
 	total := 0

@@ -71,8 +71,7 @@ func (u *upstream) get(ctx context.Context) (*upConn, *refusal) {
 		u.idle[n-1] = nil
 		u.idle = u.idle[:n-1]
 		u.mu.Unlock()
-		c.watch.clear()
-		if !c.watch.late.Load() && c.quiet() {
+		if c.watch.clear() && c.quiet() {
 			return c, nil
 		}
 		c.discard()

@@ -21,10 +21,10 @@ type sweeper struct {
 }
 
 // A watch is one deadline. It is set by whoever is about to wait and cleared by the
-// same; cut is called, once, from the sweeper's goroutine.
+// same; cut is called, once for each time that it is set, from the sweeper's goroutine.
 type watch struct {
 	deadline atomic.Int64 // 0 for none
-	late     atomic.Bool
+	late     atomic.Bool  // cut was called, or is about to be
 	cut      func()
 	of       *sweeper
 }
@@ -54,7 +54,9 @@ func (s *sweeper) sweep(now int64) {
 	var late []*watch
 	s.mu.Lock()
 	for w := range s.watches {
-		if d := w.deadline.Load(); d != 0 && d < now && w.late.CompareAndSwap(false, true) {
+		// Who clears or moves it at this moment is either before the sweep or behind it.
+		if d := w.deadline.Load(); d != 0 && d < now && w.deadline.CompareAndSwap(d, 0) {
+			w.late.Store(true)
 			late = append(late, w)
 		}
 	}
@@ -88,4 +90,6 @@ func (w *watch) set(d time.Duration) {
 	w.deadline.Store(w.of.clock.Load() + int64(d+sweepEvery))
 }
 
-func (w *watch) clear() { w.deadline.Store(0) }
+// clear takes the deadline away. It reports whether there was one that had not passed: if
+// not, cut was called or is about to be.
+func (w *watch) clear() bool { return w.deadline.Swap(0) != 0 }
