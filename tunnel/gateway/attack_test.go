@@ -177,8 +177,8 @@ func TestAttackOversize(t *testing.T) {
 			})
 			before := asked.Load()
 			res, _ := get(t, l.client(h2), "POST", "https://docs."+domain+"/", strings.Repeat("x", 1001))
-			if res.StatusCode != 413 {
-				t.Errorf("length, inspected=%v: %d", inspected, res.StatusCode)
+			if e := tunnel.ErrorFromHeader(res.Header); res.StatusCode != 413 || e == nil || e.Stage != tunnel.StageBodyTooLong || !strings.Contains(e.Detail, "1000 bytes") {
+				t.Errorf("length, inspected=%v: %d, %+v", inspected, res.StatusCode, e)
 			}
 			req, _ := http.NewRequest("POST", "https://docs."+domain+"/", io.MultiReader(strings.NewReader(strings.Repeat("x", 5000))))
 			if res, err := l.client(h2).Do(req); err != nil {
@@ -776,14 +776,14 @@ func TestAttackMadeUpTokens(t *testing.T) {
 	})
 	c := l.client(false)
 	const host = "https://docs." + domain
-	if res, _ := get(t, c, "GET", host+"/", "", sign("k1")...); res.StatusCode != 200 {
+	if res, _ := get(t, c, "POST", host+"/", read, sign("k1")...); res.StatusCode != 200 {
 		t.Errorf("a good token: %d", res.StatusCode)
 	}
 	for i := range 20 {
-		if res, _ := get(t, c, "GET", host+"/", "", sign(fmt.Sprint("made up ", i))...); res.StatusCode != 401 {
+		if res, _ := get(t, c, "POST", host+"/", read, sign(fmt.Sprint("made up ", i))...); res.StatusCode != 401 {
 			t.Errorf("a key that is made up: %d", res.StatusCode)
 		}
-		if res, _ := get(t, c, "GET", "https://broken."+domain+"/", "", sign("k1")...); res.StatusCode != 503 {
+		if res, _ := get(t, c, "POST", "https://broken."+domain+"/", read, sign("k1")...); res.StatusCode != 503 {
 			t.Errorf("without keys: %d", res.StatusCode)
 		}
 	}
@@ -799,11 +799,11 @@ func TestAttackMadeUpTokens(t *testing.T) {
 	left()
 	done := make(chan int)
 	go func() {
-		res, _ := get(t, l.client(false), "GET", host+"/hold", "", sign("k1")...)
+		res, _ := get(t, l.client(false), "POST", host+"/hold", read, sign("k1")...)
 		done <- res.StatusCode
 	}()
 	<-held
-	if res, _ := get(t, c, "GET", host+"/", "", sign("made up")...); res.StatusCode != 503 {
+	if res, _ := get(t, c, "POST", host+"/", read, sign("made up")...); res.StatusCode != 503 {
 		t.Errorf("beside as many calls as there may be: %d", res.StatusCode)
 	}
 	close(hold)
@@ -811,7 +811,7 @@ func TestAttackMadeUpTokens(t *testing.T) {
 		t.Errorf("the second good call: %d", status)
 	}
 	left()
-	if res, _ := get(t, c, "GET", host+"/", "", sign("k1")...); res.StatusCode != 429 {
+	if res, _ := get(t, c, "POST", host+"/", read, sign("k1")...); res.StatusCode != 429 {
 		t.Errorf("one more than the rate: %d", res.StatusCode)
 	}
 }
@@ -877,6 +877,9 @@ func TestAttackManyConnections(t *testing.T) {
 	}
 }
 
+// read is a call.
+const read = `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"read"}}`
+
 func TestRateAndPlaces(t *testing.T) {
 	t.Parallel()
 	hold := make(chan struct{})
@@ -886,18 +889,36 @@ func TestRateAndPlaces(t *testing.T) {
 		}
 	})
 	l := serve(t, s.URL, func(c *Config) { c.Routes["docs"].Limits = Limits{Rate: 0.001, Burst: 2} })
+	post := func(body string) *http.Response {
+		res, _ := get(t, l.client(false), "POST", "https://docs."+domain+"/", body)
+		return res
+	}
+	// What MCP sends besides calls is not counted, neither before nor after there are too many.
+	for _, uncounted := range []string{"", `{"jsonrpc":"2.0","method":"notifications/initialized"}`, `{"jsonrpc":"2.0","id":1,"result":{}}`, `{"jsonrpc":"2.0","id":1,"method":"initialize"}`, `{"jsonrpc":"2.0","id":1,"method":"tools/list"}`} {
+		for range 3 {
+			if res := post(uncounted); res.StatusCode != 200 {
+				t.Errorf("%q: %d", uncounted, res.StatusCode)
+			}
+		}
+	}
 	codes := ""
 	for range 3 {
-		res, _ := get(t, l.client(false), "GET", "https://docs."+domain+"/", "")
-		codes += fmt.Sprint(res.StatusCode, " ")
+		codes += fmt.Sprint(post(read).StatusCode, " ")
 	}
 	if codes != "200 200 429 " {
 		t.Errorf("rate: %s", codes)
 	}
+	res := post("[" + read + "]")
+	if e := tunnel.ErrorFromHeader(res.Header); res.StatusCode != 429 || e == nil || e.Stage != tunnel.StageRateLimited || !strings.Contains(e.Detail, "limits.rate") || e.RetryAfter < time.Minute {
+		t.Errorf("a batch: %d, %+v", res.StatusCode, e)
+	}
+	if res, _ := get(t, l.client(false), "GET", "https://docs."+domain+"/", ""); res.StatusCode != 200 {
+		t.Errorf("a stream: %d", res.StatusCode)
+	}
 	if err := l.g.Reload(); err != nil {
 		t.Fatal(err)
 	}
-	if res, _ := get(t, l.client(false), "GET", "https://docs."+domain+"/", ""); res.StatusCode != 429 {
+	if res := post(read); res.StatusCode != 429 {
 		t.Errorf("rate, after a reload: %d", res.StatusCode)
 	}
 	l = serve(t, s.URL, func(c *Config) { c.Routes["docs"].Limits = Limits{Calls: 1} })
@@ -909,7 +930,7 @@ func TestRateAndPlaces(t *testing.T) {
 	for l.g.metricsActive("docs") == 0 {
 		time.Sleep(time.Millisecond)
 	}
-	res, _ := get(t, l.client(true), "GET", "https://docs."+domain+"/", "")
+	res, _ = get(t, l.client(true), "GET", "https://docs."+domain+"/", "")
 	if e := tunnel.ErrorFromHeader(res.Header); res.StatusCode != 503 || e == nil || e.Stage != tunnel.StageOverloaded || res.Header.Get("Retry-After") == "" {
 		t.Errorf("places: %d %v", res.StatusCode, res.Header)
 	}

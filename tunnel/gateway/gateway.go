@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"github.com/bailey-platform/bailey/egress"
 	"github.com/bailey-platform/bailey/tunnel"
@@ -51,6 +52,9 @@ type Gateway struct {
 	replica      string
 	replicaField field
 
+	refusals *rate.Limiter // of those that are noted on the record
+	unnoted  atomic.Int64  // the others since
+
 	state atomic.Pointer[state]
 	life  atomic.Pointer[context.Context] // of Serve
 
@@ -63,7 +67,7 @@ type Gateway struct {
 // New reads the configuration and what it names. It listens at nothing and connects to
 // nothing.
 func New(o Options) (*Gateway, error) {
-	g := &Gateway{opts: o, log: o.Logger, audit: o.Audit, metrics: newMetrics(o.Metrics), sweeper: newSweeper()}
+	g := &Gateway{opts: o, log: o.Logger, audit: o.Audit, metrics: newMetrics(o.Metrics), sweeper: newSweeper(), refusals: rate.NewLimiter(refusalsRate, refusalsBurst)}
 	g.leaving, g.leave = context.WithCancel(context.Background())
 	g.dialer = &egress.Dialer{Resolver: o.Resolver}
 	if o.Resolver == nil {

@@ -17,6 +17,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,6 +26,7 @@ import (
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
+	"golang.org/x/time/rate"
 
 	"github.com/bailey-platform/bailey/audit"
 	"github.com/bailey-platform/bailey/tunnel"
@@ -93,7 +95,7 @@ func TestRecordOfCalls(t *testing.T) {
 			"mcp.call tools/call read", "mcp.answer tools/call read ok 200",
 			"mcp.call prompts/list", "mcp.call notifications/initialized", "mcp.answer prompts/list  ok 200", "mcp.answer notifications/initialized  ok 200",
 			"mcp.call ping", "mcp.answer ping  error 500",
-			"mcp.refused tools/call rm refused",
+			"mcp.refused tools/call rm refused 200",
 		}
 		if got := strings.Join(kinds, "\n"); got != strings.Join(want, "\n") {
 			t.Errorf("%s:\n%s\nwant:\n%s", arguments, got, strings.Join(want, "\n"))
@@ -103,6 +105,70 @@ func TestRecordOfCalls(t *testing.T) {
 				t.Errorf("%s is on record", secret)
 			}
 		}
+	}
+}
+
+// A notebook is a recorder that keeps what it is given.
+type notebook struct {
+	mu  sync.Mutex
+	all []audit.Record
+}
+
+func (n *notebook) AppendAll(records []audit.Record) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.all = append(n.all, records...)
+	return nil
+}
+
+func (n *notebook) Note(r audit.Record) error { return n.AppendAll([]audit.Record{r}) }
+
+func (n *notebook) last() audit.Record {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.all) == 0 {
+		return audit.Record{}
+	}
+	return n.all[len(n.all)-1]
+}
+
+// What the gateway does not let through is on record with the reason, also where nothing of
+// it was read; and a flood of it does not fill the record.
+func TestRefusalsAreOnRecord(t *testing.T) {
+	t.Parallel()
+	s := upstreamServer(t, func(w http.ResponseWriter, r *http.Request) {})
+	notes := new(notebook)
+	l := serve(t, s.URL, func(c *Config) {
+		c.Routes["docs"].Limits = Limits{Rate: 0.001, Burst: 1, Body: 100}
+		c.Routes["docs"].Tools.Deny = []string{"rm"}
+	}, func(o *Options) { o.Audit = notes })
+	c := l.client(false)
+	post := func(body string) {
+		get(t, c, "POST", "https://docs."+domain+"/", body, "Content-Type", "application/json")
+	}
+	post(read)
+	for _, test := range []struct{ body, method, stage, status, reason string }{
+		{read, "tools/call", "rate_limited", "429", "lets 0.001 calls a second through"},
+		{strings.Repeat("x", 101), unread, "body_too_long", "413", "longer than the 100 bytes"},
+		{`{"jsonrpc":"2.0","id":3,"method":"tools/call","params":{"name":"rm"}}`, "tools/call", "request_refused", "200", `tool "rm" may not be called`},
+	} {
+		post(test.body)
+		r := notes.last()
+		if r.Action != audit.MCPRefused || r.Outcome != "refused" || r.Attrs["method"] != test.method || r.Attrs["stage"] != test.stage || r.Attrs["status"] != test.status ||
+			!strings.Contains(r.Attrs["reason"], test.reason) {
+			t.Errorf("%.20s: on record is %+v", test.body, r)
+		}
+	}
+	const flood = 2 * refusalsBurst
+	for range flood {
+		post(read)
+	}
+	l.g.refusals.SetBurst(flood)
+	l.g.refusals.SetLimit(rate.Inf)
+	post(read)
+	lost, err := strconv.Atoi(notes.last().Attrs["not_noted_before"])
+	if err != nil || lost == 0 || len(notes.all)+lost != 2+3+flood+1 {
+		t.Errorf("%d on record, and %d not (%v)", len(notes.all), lost, err)
 	}
 }
 
@@ -251,50 +317,73 @@ func TestCallersTokens(t *testing.T) {
 		"address": {JWKS: jwks.URL},
 	} {
 		jwt.Issuer, jwt.Audience, jwt.Scopes, jwt.Claims = issuer, "https://docs", []string{"mcp"}, map[string]string{"tenant": "t1"}
+		notes := new(notebook)
 		l := serve(t, s.URL, func(c *Config) {
 			c.Routes["docs"].Auth = Auth{TokenFiles: []string{file}, JWT: jwt, ResourceMetadata: "https://docs/.well-known/oauth-protected-resource"}
-		})
+		}, func(o *Options) { o.Audit = notes })
 		c := l.client(false)
-		for token, want := range map[string]int{
-			"":                                   401,
-			"Bearer correct-horse":               200,
-			"bearer correct-horse":               200,
-			"Bearer correct-hors":                401,
-			"Basic correct-horse":                401,
-			"Bearer ":                            401,
-			"Bearer " + sign(key, claims(nil)):   200,
-			"Bearer " + sign(other, claims(nil)): 401,
-			"Bearer " + unsigned:                 401,
-			"Bearer " + sign(key, claims(func(c map[string]any) { c["iss"] = "https://evil.test" })):                 401,
-			"Bearer " + sign(key, claims(func(c map[string]any) { c["aud"] = "https://other" })):                     401,
-			"Bearer " + sign(key, claims(func(c map[string]any) { c["exp"] = time.Now().Add(-time.Hour).Unix() })):   401,
-			"Bearer " + sign(key, claims(func(c map[string]any) { c["nbf"] = time.Now().Add(time.Hour).Unix() })):    401,
-			"Bearer " + sign(key, claims(func(c map[string]any) { c["tenant"] = "t2" })):                             401,
-			"Bearer " + sign(key, claims(func(c map[string]any) { delete(c, "sub") })):                               401,
-			"Bearer " + sign(key, claims(func(c map[string]any) { c["scope"] = "mcpx" })):                            403,
-			"Bearer " + sign(key, claims(func(c map[string]any) { delete(c, "scope"); c["scp"] = []string{"mcp"} })): 200,
+		for token, want := range map[string]struct {
+			status int
+			why    string // in the log and on record
+		}{
+			"":                                   {401, "a bearer token is needed"},
+			"Bearer correct-horse":               {status: 200},
+			"bearer correct-horse":               {status: 200},
+			"Bearer correct-hors":                {401, "it is no JWT, or not signed in a way that is taken here"},
+			"Basic correct-horse":                {401, "holds no bearer token"},
+			"Bearer ":                            {401, "holds no bearer token"},
+			"Bearer " + sign(key, claims(nil)):   {status: 200},
+			"Bearer " + sign(other, claims(nil)): {401, "its signature is by none of the issuer's keys"},
+			"Bearer " + unsigned:                 {401, "it is no JWT, or not signed in a way that is taken here"},
+			"Bearer " + sign(key, claims(func(c map[string]any) { c["iss"] = "https://evil.test" })):                 {401, "it is of another issuer"},
+			"Bearer " + sign(key, claims(func(c map[string]any) { c["aud"] = "https://evil.test" })):                 {401, "it is for another audience"},
+			"Bearer " + sign(key, claims(func(c map[string]any) { c["exp"] = time.Now().Add(-time.Hour).Unix() })):   {401, "it has expired, at 2"},
+			"Bearer " + sign(key, claims(func(c map[string]any) { c["nbf"] = time.Now().Add(time.Hour).Unix() })):    {401, "it is not good yet"},
+			"Bearer " + sign(key, claims(func(c map[string]any) { c["tenant"] = "evil.test" })):                      {401, "claim tenant is not what is asked for"},
+			"Bearer " + sign(key, claims(func(c map[string]any) { delete(c, "sub") })):                               {401, "the token has no subject"},
+			"Bearer " + sign(key, claims(func(c map[string]any) { c["scope"] = "mcpx" })):                            {403, "the token lacks a scope"},
+			"Bearer " + sign(key, claims(func(c map[string]any) { delete(c, "scope"); c["scp"] = []string{"mcp"} })): {status: 200},
 		} {
 			head := []string{}
 			if token != "" {
 				head = []string{"Authorization", token}
 			}
 			res, body := get(t, c, "GET", "https://docs."+domain+"/", "", head...)
-			if res.StatusCode != want {
-				t.Errorf("%s: %.60s: %d, want %d", name, token, res.StatusCode, want)
+			if res.StatusCode != want.status {
+				t.Errorf("%s: %.60s: %d, want %d", name, token, res.StatusCode, want.status)
 			}
-			if want == 200 && body != token {
+			if want.status == 200 && body != token {
 				t.Errorf("%s: the server got %q", name, body)
 			}
 			challenge := res.Header.Get("WWW-Authenticate")
-			if (want != 200) != strings.Contains(challenge, `resource_metadata="https://docs/.well-known/oauth-protected-resource"`) || want == 403 && !strings.Contains(challenge, `error="insufficient_scope"`) {
+			if (want.status != 200) != strings.Contains(challenge, `resource_metadata="https://docs/.well-known/oauth-protected-resource"`) || want.status == 403 && !strings.Contains(challenge, `error="insufficient_scope"`) {
 				t.Errorf("%s: %.60s: %q", name, token, challenge)
+			}
+			refused := tunnel.ErrorFromHeader(res.Header)
+			if (want.status != 200) != (refused != nil && refused.Stage == tunnel.StageCallerRefused) {
+				t.Errorf("%s: %.60s: %+v", name, token, refused)
+			}
+			if want.why == "" {
+				continue
+			}
+			if !strings.Contains(l.logs.String(), want.why) {
+				t.Errorf("%s: %.60s: the log does not say %q", name, token, want.why)
+			}
+			if r := notes.last(); r.Action != audit.MCPRefused || r.Outcome != "refused" || r.Attrs["stage"] != "caller_refused" || r.Attrs["status"] != strconv.Itoa(want.status) ||
+				!strings.Contains(r.Attrs["reason"], want.why) {
+				t.Errorf("%s: %.60s: on record is %+v", name, token, r)
+			}
+			if strings.Contains(body, want.why) && want.status == 401 && refused.Detail != "" && strings.HasPrefix(want.why, "it ") {
+				t.Errorf("%s: whoever guesses is told %q", name, body)
 			}
 		}
 		if res := l.raw("docs."+domain, "GET / HTTP/1.1\r\nHost: docs."+domain+"\r\nAuthorization: Bearer x\r\nAuthorization: Bearer correct-horse\r\nConnection: close\r\n\r\n"); !strings.HasPrefix(res, "HTTP/1.1 400 ") {
 			t.Errorf("two tokens: %q", res)
 		}
-		if strings.Contains(l.logs.String(), "correct-hors") {
-			t.Error("a token is in the log")
+		for _, secret := range []string{"correct-hors", "evil.test"} {
+			if strings.Contains(l.logs.String(), secret) || strings.Contains(fmt.Sprint(notes.all), secret) {
+				t.Errorf("%s of a token is in the log or on record", secret)
+			}
 		}
 	}
 	// Keys that cannot be had are nobody's fault who calls.
