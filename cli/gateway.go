@@ -103,7 +103,8 @@ func (g *gatewayFlags) path() string {
 	return ""
 }
 
-// load reads the settings, with what flags say instead.
+// load reads the settings, with what flags say instead. With settings that cannot be meant
+// it returns them beside the error.
 func (g *gatewayFlags) load() (*gateway.Config, error) {
 	path := g.path()
 	if path == "" {

@@ -215,8 +215,8 @@ const (
 func awaitEdges(ctx context.Context, cl *client.Client, id api.TunnelID, say func(string, ...any)) ([]api.EdgeAddress, error) {
 	for until := time.Now().Add(edgesWait); ; {
 		found, err := cl.TunnelEdges(ctx, id)
-		if err != nil || len(found) > 0 || time.Now().After(until) {
-			return found, err
+		if err != nil || len(found.Data) > 0 || time.Now().After(until) {
+			return found.Data, err
 		}
 		if say != nil {
 			say("the server has no edge yet; waiting for one")

@@ -134,8 +134,8 @@ func (c *Control) TunnelUsage(ctx context.Context, p Principal, id api.TunnelID,
 	return out, err
 }
 
-// TunnelEdges lists where the connectors of a tunnel can attach. They may ask
-// themselves, with the tunnel's token.
+// TunnelEdges lists where the connectors of a tunnel can attach, and the CAs that their
+// gateways are trusted by. They may ask themselves, with the tunnel's token.
 func (c *Control) TunnelEdges(ctx context.Context, p Principal, id api.TunnelID) (*api.TunnelEdges, error) {
 	if p.Kind == api.KeyTunnelToken && p.TunnelID == id {
 		p.Tunnels = true // of this one, and for this
@@ -146,7 +146,13 @@ func (c *Control) TunnelEdges(ctx context.Context, p Principal, id api.TunnelID)
 	}
 	out := &api.TunnelEdges{Data: []api.EdgeAddress{}}
 	err = c.managed(ctx, p, id, func(tx *store.Tx, _ *store.Tunnel) (err error) {
-		out.Data, err = reachable(tx, trust)
+		if out.Data, err = reachable(tx, trust); err != nil {
+			return err
+		}
+		live, err := tx.LiveCertificates(id)
+		for _, ca := range live {
+			out.CAs += strings.TrimSpace(ca.PEM) + "\n"
+		}
 		return err
 	})
 	return out, err

@@ -103,7 +103,7 @@ func (o *office) connect(plane string, links int) *connect.Connector {
 			o.t.Fatal(err)
 		}
 		edges = nil
-		for _, k := range known {
+		for _, k := range known.Data {
 			addrs, err := tunnel.EdgeAddrs(k)
 			if err != nil {
 				o.t.Fatal(err)

@@ -322,10 +322,10 @@ func serverCertificate(ca *tunnel.Authority, name string) (*tls.Certificate, err
 func (o *office) openConnector(plane string) *connect.Connector {
 	o.t.Helper()
 	known, err := adminOfURL(o.t, plane, o.token.Text()).TunnelEdges(o.t.Context(), o.tunnel.ID)
-	if err != nil || len(known) != 1 {
+	if err != nil || len(known.Data) != 1 {
 		o.t.Fatalf("edges: %+v, %v", known, err)
 	}
-	addrs, err := tunnel.EdgeAddrs(known[0])
+	addrs, err := tunnel.EdgeAddrs(known.Data[0])
 	if err != nil {
 		o.t.Fatal(err)
 	}
@@ -453,7 +453,7 @@ func TestASessionThroughGatewayEdgeAndPlane(t *testing.T) {
 	o := newOffice(t, adminOf(t, d, d.FirstKey()))
 	o.await("the plane has an edge", func() bool {
 		known, err := o.cl.TunnelEdges(t.Context(), o.tunnel.ID)
-		return err == nil && len(known) == 1
+		return err == nil && len(known.Data) == 1
 	})
 	c := o.openConnector(d.URL())
 	o.gateway(privateServer(t), c.Listener(), nil)
@@ -487,7 +487,7 @@ func TestWhatTheGatewayRefusesIsNotTheServers(t *testing.T) {
 	o := newOffice(t, adminOf(t, d, d.FirstKey()))
 	o.await("the plane has an edge", func() bool {
 		known, err := o.cl.TunnelEdges(t.Context(), o.tunnel.ID)
-		return err == nil && len(known) == 1
+		return err == nil && len(known.Data) == 1
 	})
 	c := o.openConnector(d.URL())
 	token := filepath.Join(t.TempDir(), "token")

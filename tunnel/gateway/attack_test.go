@@ -8,6 +8,8 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"encoding/json"
+	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,6 +17,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -307,6 +311,7 @@ func TestAddressRule(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		rule.own = ownAt()
 		verdict := rule.judge(netip.AddrPortFrom(netip.MustParseAddr(c.addr), 80))
 		if verdict.Allow != c.want {
 			t.Errorf("%s with %v: %v %s", c.addr, c.allowed, verdict.Allow, verdict.Reason)
@@ -320,6 +325,94 @@ func TestAddressRule(t *testing.T) {
 		t.Error("any-ip is not any IP")
 	}
 	var _ egress.Resolver = resolver(nil)
+}
+
+// ownAt are addresses of a host's own.
+func ownAt(addrs ...string) *ownAddresses {
+	return &ownAddresses{list: func() (list []net.Addr, err error) {
+		for _, a := range addrs {
+			ip := net.ParseIP(a)
+			list = append(list, &net.IPNet{IP: ip, Mask: net.CIDRMask(8*len(ip)/2, 8*len(ip))})
+		}
+		return list, nil
+	}}
+}
+
+// A name that leads to what the gateway's host serves to its own network leads nowhere,
+// unless the address is named: in the list, or by the route.
+func TestAttackOwnAddress(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		allowed []string
+		named   string
+		addr    string
+		want    bool
+	}{
+		{defaultAllowed, "", "10.1.1.5", false},
+		{defaultAllowed, "", "::ffff:10.1.1.5", false},
+		{defaultAllowed, "", "10.1.1.6", true},
+		{defaultAllowed, "10.1.1.5", "10.1.1.5", true},
+		{defaultAllowed, "10.1.1.6", "10.1.1.5", false},
+		{[]string{"10.1.1.4/31"}, "", "10.1.1.5", false},
+		{[]string{"10.1.1.5"}, "", "10.1.1.5", true},
+		{[]string{"10.0.0.0/8", "10.1.1.5/32"}, "", "10.1.1.5", true},
+		{[]string{"0.0.0.0/0"}, "", "203.0.113.9", false},
+		{[]string{"192.168.0.0/16"}, "10.1.1.5", "10.1.1.5", false},
+		{[]string{"fd00::/8"}, "", "fd00::7", false},
+		{[]string{"fd00::7"}, "", "fd00::7", true},
+		{[]string{"127.0.0.0/8"}, "", "127.0.0.1", true},
+	} {
+		rule, err := parseAllowed(c.allowed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rule.own = ownAt("10.1.1.5", "203.0.113.9", "fd00::7", "127.0.0.1")
+		if c.named != "" {
+			rule.named = netip.MustParseAddr(c.named)
+		}
+		verdict := rule.judge(netip.AddrPortFrom(netip.MustParseAddr(c.addr), 80))
+		if verdict.Allow != c.want || !c.want && verdict.Rule == "" {
+			t.Errorf("%s with %v: %+v", c.addr, c.allowed, verdict)
+		}
+	}
+	// A host whose addresses cannot be told may have any.
+	rule, _ := parseAllowed(defaultAllowed)
+	rule.own = &ownAddresses{list: func() ([]net.Addr, error) { return nil, errors.New("no netlink") }}
+	if v := rule.judge(netip.MustParseAddrPort("10.1.1.6:80")); v.Allow || v.Rule != string(ownUnknown) {
+		t.Errorf("%+v", v)
+	}
+	// The list is that of the host.
+	if list, err := net.InterfaceAddrs(); err != nil || len(list) == 0 {
+		t.Errorf("%v, %v", list, err)
+	}
+}
+
+// A server that wants to be shown a certificate has not looked at the call.
+func TestServerWantsACertificate(t *testing.T) {
+	t.Parallel()
+	for name, most := range map[string]uint16{"TLS 1.2": tls.VersionTLS12, "TLS 1.3": tls.VersionTLS13} {
+		s := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the call was taken") }))
+		s.TLS = &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, MaxVersion: most}
+		s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0)
+		s.StartTLS()
+		t.Cleanup(s.Close)
+		ca := filepath.Join(t.TempDir(), "ca.crt")
+		if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		trust := Trust{CA: ca, ServerName: "example.com"}
+		l := serve(t, s.URL, func(c *Config) { c.Routes["docs"].UpstreamTLS = trust })
+		res, _ := get(t, l.client(false), "POST", "https://docs."+domain+"/", read)
+		e := tunnel.ErrorFromHeader(res.Header)
+		if e == nil || e.Stage != tunnel.StageUpstreamRefused || !strings.Contains(e.Detail, "to be shown a certificate, and none is set (upstream-tls: cert, key)") {
+			t.Errorf("%s: %d, %+v", name, res.StatusCode, e)
+		}
+		cfg := config(l.dir, s.URL, func(c *Config) { c.Routes["docs"].UpstreamTLS = trust })
+		found := Check(t.Context(), cfg, CheckOptions{Now: time.Now()})
+		if f := found[len(found)-1]; f.OK || !strings.Contains(f.Detail, "to be shown a certificate") || !strings.Contains(f.Remedy, "cert and key") {
+			t.Errorf("%s: %+v", name, f)
+		}
+	}
 }
 
 // A caller that sends its head or its body a byte at a time or not at all, or does not

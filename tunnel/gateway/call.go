@@ -537,6 +537,9 @@ func (ex *exchange) relayFailed(err error) *refusal {
 	if refused, ok := errors.AsType[*refusalError](err); ok {
 		return refused.refusal
 	}
+	if refused := u.refusedUs(err); refused != nil {
+		return refused
+	}
 	switch {
 	case ex.up.watch.late.Load() || ex.up.sends.late.Load():
 		return failed(tunnel.StageUpstreamTimeout, err, "%s did not answer within %s", u.name, ex.route.response)

@@ -763,22 +763,34 @@ func TestCheckNamesTheHopThatFails(t *testing.T) {
 		c.Routes["plain"] = &Route{Upstream: "https" + strings.TrimPrefix(s.URL, "http"), Settings: Settings{AllowedIPs: loop.AllowedIPs, UpstreamTLS: Trust{SystemCAs: true}}}
 		c.Routes["program"] = &Route{Command: []string{os.Args[0]}, Process: ownUser(), Env: map[string]string{"GATEWAY_TEST_SERVER": "old"}}
 		c.Routes["broken"] = &Route{Command: []string{"/nowhere/program"}, Process: ownUser()}
+		c.Routes["creds"] = &Route{Upstream: "http://169.254.169.254:80"}
+		c.Routes["files"] = &Route{Upstream: s.URL, Settings: Settings{AllowedIPs: loop.AllowedIPs, Auth: Auth{TokenFiles: []string{"/nowhere/token"}},
+			Headers: Headers{Request: HeaderRules{SetFiles: map[string]string{"X-Key": "/nowhere/key"}}}}}
 		c.Routes["astray"] = &Route{Command: []string{os.Args[0]}, Dir: "/nowhere", Process: ownUser()}
 	})
 	got := make(map[string]Finding)
-	for _, f := range Check(t.Context(), cfg, nil, time.Now()) {
+	files := 0
+	for _, f := range Check(t.Context(), cfg, CheckOptions{Now: time.Now()}) {
 		got[f.Name] = f
+		if f.Name == "route files: files" {
+			files++
+		}
+	}
+	if files != 2 {
+		t.Errorf("%d files of a route are missing, of two", files)
 	}
 	for name, want := range map[string]struct {
 		ok     bool
 		detail string
 		remedy string
 	}{
-		"settings":               {true, "9 routes", ""},
+		"settings":               {true, "11 routes", ""},
 		"certificate":            {true, "expires", ""},
 		"route docs: address":    {true, "127.0.0.1", ""},
 		"route docs: server":     {true, "HTTP 200", ""},
-		"route refused: address": {false, "IP validation failed: 127.0.0.1 is not a private address", "allowed-ips"},
+		"route refused: address": {false, "IP validation failed: 127.0.0.1 is not a private address", "name this very address"},
+		"route creds: address":   {false, "it is a metadata service address", "no MCP server is there"},
+		"route files: files":     {false, "/nowhere/", "can be read by this user"},
 		"route closed: server":   {false, "connection refused", "the server runs"},
 		"route nowhere: address": {false, "nowhere.invalid", "look the name up"},
 		"route guarded: server":  {true, "HTTP 421", "host: rewrite"},
@@ -793,9 +805,101 @@ func TestCheckNamesTheHopThatFails(t *testing.T) {
 		}
 	}
 	os.Remove(filepath.Join(dir, "tls.key"))
-	for _, f := range Check(t.Context(), cfg, nil, time.Now()) {
+	for _, f := range Check(t.Context(), cfg, CheckOptions{Now: time.Now()}) {
 		if f.Name == "certificate" && (f.OK || f.Remedy == "") {
 			t.Errorf("%+v", f)
+		}
+	}
+}
+
+// All that is wrong with the settings is said at once, and what can be looked at is.
+func TestCheckSaysAllThatIsWrong(t *testing.T) {
+	t.Parallel()
+	s := upstreamServer(t, func(http.ResponseWriter, *http.Request) {})
+	dir := t.TempDir()
+	writePair(t, dir, "tls", time.Now().Add(90*24*time.Hour), "*."+domain)
+	cfg := config(dir, s.URL, func(c *Config) {
+		c.Log = "loud"
+		c.Routes["one"] = &Route{Upstream: "ftp://x"}
+		c.Routes["a_b"] = &Route{Upstream: s.URL}
+	})
+	got, wrong := make(map[string]Finding), 0
+	for _, f := range Check(t.Context(), cfg, CheckOptions{Now: time.Now()}) {
+		got[f.Name] = f
+		if f.Name == "settings" && !f.OK && f.Remedy != "" {
+			wrong++
+		}
+	}
+	if wrong != 3 || !got["certificate"].OK || !got["route docs: server"].OK || len(got) != 4 {
+		t.Errorf("%d settings are wrong; %+v", wrong, got)
+	}
+}
+
+// A certificate that everything here says is good is refused all the same where the tunnel
+// does not know who signed it.
+func TestCheckKnowsWhomTheTunnelTrusts(t *testing.T) {
+	t.Parallel()
+	s := upstreamServer(t, func(http.ResponseWriter, *http.Request) {})
+	dir := t.TempDir()
+	cfg := config(dir, s.URL, func(c *Config) {
+		c.TLS.CACert, c.TLS.CAKey = filepath.Join(dir, "ca.crt"), filepath.Join(dir, "ca.key")
+	})
+	cfg.SetDefaults()
+	now := time.Now()
+	authority := func() *Authority {
+		a, err := NewAuthority(domain, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	ours, other := authority(), authority()
+	if err := ours.Write(cfg.TLS.CACert, cfg.TLS.CAKey); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cfg.Renew(0, now); err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		cas    []*x509.Certificate
+		signed *Authority
+		keep   bool // the CA is here
+		ok     bool
+		detail string
+		remedy string
+	}{
+		"not asked":       {nil, ours, true, true, "", ""},
+		"registered":      {[]*x509.Certificate{other.Cert, ours.Cert}, ours, true, true, "the tunnel knows it", ""},
+		"none":            {[]*x509.Certificate{}, ours, true, false, "the tunnel knows no CA", "bailey gateway init"},
+		"another":         {[]*x509.Certificate{other.Cert}, ours, true, false, "the platform refuses the certificate for docs." + domain, "bailey gateway init"},
+		"another, far":    {[]*x509.Certificate{other.Cert}, ours, false, false, "the platform refuses", "bailey tunnels certificates add"},
+		"signed by other": {[]*x509.Certificate{ours.Cert}, other, false, false, "the platform refuses", "have the CA"},
+	} {
+		cert, key, err := test.signed.Issue(cfg.Names(), time.Hour, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(WriteSecret(cfg.TLS.Key, key), WriteFile(cfg.TLS.Cert, cert, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		looked := *cfg
+		if !test.keep {
+			looked.TLS.CACert, looked.TLS.CAKey = "", ""
+		}
+		var got Finding
+		for _, f := range Check(t.Context(), &looked, CheckOptions{Now: now, CAs: test.cas}) {
+			if f.Name == "certificate: CA" {
+				got = f
+			}
+		}
+		if test.cas == nil {
+			if got.Name != "" {
+				t.Errorf("%s: %+v", name, got)
+			}
+			continue
+		}
+		if got.OK != test.ok || !strings.Contains(got.Detail, test.detail) || !strings.Contains(got.Remedy, test.remedy) {
+			t.Errorf("%s: %+v", name, got)
 		}
 	}
 }
