@@ -108,7 +108,7 @@ func (g *gatewayFlags) path() string {
 func (g *gatewayFlags) load() (*gateway.Config, error) {
 	path := g.path()
 	if path == "" {
-		return nil, usagef("there is no %s here or in %s: name one with --config, or make one with `bailey gateway init`", gatewayFile, gatewayDir)
+		return nil, usagef("there is no %s here or in %s: name one with --config, or make one with `bailey gateway init --tunnel TUNNEL --route NAME=http://HOST:PORT`", gatewayFile, gatewayDir)
 	}
 	c, err := gateway.Load(path)
 	if err != nil {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"encoding/pem"
@@ -155,7 +156,7 @@ func (p *Program) checkToken(ctx context.Context, cfg *gateway.Config) (f findin
 	f = finding{Name: "token", Status: findingFailed}
 	token, err := p.gatewayToken(cfg)
 	if err != nil {
-		f.Detail, f.Remedy = err.Error(), "`bailey gateway init` fetches it; or put what `bailey tunnels reveal-token` prints into the file"
+		f.Detail, f.Remedy = err.Error(), "`bailey gateway init` fetches it, and so does `bailey tunnels reveal-token "+cmp.Or(cfg.Tunnel.ID, "TUNNEL")+" --save "+cmp.Or(cfg.Tunnel.TokenFile, tokenFile)+"`"
 		return f, nil
 	}
 	id := api.TunnelID(cfg.Tunnel.ID)

@@ -59,7 +59,7 @@ func (c *Control) TunnelStatus(ctx context.Context, p Principal, id api.TunnelID
 			return err
 		}
 		for _, f := range faults {
-			f.Remedy = remedies[tunnel.Stage(f.Stage)]
+			f.Remedy = strings.ReplaceAll(remedies[tunnel.Stage(f.Stage)], "TUNNEL", string(id))
 			out.Faults = append(out.Faults, f)
 		}
 		leaf, err := tx.TunnelLeaf(id)
@@ -88,16 +88,17 @@ func stateOf(t *store.Tunnel, cas, attached int) api.TunnelState {
 	return api.TunnelReady
 }
 
-// remedies are what to do about a fault, as far as the stage tells.
+// remedies are what to do about a fault, as far as the stage tells. TUNNEL stands for the
+// tunnel's id.
 var remedies = map[tunnel.Stage]string{
-	tunnel.StageNotActive:        "register a CA certificate on the tunnel (`bailey gateway init` does), or make a new tunnel if it was archived",
+	tunnel.StageNotActive:        "register a CA certificate on the tunnel (`bailey gateway init --tunnel TUNNEL` does), or make a new tunnel if it was archived",
 	tunnel.StageEdgeUnreachable:  "look at the edge: `bailey doctor` says which one does not answer",
 	tunnel.StageDraining:         "none: the edge was about to stop, and the next call took another",
 	tunnel.StageOverloaded:       "a limit of the edge or of the tunnel is reached: stop connectors that are not needed, or run another edge",
 	tunnel.StageNoConnector:      "start `bailey gateway` inside, and see its log if it runs",
-	tunnel.StageTokenRefused:     "give the gateway the tunnel's current token (`bailey tunnels reveal-token`); if no gateway of yours does this, somebody has an old token",
+	tunnel.StageTokenRefused:     "give the gateway the tunnel's current token (`bailey gateway init` beside it, or `bailey tunnels reveal-token TUNNEL --save tunnel-token` in its directory); if no gateway of yours does this, somebody has an old token",
 	tunnel.StageConnectorLost:    "look at the connection between the gateway and the edge; the gateway connects again by itself",
-	tunnel.StageInnerTLS:         "renew the gateway's certificate (`bailey gateway renew`), or register the CA that signed it; if it is not your gateway's, somebody has the tunnel's token: rotate it",
+	tunnel.StageInnerTLS:         "renew the gateway's certificate (`bailey gateway renew`), or register the CA that signed it (`bailey gateway init` beside it); if it is not your gateway's, somebody has the tunnel's token: `bailey tunnels rotate-token TUNNEL`",
 	tunnel.StageNoRoute:          "add the route to the gateway's configuration, or correct the host in the agent",
 	tunnel.StageOtherReplica:     "see whether the gateway that has the session runs; give each gateway a name of its own that stays (replica)",
 	tunnel.StageRequestRefused:   "the gateway's configuration does not allow this request",

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -158,8 +159,10 @@ func checkCertificate(cfg *Config, o CheckOptions) []Finding {
 // tunnel knows has signed it.
 func checkTrust(cfg *Config, leaf, own *x509.Certificate, o CheckOptions) Finding {
 	f := Finding{Name: "certificate: CA"}
+	id := cmp.Or(cfg.Tunnel.ID, "TUNNEL")
+	add := "`bailey tunnels certificates add " + id + " " + cmp.Or(cfg.TLS.CACert, "ca.crt") + "`"
 	if len(o.CAs) == 0 {
-		f.Detail, f.Remedy = "the tunnel knows no CA, so that it takes no calls", "`bailey gateway init` registers the one that is here, or `bailey tunnels certificates add`"
+		f.Detail, f.Remedy = "the tunnel knows no CA, so that it takes no calls", "`bailey gateway init` registers the one that is here, or "+add
 		return f
 	}
 	var by *x509.Certificate
@@ -169,10 +172,10 @@ func checkTrust(cfg *Config, leaf, own *x509.Certificate, o CheckOptions) Findin
 			continue
 		}
 		f.Detail = fmt.Sprintf("the platform refuses the certificate for %s: %v", host, err)
-		f.Remedy = "`bailey gateway init` registers the CA that is here on the tunnel; if it has as many as it may, archive one first (`bailey tunnels certificates list`)"
+		f.Remedy = "`bailey gateway init` registers the CA that is here on the tunnel; if it has as many as it may, archive one first (`bailey tunnels certificates list " + id + "`)"
 		switch {
 		case own == nil:
-			f.Remedy = "have the CA that signed it registered on the tunnel (`bailey tunnels certificates add`), or have a registered one sign a new certificate"
+			f.Remedy = "have the CA that signed it registered on the tunnel (" + add + "), or have a registered one sign a new certificate"
 		case slices.ContainsFunc(o.CAs, own.Equal):
 			f.Remedy = "the tunnel knows the CA that is here: `bailey gateway renew` has it sign a new certificate"
 		}
