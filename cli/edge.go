@@ -181,7 +181,7 @@ func (s *edgeSettings) problems() (out []string) {
 		problem("addresses: say at which host:port gateways reach this edge; %s does not tell", s.Listen)
 	}
 	for _, a := range slices.Concat(s.Addresses, s.DialAddresses) {
-		if host, port, err := net.SplitHostPort(a); err != nil || host == "" || port == "" || port == "0" {
+		if host, port, err := net.SplitHostPort(a); err != nil || host == "" || port == "" || port == "0" || strings.Trim(port, "0123456789") != "" {
 			problem("addresses: %q is not host:port", a)
 		}
 	}
