@@ -17,6 +17,8 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -26,6 +28,7 @@ import (
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 
 	"github.com/bailey-platform/bailey/audit"
@@ -900,6 +903,45 @@ func TestCheckKnowsWhomTheTunnelTrusts(t *testing.T) {
 		}
 		if got.OK != test.ok || !strings.Contains(got.Detail, test.detail) || !strings.Contains(got.Remedy, test.remedy) {
 			t.Errorf("%s: %+v", name, got)
+		}
+	}
+}
+
+// The names of metrics are those that are written down.
+func TestMetricsAreWrittenDown(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../docs/tunnels.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var written []string
+	for _, m := range regexp.MustCompile("(?m)^\\| `(bailey_gateway_[a-z_]+)`").FindAllStringSubmatch(string(text), -1) {
+		written = append(written, m[1])
+	}
+	var names nameList
+	newMetrics(&names)
+	slices.Sort(written)
+	slices.Sort(names)
+	if len(names) == 0 || !slices.Equal(written, names) {
+		t.Errorf("written down are %v, and there are %v", written, names)
+	}
+}
+
+// A nameList is a registry that keeps the names of what is registered.
+type nameList []string
+
+func (n *nameList) Register(c prometheus.Collector) error { n.MustRegister(c); return nil }
+func (n *nameList) Unregister(prometheus.Collector) bool  { return false }
+
+func (n *nameList) MustRegister(all ...prometheus.Collector) {
+	for _, c := range all {
+		descriptions := make(chan *prometheus.Desc, 8)
+		c.Describe(descriptions)
+		close(descriptions)
+		for d := range descriptions {
+			_, rest, _ := strings.Cut(d.String(), `fqName: "`)
+			name, _, _ := strings.Cut(rest, `"`)
+			*n = append(*n, name)
 		}
 	}
 }
