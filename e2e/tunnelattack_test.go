@@ -329,7 +329,7 @@ func (l *tunnelLab) forge(chain []*x509.Certificate, key crypto.Signer, token, r
 	}
 	text += "tls: {cert: tls.crt, key: tls.key}\ndata: data\nroutes:\n  " + route + "\n"
 	for name, text := range map[string]string{
-		"token": token, "edges.crt": known[0].CAs, "tls.crt": certs, "gateway.yaml": text,
+		"token": token, "edges.crt": known.Data[0].CAs, "tls.crt": certs, "gateway.yaml": text,
 		"tls.key": encodeKey(l.t, key),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
