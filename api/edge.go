@@ -324,9 +324,13 @@ type EdgeCut struct {
 }
 
 // TunnelEdges is the answer to GET /v1/tunnels/{id}/edges: where the connectors of a
-// tunnel can attach.
+// tunnel can attach, and who may have signed the certificates that its gateways show.
 type TunnelEdges struct {
 	Data []EdgeAddress `json:"data"`
+
+	// CAs are the certificates of the tunnel's live CAs in PEM, "" if it has none. They
+	// are no secret.
+	CAs string `json:"ca_certificates"`
 }
 
 // A TunnelConnection is a connector that is, or was, attached.

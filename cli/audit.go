@@ -280,7 +280,7 @@ func auditFilterFlags(cmd *cobra.Command) *auditFilter {
 	f.StringVar(&a.f.Actor, "actor", "", "records of this `id` of a key or worker")
 	f.StringVar(&a.f.Outcome, "outcome", "", "records with this `outcome`: ok, error, refused, …")
 	f.StringSliceVar(&a.actions, "action", nil, "records of these `actions`; egress. is all that begin so")
-	f.StringVar(&a.since, "since", "", "records from this `time` on: 2h, 2026-11-21, or 2026-11-21T09:00:00Z")
+	f.StringVar(&a.since, "since", "", "records from this `time` on: 2h, 7d, 2026-11-21, or 2026-11-21T09:00:00Z")
 	f.StringVar(&a.until, "until", "", "records before this `time`")
 	f.StringVar(&a.input, "input", "", "records whose input or output is the contents of this `file`; takes the record's key")
 	f.StringVar(&a.key, "key", "", "the record's key `file`, for --input (default FILE.key)")
@@ -336,13 +336,14 @@ func auditTime(flag, text string) (time.Time, error) {
 	if text == "" {
 		return time.Time{}, nil
 	}
-	if d, err := time.ParseDuration(text); err == nil {
-		return time.Now().Add(-d), nil
+	var d timeValue
+	if d.Set(text) == nil {
+		return time.Now().Add(-time.Duration(d)), nil
 	}
 	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02 15:04:05", time.DateOnly} {
 		if t, err := time.ParseInLocation(layout, text, time.Local); err == nil {
 			return t, nil
 		}
 	}
-	return time.Time{}, usagef("%s %q is not a time such as 2h, 2026-11-21 or 2026-11-21T09:00:00Z", flag, text)
+	return time.Time{}, usagef("%s %q is not a time such as 2h, 7d, 2026-11-21 or 2026-11-21T09:00:00Z", flag, text)
 }

@@ -29,7 +29,8 @@ func (p *Program) credentialsAuthorize(c *connection) *cobra.Command {
 		Long: `Finds out which authorization server the MCP server at URL trusts, and sends you there
 with your browser, which comes back to this command; so run it where the browser is.
 What you allow is put into the vault as an mcp_oauth credential, which the server
-renews by itself where it can.
+renews by itself where it can. What is behind a tunnel is asked through the server;
+the page that you are sent to has to be one that your browser reaches.
 
 With --credential, one that is there and for the same URL gets the new tokens. It
 keeps its client: give --client-secret-file if that has a secret, and the --port of the
@@ -57,7 +58,8 @@ register one there, with http://127.0.0.1:PORT/callback to come back to, and giv
 		if _, err := cl.GetVault(ctx, id); err != nil {
 			return err
 		}
-		a := vault.Authorization{ServerURL: args[1], ClientID: *clientID, Scopes: *scopes, HTTP: &http.Client{Timeout: 30 * time.Second}}
+		through := &tunnelled{server: cl, vault: id, behind: make(map[string]bool)}
+		a := vault.Authorization{ServerURL: args[1], ClientID: *clientID, Scopes: *scopes, HTTP: &http.Client{Transport: through, Timeout: time.Minute}}
 		if *clientSecret != "" {
 			if *clientID == "" && *credential == "" {
 				return usageError(cmd, errors.New("--client-secret-file needs --client-id, or --credential"))
@@ -87,6 +89,9 @@ register one there, with http://127.0.0.1:PORT/callback to come back to, and giv
 		defer back.close()
 		a.RedirectURL = back.url
 		a.Visit = func(ctx context.Context, page string) (url.Values, error) {
+			if err := through.visitable(page); err != nil {
+				return nil, err
+			}
 			fmt.Fprintf(p.Stderr, "Open this page and allow the use of %s:\n\n  %s\n\n", clean(args[1]), clean(page))
 			if !*noBrowser {
 				openBrowser(page)

@@ -26,6 +26,7 @@ const (
 type connection struct {
 	p                 *Program
 	url, key, keyFile string
+	known             string // the server's address, as the command knows it by itself
 }
 
 // connectFlags adds the flags of a connection to cmd and its subcommands.
@@ -68,6 +69,9 @@ func (c *connection) address() string {
 	}
 	if v, ok := c.p.Env("BAILEY_URL"); ok && v != "" {
 		return v
+	}
+	if c.known != "" {
+		return c.known
 	}
 	return defaultURL
 }

@@ -96,7 +96,7 @@ func (d *demo) startGateway(ctx context.Context) (err error) {
 	// The server's edge introduces itself while the server serves already.
 	if err := until(ctx, func() (bool, error) {
 		edges, err := d.client.TunnelEdges(ctx, d.tunnel.ID)
-		return len(edges) > 0, err
+		return len(edges.Data) > 0, err
 	}); err != nil {
 		return err
 	}

@@ -27,7 +27,7 @@ func (c *connection) checkTunnels(ctx context.Context) []finding {
 	tunnels, err := take(cl.Tunnels(ctx, client.ListOptions{PageSize: doctorTunnelsMax}), doctorTunnelsMax)
 	if err != nil {
 		if apiError(api.TypePermission)(err) {
-			return []finding{{"tunnels", findingNote, "this key may not manage them", "look with one made by `bailey keys create --scope tunnels`"}}
+			return []finding{{"tunnels", findingNote, "this key may not manage them", "look with one made by `bailey keys create --name NAME --scope tunnels`"}}
 		}
 		return []finding{{"tunnels", findingFailed, err.Error(), ""}}
 	}
@@ -96,11 +96,11 @@ func lookAtEdge(ctx context.Context, e *api.Edge, own *x509.CertPool) finding {
 			problems = append(problems, fmt.Sprintf("%s: %v", addr, err))
 			continue
 		}
-		f.Status, f.Detail = findingOK, fmt.Sprintf("%s answers, %d gateways, its certificate is good until %s", addr, e.Connectors, when(until))
+		f.Status, f.Detail = findingOK, fmt.Sprintf("%s answers, %s, its certificate is good until %s", addr, count(int(e.Connectors), "gateway"), when(until))
 		return f
 	}
 	// A gateway's way there may be another one than ours.
-	f.Status, f.Detail = findingNote, fmt.Sprintf("reports, with %d gateways, but is not reached from here: %s", e.Connectors, strings.Join(problems, "; "))
+	f.Status, f.Detail = findingNote, fmt.Sprintf("reports, with %s, but is not reached from here: %s", count(int(e.Connectors), "gateway"), strings.Join(problems, "; "))
 	f.Remedy = "no fault if gateways reach it from where they are"
 	return f
 }
@@ -131,7 +131,7 @@ func tunnelFindings(t *api.Tunnel, s *api.TunnelStatus, now time.Time) []finding
 	f := finding{Name: name, Status: findingOK}
 	switch s.State {
 	case api.TunnelNoCA:
-		f.Status, f.Detail, f.Remedy = findingNote, "has no CA certificate, and takes no calls until it has", "bailey gateway init --tunnel "+string(t.ID)
+		f.Status, f.Detail, f.Remedy = findingNote, "has no CA certificate, and takes no calls until it has", "inside: `bailey gateway init --tunnel "+string(t.ID)+" --route NAME=http://HOST:PORT`"
 	case api.TunnelDisconnected:
 		f.Status, f.Detail, f.Remedy = findingFailed, "no gateway is connected", "start `bailey gateway` inside; `bailey gateway check` there says what is in its way"
 	default:
@@ -139,12 +139,12 @@ func tunnelFindings(t *api.Tunnel, s *api.TunnelStatus, now time.Time) []finding
 		for _, c := range s.Data {
 			edges[c.EdgeID] = true
 		}
-		f.Detail = fmt.Sprintf("%d connections of gateways, over %d edges", len(s.Data), len(edges))
+		f.Detail = fmt.Sprintf("%s of gateways, over %s", count(len(s.Data), "connection"), count(len(edges), "edge"))
 	}
 	out := []finding{f}
 	if l := s.Certificate; l != nil {
 		left := l.ExpiresAt.Sub(now)
-		cert := finding{Name: name, Detail: "its gateway's certificate " + leafText(l, now), Remedy: "bailey gateway renew"}
+		cert := finding{Name: name, Detail: "its gateway's certificate " + leafText(l, now), Remedy: "inside: `bailey gateway renew`"}
 		switch {
 		case left < 7*24*time.Hour:
 			cert.Status = findingFailed
@@ -156,7 +156,7 @@ func tunnelFindings(t *api.Tunnel, s *api.TunnelStatus, now time.Time) []finding
 	}
 	for _, fault := range s.Faults {
 		if now.Sub(fault.LastAt) < faultFresh {
-			out = append(out, finding{name, findingNote, fmt.Sprintf("%s at %s (%d times): %s", strings.ReplaceAll(fault.Stage, "_", " "), when(fault.LastAt), fault.Count, fault.Detail), fault.Remedy})
+			out = append(out, finding{name, findingNote, fmt.Sprintf("%s at %s (%s): %s", strings.ReplaceAll(fault.Stage, "_", " "), when(fault.LastAt), count(int(fault.Count), "time"), fault.Detail), fault.Remedy})
 		}
 	}
 	return out

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -23,6 +24,7 @@ import (
 	"github.com/bailey-platform/bailey/client"
 	"github.com/bailey-platform/bailey/settings"
 	"github.com/bailey-platform/bailey/telemetry"
+	"github.com/bailey-platform/bailey/tunnel"
 	"github.com/bailey-platform/bailey/tunnel/edge"
 	"github.com/bailey-platform/bailey/tunnel/edge/remote"
 )
@@ -143,6 +145,13 @@ func (p *Program) loadEdge(path string, flags edgeSettings) (*edgeSettings, erro
 	if s.Listen == "" {
 		s.Listen = edgeListen
 	}
+	if _, port, err := net.SplitHostPort(s.Listen); err == nil && port != "0" {
+		for _, list := range [][]string{s.Addresses, s.DialAddresses} {
+			for i := range list {
+				list[i] = tunnel.WithPort(list[i], port)
+			}
+		}
+	}
 	if s.Drain == 0 {
 		s.Drain = settings.Duration(edgeDrain)
 	}
@@ -162,7 +171,7 @@ func (s *edgeSettings) problems() (out []string) {
 		problem("server: say where the server is, such as https://bailey.example.org")
 	}
 	if s.KeyFile == "" && s.key == "" {
-		problem("key-file: the edge key is missing; `bailey keys create --type edge_key` makes one")
+		problem("key-file: the edge key is missing; `bailey keys create --name NAME --type edge_key --save edge.key` makes one")
 	}
 	host, port, err := net.SplitHostPort(s.Listen)
 	if err != nil {
@@ -170,6 +179,11 @@ func (s *edgeSettings) problems() (out []string) {
 	}
 	if ip := net.ParseIP(host); err == nil && len(s.Addresses) == 0 && (host == "" || ip != nil && ip.IsUnspecified() || port == "0" && host != "127.0.0.1") {
 		problem("addresses: say at which host:port gateways reach this edge; %s does not tell", s.Listen)
+	}
+	for _, a := range slices.Concat(s.Addresses, s.DialAddresses) {
+		if host, port, err := net.SplitHostPort(a); err != nil || host == "" || port == "" || port == "0" || strings.Trim(port, "0123456789") != "" {
+			problem("addresses: %q is not host:port", a)
+		}
 	}
 	if c := s.Certificate; c != (edgeCertificate{}) && (c.Cert == "" || c.Key == "" || c.ServerName == "") {
 		problem("certificate: needs cert, key and server-name; leave all of it out for one of the server's")

@@ -82,7 +82,7 @@ mcp-allowed-addresses.`,
 	jwksURL := f.String("jwks-url", "", "the `URL` of its keys, without discovery")
 	keys := f.String("keys", "", "a `file` with its keys, a JSON Web Key Set; nothing is fetched")
 	ca := f.String("ca", "", "a `file` with the CAs of its web server in PEM, instead of the system's")
-	lifetime := f.Duration("max-lifetime", api.JWTLifetimeDefault, "how long its tokens may be valid at most; up to 49h")
+	lifetime := timeFlag(cmd, "max-lifetime", api.JWTLifetimeDefault, "how long its tokens may be valid at most; up to 49h")
 	reuse := f.Bool("reuse", false, "let a token that has an id (jti) be exchanged more than once")
 	out := outputFlag(cmd)
 	cmd.RunE = c.run(func(ctx context.Context, cl *client.Client, _ []string) error {
@@ -275,7 +275,7 @@ one of the token's, ` + api.AudienceDefault + ` if none is given; each claim exa
 	f.String("audience", "", "what aud has to name")
 	claims := f.StringArray("claim", nil, "a `name=value` that the token has to claim; may be repeated")
 	scope := f.StringSlice("scope", []string{string(api.ScopeWorkspace)}, "what the access tokens are good for: `workspace|tunnels`, or both with a comma")
-	lifetime := f.Duration("lifetime", api.TokenLifetimeDefault, "how long the access tokens live at most; from 1m to 24h")
+	lifetime := timeFlag(cmd, "lifetime", api.TokenLifetimeDefault, "how long the access tokens live at most; from 1m to 24h")
 	out := outputFlag(cmd)
 	cmd.RunE = c.run(func(ctx context.Context, cl *client.Client, _ []string) error {
 		if in.Name == "" || *issuer == "" || *account == "" {

@@ -103,11 +103,12 @@ func (g *gatewayFlags) path() string {
 	return ""
 }
 
-// load reads the settings, with what flags say instead.
+// load reads the settings, with what flags say instead. With settings that cannot be meant
+// it returns them beside the error.
 func (g *gatewayFlags) load() (*gateway.Config, error) {
 	path := g.path()
 	if path == "" {
-		return nil, usagef("there is no %s here or in %s: name one with --config, or make one with `bailey gateway init`", gatewayFile, gatewayDir)
+		return nil, usagef("there is no %s here or in %s: name one with --config, or make one with `bailey gateway init --tunnel TUNNEL --route NAME=http://HOST:PORT`", gatewayFile, gatewayDir)
 	}
 	c, err := gateway.Load(path)
 	if err != nil {

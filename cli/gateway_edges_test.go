@@ -3,6 +3,7 @@ package cli
 import (
 	"log/slog"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -62,5 +63,18 @@ func TestAGatewayKeepsTheEdgesThatItHasLearnedOf(t *testing.T) {
 	}
 	if _, err := readLearned(c); err == nil {
 		t.Error("half a file is taken for one")
+	}
+}
+
+// An edge's address without a port has that of what it listens on.
+func TestAnEdgesAddressIsAHostAlone(t *testing.T) {
+	t.Parallel()
+	p := &Program{Env: func(string) (string, bool) { return "key", true }}
+	s, err := p.loadEdge("", edgeSettings{Server: "https://x", Listen: "0.0.0.0:9443", Addresses: []string{"edge.example.org", "192.0.2.1:1"}})
+	if err != nil || s.Addresses[0] != "edge.example.org:9443" || s.Addresses[1] != "192.0.2.1:1" {
+		t.Errorf("%+v, %v", s, err)
+	}
+	if _, err := p.loadEdge("", edgeSettings{Server: "https://x", Addresses: []string{"https://edge.example.org"}}); err == nil || !strings.Contains(err.Error(), "is not host:port") {
+		t.Errorf("%v", err)
 	}
 }

@@ -2,8 +2,10 @@ package cli
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"net/url"
 	"os"
@@ -34,7 +36,7 @@ const (
 
 type gatewayInit struct {
 	dir, tunnel, name string
-	routes            []string
+	routes, cas       []string
 }
 
 func (p *Program) gatewayInit() *cobra.Command {
@@ -45,6 +47,8 @@ func (p *Program) gatewayInit() *cobra.Command {
 it has signed, both here, so that their keys never leave this machine; the
 tunnel's token and the addresses of its edges, fetched from the server; and
 gateway.yaml with the routes. The CA's public part is registered on the tunnel.
+Servers at https are trusted if an authority of this host has signed for them, or
+one of --ca.
 
 It can be repeated: what is there is kept, what is missing is made, the token and
 the edges are fetched anew, and routes are added. A new CA is made only where
@@ -52,7 +56,8 @@ there is none, and a directory is for one tunnel. Whoever has the CA's key can s
 gateway.yaml is on the machines that need it, keep ca.key elsewhere, and renew
 certificates there.`,
 		Example: `  bailey gateway init --tunnel tnl_… --route docs=http://10.0.0.5:8080
-  bailey gateway init --name office --route docs=http://10.0.0.5:8080 --route files='exec:mcp-server-files /srv'`,
+  bailey gateway init --name office --route docs=http://10.0.0.5:8080 --route files='exec:mcp-server-files /srv'
+  bailey gateway init --route wiki=https://wiki.corp:8443 --ca wiki=corp-ca.crt`,
 	}
 	c := p.connectFlags(cmd)
 	var in gatewayInit
@@ -61,25 +66,42 @@ certificates there.`,
 	f.StringVar(&in.tunnel, "tunnel", "", "the tunnel's `id` (default the one of an earlier init)")
 	f.StringVar(&in.name, "name", "", "make a tunnel of this `name`, if none is given and there is none of an earlier init")
 	f.StringArrayVar(&in.routes, "route", nil, "a `name=upstream`, such as docs=http://10.0.0.5:8080, or name=exec:program arguments; may be repeated")
+	f.StringArrayVar(&in.cas, "ca", nil, "a `file` with the authority that has signed for the https servers of --route, or name=file for one of them; may be repeated")
+	must(cmd.MarkFlagFilename("ca", "crt", "pem"))
 	f.StringVar(&in.dir, "dir", gatewayDir, "the `dir`ectory to write to")
 	must(cmd.MarkFlagDirname("dir"))
-	cmd.RunE = c.run(func(ctx context.Context, cl *client.Client, _ []string) error {
-		return p.initGateway(ctx, cl, c.address(), in)
-	})
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		// An init that is repeated asks the server of the first one.
+		doc, err := readGatewayFile(filepath.Join(in.dir, gatewayFile))
+		if err != nil {
+			return err
+		}
+		c.known = doc.value("tunnel", "server")
+		cl, err := c.client()
+		if err != nil {
+			return err
+		}
+		return p.initGateway(cmd.Context(), cl, c.address(), in)
+	}
 	return cmd
 }
 
+// initGateway does all of init. What can be known to be wrong is found before anything is
+// made, here or at the server.
 func (p *Program) initGateway(ctx context.Context, cl *client.Client, server string, in gatewayInit) error {
-	routes, err := parseRoutes(in.routes)
+	routes, cas, err := parseRoutes(in.routes, in.cas)
 	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(in.dir, 0o700); err != nil {
 		return err
 	}
 	at := func(name string) string { return filepath.Join(in.dir, name) }
 	doc, err := readGatewayFile(at(gatewayFile))
 	if err != nil {
+		return err
+	}
+	if len(routes) == 0 && !doc.hasRoutes() {
+		return usagef("--route is needed, such as --route docs=http://10.0.0.5:8080: a gateway without routes serves nothing")
+	}
+	if err := os.MkdirAll(in.dir, 0o700); err != nil {
 		return err
 	}
 	if is := doc.tunnelID(); is != "" && in.tunnel != "" && in.tunnel != is {
@@ -123,7 +145,15 @@ func (p *Program) initGateway(ctx context.Context, cl *client.Client, server str
 	if err != nil {
 		return err
 	}
-	say("%d edges", len(edges))
+	for _, e := range edges {
+		say("edge %s%s", strings.Join(e.Addresses, ", "), notFromHere(server, e.Addresses))
+	}
+	for name, text := range cas {
+		if err := gateway.WriteFile(at(name), text, 0o644); err != nil {
+			return err
+		}
+		say("wrote %s", at(name))
+	}
 	if err := doc.write(at(gatewayFile), server, t, edges, routes); err != nil {
 		return err
 	}
@@ -144,8 +174,24 @@ func (p *Program) initGateway(ctx context.Context, cl *client.Client, server str
 		say("The server has no edge, so that this gateway has nowhere to go: give it one (tunnel-listen of `bailey serve`, or `bailey edge`), and repeat this.")
 		return nil
 	}
-	say("Run it: bailey gateway --config %s", at(gatewayFile))
+	say("Check it: bailey gateway check --config %s", at(gatewayFile))
+	say("Run it:   bailey gateway --config %s", at(gatewayFile))
 	return nil
+}
+
+// notFromHere is a word of warning about an edge that a server elsewhere says is on this
+// machine.
+func notFromHere(server string, addresses []string) string {
+	if onThisMachine(server) {
+		return ""
+	}
+	for _, a := range addresses {
+		host, _, _ := net.SplitHostPort(a)
+		if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+			return ""
+		}
+	}
+	return ": that is this machine itself, from here. The operator of the server has to say where gateways reach it (tunnel-addresses of `bailey serve`, addresses of `bailey edge`); then repeat this"
 }
 
 // initTunnel finds the tunnel that is meant, or makes one.
@@ -199,7 +245,7 @@ func registerAuthority(ctx context.Context, cl *client.Client, id api.TunnelID, 
 		}
 	}
 	if live >= api.CertificatesMax {
-		return false, usagef("the tunnel has %d CAs, which is the most, and none is this directory's: archive one (`bailey tunnels certificates archive`), or use the directory of one", live)
+		return false, usagef("the tunnel has %d CAs, which is the most, and none is this directory's: archive one that no gateway needs (`bailey tunnels certificates list %s` shows them, `bailey tunnels certificates archive %s CERTIFICATE` ends one), or use the directory of one", live, id, id)
 	}
 	_, err = cl.AddCertificate(ctx, id, string(ca.PEM))
 	return err == nil, err
@@ -215,8 +261,8 @@ const (
 func awaitEdges(ctx context.Context, cl *client.Client, id api.TunnelID, say func(string, ...any)) ([]api.EdgeAddress, error) {
 	for until := time.Now().Add(edgesWait); ; {
 		found, err := cl.TunnelEdges(ctx, id)
-		if err != nil || len(found) > 0 || time.Now().After(until) {
-			return found, err
+		if err != nil || len(found.Data) > 0 || time.Now().After(until) {
+			return found.Data, err
 		}
 		if say != nil {
 			say("the server has no edge yet; waiting for one")
@@ -256,8 +302,43 @@ func writeEdges(found []api.EdgeAddress, dir string) ([]gateway.Edge, error) {
 	return edges, nil
 }
 
-// parseRoutes reads the values of --route.
-func parseRoutes(texts []string) (map[string]gateway.Route, error) {
+// parseRoutes reads the values of --route and --ca. The second result are files to be
+// written beside the settings, by their names: who has signed for servers.
+func parseRoutes(texts, cas []string) (map[string]gateway.Route, map[string][]byte, error) {
+	routes, err := parseUpstreams(texts)
+	if err != nil {
+		return nil, nil, err
+	}
+	files := make(map[string][]byte)
+	for _, ca := range cas {
+		only, file, named := strings.Cut(ca, "=")
+		if !named {
+			only, file = "", ca
+		}
+		text, err := settings.ReadFile(file)
+		if err != nil {
+			return nil, nil, usagef("--ca: %v", err)
+		}
+		if !x509.NewCertPool().AppendCertsFromPEM(text) {
+			return nil, nil, usagef("--ca: %s holds no certificate in PEM", file)
+		}
+		used := false
+		for name, r := range routes {
+			if (named && name != only) || !strings.HasPrefix(r.Upstream, "https://") {
+				continue
+			}
+			used = true
+			r.UpstreamTLS = gateway.Trust{CA: name + "-ca.crt"}
+			routes[name], files[r.UpstreamTLS.CA] = r, text
+		}
+		if !used {
+			return nil, nil, usagef("--ca %s: no --route beside it is at https and could need it", ca)
+		}
+	}
+	return routes, files, nil
+}
+
+func parseUpstreams(texts []string) (map[string]gateway.Route, error) {
 	routes := make(map[string]gateway.Route)
 	for _, text := range texts {
 		name, to, ok := strings.Cut(text, "=")
@@ -339,16 +420,28 @@ func readGatewayFile(path string) (*gatewayDoc, error) {
 	return &gatewayDoc{&doc}, nil
 }
 
-func (d *gatewayDoc) tunnelID() string {
+func (d *gatewayDoc) tunnelID() string { return d.value("tunnel", "id") }
+
+// value is a setting within a section, or "".
+func (d *gatewayDoc) value(section, name string) string {
 	if d.root == nil {
 		return ""
 	}
-	if node := child(d.root.Content[0], "tunnel"); node != nil {
-		if id := child(node, "id"); id != nil {
-			return id.Value
+	if node := child(d.root.Content[0], section); node != nil {
+		if v := child(node, name); v != nil {
+			return v.Value
 		}
 	}
 	return ""
+}
+
+// hasRoutes reports whether there are routes in the file.
+func (d *gatewayDoc) hasRoutes() bool {
+	if d.root == nil {
+		return false
+	}
+	all := child(d.root.Content[0], "routes")
+	return all != nil && len(all.Content) > 0
 }
 
 // child returns the value of a name in a mapping, or nil.
@@ -439,9 +532,6 @@ func (d *gatewayDoc) write(path, server string, t *api.Tunnel, edges []gateway.E
 			return err
 		}
 	}
-	if len(all.Content) == 0 {
-		return usagef("--route is needed: a gateway without routes serves nothing")
-	}
 	text, err := encodeYAML(d.root)
 	if err != nil {
 		return err
@@ -460,7 +550,7 @@ func routeValue(r gateway.Route) any {
 		m["command"] = r.Command
 		return m
 	}
-	if len(r.AllowedIPs) == 0 && !r.UpstreamTLS.SystemCAs && r.Host == "" {
+	if len(r.AllowedIPs) == 0 && r.UpstreamTLS == (gateway.Trust{}) && r.Host == "" {
 		return r.Upstream
 	}
 	m["upstream"] = r.Upstream
@@ -470,7 +560,10 @@ func routeValue(r gateway.Route) any {
 	if len(r.AllowedIPs) > 0 {
 		m["allowed-ips"] = r.AllowedIPs
 	}
-	if r.UpstreamTLS.SystemCAs {
+	switch {
+	case r.UpstreamTLS.CA != "":
+		m["upstream-tls"] = map[string]any{"ca": r.UpstreamTLS.CA}
+	case r.UpstreamTLS.SystemCAs:
 		m["upstream-tls"] = map[string]any{"system-cas": true}
 	}
 	return m
@@ -492,11 +585,11 @@ func (p *Program) gatewayRenew() *cobra.Command {
 ca-cert, ca-key), and asks nobody. A gateway that runs reads it within seconds and
 renews by itself where the CA's key is at hand: this is for where it is not.`,
 		Example: `  bailey gateway renew
-  bailey gateway renew --before 720h`,
+  bailey gateway renew --before 30d`,
 	}
 	var g gatewayFlags
 	p.gatewayFlags(cmd, &g)
-	before := cmd.Flags().Duration("before", 0, "only if it expires within this `time`; 0 is always")
+	before := timeFlag(cmd, "before", 0, "only if it expires within this `time`, such as 30d; 0 is always")
 	cmd.RunE = func(*cobra.Command, []string) error {
 		cfg, err := g.load()
 		if err != nil {

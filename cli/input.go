@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/settings"
 )
 
 // inputMax bounds a file given with --file, in bytes: the API's own limit for a
@@ -82,4 +84,34 @@ func asJSON(data []byte) ([]byte, error) {
 		return nil, errors.New("holds more than one document")
 	}
 	return json.Marshal(v)
+}
+
+// timeFlag adds a flag for a time, which may be in days.
+func timeFlag(cmd *cobra.Command, name string, value time.Duration, usage string) *time.Duration {
+	cmd.Flags().Var((*timeValue)(&value), name, usage)
+	return &value
+}
+
+// A timeValue is the value of a flag for a time.
+type timeValue time.Duration
+
+func (v *timeValue) Type() string { return "duration" }
+
+func (v *timeValue) String() string {
+	if *v == 0 {
+		return "0" // which help takes for no default
+	}
+	return time.Duration(*v).String()
+}
+
+func (v *timeValue) Set(text string) error {
+	var d settings.Duration
+	if err := d.Set(text); err != nil {
+		return err
+	}
+	if d == settings.Never {
+		return errors.New("never is no time here")
+	}
+	*v = timeValue(d)
+	return nil
 }

@@ -4,12 +4,14 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/bailey-platform/bailey/api"
 	"github.com/bailey-platform/bailey/client"
+	"github.com/bailey-platform/bailey/tunnel"
 )
 
 func (p *Program) keysCommand() *cobra.Command {
@@ -60,7 +62,7 @@ func keyCommand(inEnv bool, verb, arg, short, example string) (cmd *cobra.Comman
 func (p *Program) keyCreate(c *connection, inEnv bool, short, example string) *cobra.Command {
 	cmd, env := keyCommand(inEnv, "create", "", short, example)
 	name := cmd.Flags().String("name", "", "a `name` to know the key by")
-	expires := cmd.Flags().Duration("expires-in", 0, "how long the key is good for, such as 720h; 0 is for ever")
+	expires := timeFlag(cmd, "expires-in", 0, "how long the key is good for, such as 30d; 0 is for ever")
 	shell := false
 	kind := ""
 	var scopes []string
@@ -100,8 +102,11 @@ func (p *Program) keyCreate(c *connection, inEnv bool, short, example string) *c
 	return cmd
 }
 
-// A secretFile is a new file for a secret; nil is none.
-type secretFile struct{ f *os.File }
+// A secretFile is a file for a secret that is being made; nil is none.
+type secretFile struct {
+	f      *os.File
+	become string // what it replaces once it is whole; "" is a new file
+}
 
 func newSecretFile(path string) (*secretFile, error) {
 	if path == "" {
@@ -111,7 +116,24 @@ func newSecretFile(path string) (*secretFile, error) {
 	if err != nil {
 		return nil, usagef("--save: %v", err)
 	}
-	return &secretFile{f}, nil
+	return &secretFile{f: f}, nil
+}
+
+// newTokenFile is newSecretFile for a tunnel's token, which may take the place of another of
+// the same tunnel: that is how a gateway gets the one in force.
+func newTokenFile(path string, id api.TunnelID) (*secretFile, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return newSecretFile(path)
+	}
+	if old, err := tunnel.ParseToken(string(text)); err != nil || !old.IsFor(id) {
+		return nil, usagef("--save: %s is there, and holds no token of this tunnel: name another file", path)
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".") // mode 0600
+	if err != nil {
+		return nil, usagef("--save: %v", err)
+	}
+	return &secretFile{f, path}, nil
 }
 
 func (s *secretFile) write(secret string) error {
@@ -121,6 +143,9 @@ func (s *secretFile) write(secret string) error {
 	_, err := s.f.WriteString(secret + "\n")
 	if cerr := s.f.Close(); err == nil {
 		err = cerr
+	}
+	if s.become != "" && err == nil {
+		err = os.Rename(s.f.Name(), s.become)
 	}
 	return err
 }

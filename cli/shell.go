@@ -22,8 +22,8 @@ func (p *Program) sessionsShell(c *connection) *cobra.Command {
 		Short: "Open a shell in the box of a session",
 		Long: `Opens a live shell in the box in which a session's tools run, beside them. It
 goes through the server: the worker only dials out. The key needs the right to
-open shells ("bailey keys create --shell"), and the worker's operator has to
-allow them. Both sides keep an audit record of it.
+open shells ("bailey keys create --name NAME --shell"), and the worker's operator
+has to allow them. Both sides keep an audit record of it.
 
 The exit status is the shell's own. Standard input that is no terminal is typed
 into the shell, and its end is the end of the shell.`,

@@ -23,7 +23,7 @@ What passes is encrypted up to the gateway, with a key that only it has.
 
 Create a tunnel, then run "bailey gateway init" where the servers are. Both need a
 key that may manage tunnels, as the first one of a server may; another is made with
-"bailey keys create --scope tunnels".`,
+"bailey keys create --name NAME --scope tunnels".`,
 	}
 	c := p.connectFlags(cmd)
 	cmd.AddCommand(
@@ -130,7 +130,7 @@ audit record.`,
 	save := saveTokenFlag(cmd)
 	out := outputFlag(cmd)
 	cmd.RunE = c.run(func(ctx context.Context, cl *client.Client, args []string) error {
-		return p.keepToken(*out, *save, func() (*api.TunnelToken, error) { return cl.RevealToken(ctx, api.TunnelID(args[0])) })
+		return p.keepToken(api.TunnelID(args[0]), *out, *save, func() (*api.TunnelToken, error) { return cl.RevealToken(ctx, api.TunnelID(args[0])) })
 	})
 	return cmd
 }
@@ -148,7 +148,7 @@ there is time for that; a rotation within it ends it.`,
 		Args: cobra.ExactArgs(1),
 	}
 	reason := cmd.Flags().String("reason", "", "`why`, for the audit record")
-	overlap := cmd.Flags().Duration("overlap", 0, "how long the old token works as well, such as 1h; at most 168h")
+	overlap := timeFlag(cmd, "overlap", 0, "how long the old token works as well, such as 1h; at most 7d")
 	save := saveTokenFlag(cmd)
 	out := outputFlag(cmd)
 	cmd.RunE = c.run(func(ctx context.Context, cl *client.Client, args []string) error {
@@ -156,7 +156,7 @@ there is time for that; a rotation within it ends it.`,
 		if *reason != "" {
 			in.Reason = reason
 		}
-		return p.keepToken(*out, *save, func() (*api.TunnelToken, error) { return cl.RotateToken(ctx, api.TunnelID(args[0]), in) })
+		return p.keepToken(api.TunnelID(args[0]), *out, *save, func() (*api.TunnelToken, error) { return cl.RotateToken(ctx, api.TunnelID(args[0]), in) })
 	})
 	return cmd
 }
@@ -182,7 +182,7 @@ be taken back without the others noticing.`,
 		if *reason != "" {
 			in.Reason = reason
 		}
-		return p.keepToken(*createOut, *save, func() (*api.TunnelToken, error) { return cl.CreateSecondToken(ctx, api.TunnelID(args[0]), in) })
+		return p.keepToken(api.TunnelID(args[0]), *createOut, *save, func() (*api.TunnelToken, error) { return cl.CreateSecondToken(ctx, api.TunnelID(args[0]), in) })
 	})
 	list := &cobra.Command{
 		Use:     "list TUNNEL",
@@ -223,13 +223,13 @@ token is not revoked but rotated.`,
 }
 
 func saveTokenFlag(cmd *cobra.Command) *string {
-	return cmd.Flags().String("save", "", "write the token to a new `file` (mode 0600) and do not show it")
+	return cmd.Flags().String("save", "", "write the token to a `file` (mode 0600), a new one or in place of another token of the tunnel, and do not show it")
 }
 
 // keepToken shows a token, or saves it. The file is made before the token is asked for,
 // so that none is made that nobody gets to see.
-func (p *Program) keepToken(out, save string, get func() (*api.TunnelToken, error)) error {
-	keep, err := newSecretFile(save)
+func (p *Program) keepToken(id api.TunnelID, out, save string, get func() (*api.TunnelToken, error)) error {
+	keep, err := newTokenFile(save, id)
 	if err != nil {
 		return err
 	}

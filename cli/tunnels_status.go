@@ -119,7 +119,7 @@ func leafText(l *api.TunnelLeaf, now time.Time) string {
 	case l.ExpiresAt.Before(now):
 		return "EXPIRED " + when(l.ExpiresAt)
 	case l.ExpiresAt.Sub(now) < leafSoon:
-		return fmt.Sprintf("expires in %d days", int(l.ExpiresAt.Sub(now).Hours()/24))
+		return "expires in " + count(int(l.ExpiresAt.Sub(now).Hours()/24), "day")
 	}
 	return "good until " + when(l.ExpiresAt)
 }
@@ -153,10 +153,10 @@ func (p *Program) tunnelUsage(c *connection) *cobra.Command {
 edges counted them: encrypted, with what the encryption adds. A server or an edge
 that is killed loses at most what passed since its last report, a second before.`,
 		Example: `  bailey tunnels usage tnl_…
-  bailey tunnels usage tnl_… --since 168h -o json`,
+  bailey tunnels usage tnl_… --since 7d -o json`,
 		Args: cobra.ExactArgs(1),
 	}
-	since := cmd.Flags().Duration("since", 24*time.Hour, "how far back, such as 168h; 744h is the most")
+	since := timeFlag(cmd, "since", 24*time.Hour, "how far back, such as 7d; 31d is the most")
 	out := outputFlag(cmd)
 	cmd.RunE = c.run(func(ctx context.Context, cl *client.Client, args []string) error {
 		hours, err := cl.TunnelUsage(ctx, api.TunnelID(args[0]), time.Now().Add(-*since), time.Time{})

@@ -90,7 +90,7 @@ func TestTunnels(t *testing.T) {
 		t.Errorf("saved %v, %v", tok, err)
 	}
 	again := testRun{env: env}
-	if code := again.run(t.Context(), "tunnels", "reveal-token", id, "--save", token); code != 2 {
+	if code := again.run(t.Context(), "tunnels", "reveal-token", id, "--save", env["BAILEY_KEY_FILE"]); code != 2 {
 		t.Errorf("over a file that is there: exit status %d", code)
 	}
 	rotated := object[api.TunnelToken](t, env, "tunnels", "rotate-token", id, "--overlap", "1h", "--reason", "test")

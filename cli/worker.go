@@ -231,7 +231,7 @@ func (w *workerFlags) environments(c *fieldwork.Config, variable func(string) st
 		e.Key, e.KeyFile, e.KeyEnv = w.key, "", ""
 	case e.KeyFile == "" && e.KeyEnv == "":
 		if e.Key = variable("ANTHROPIC_ENVIRONMENT_KEY"); e.Key == "" {
-			return usagef("--environment-key-file or ANTHROPIC_ENVIRONMENT_KEY is needed; `bailey environments keys create` makes a key")
+			return usagef("--environment-key-file or ANTHROPIC_ENVIRONMENT_KEY is needed; `bailey environments keys create ENVIRONMENT --name NAME` makes a key")
 		}
 	}
 	return nil

@@ -99,12 +99,11 @@ func (c *Client) ArchiveAuthority(ctx context.Context, id api.AuthorityID) (*api
 	return out, c.do(ctx, http.MethodPost, path("/v1/edge_authorities/%s/archive", id), nil, nil, out)
 }
 
-// TunnelEdges lists where the connectors of a tunnel can attach. The tunnel's token is
-// good for it, too.
-func (c *Client) TunnelEdges(ctx context.Context, id api.TunnelID) ([]api.EdgeAddress, error) {
-	var out api.TunnelEdges
-	err := c.do(ctx, http.MethodGet, path("/v1/tunnels/%s/edges", id), nil, nil, &out)
-	return out.Data, err
+// TunnelEdges lists where the connectors of a tunnel can attach, and the CAs that their
+// gateways are trusted by. The tunnel's token is good for it, too. The answer is never nil.
+func (c *Client) TunnelEdges(ctx context.Context, id api.TunnelID) (*api.TunnelEdges, error) {
+	out := new(api.TunnelEdges)
+	return out, c.do(ctx, http.MethodGet, path("/v1/tunnels/%s/edges", id), nil, nil, out)
 }
 
 // TunnelStatus says who is attached to a tunnel, and what went wrong last.

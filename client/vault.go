@@ -82,6 +82,13 @@ func (c *Client) ValidateCredential(ctx context.Context, vault api.VaultID, id a
 	return out, c.do(ctx, http.MethodPost, path("/v1/vaults/%s/credentials/%s/mcp_oauth_validate", vault, id), nil, nil, out)
 }
 
+// OAuthRequest has the server make one request of an authorization, at a host behind a
+// tunnel. It is not made twice.
+func (c *Client) OAuthRequest(ctx context.Context, vault api.VaultID, in api.OAuthRequest) (*api.OAuthAnswer, error) {
+	out := new(api.OAuthAnswer)
+	return out, c.do(ctx, http.MethodPost, path("/v1/vaults/%s/credentials/oauth_request", vault), nil, in, out)
+}
+
 // VaultKeys lists the keys that the server's secrets are sealed with, the current one
 // first.
 func (c *Client) VaultKeys(ctx context.Context) (*api.VaultKeys, error) {

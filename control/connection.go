@@ -59,7 +59,7 @@ func (c *Control) TunnelStatus(ctx context.Context, p Principal, id api.TunnelID
 			return err
 		}
 		for _, f := range faults {
-			f.Remedy = remedies[tunnel.Stage(f.Stage)]
+			f.Remedy = strings.ReplaceAll(remedies[tunnel.Stage(f.Stage)], "TUNNEL", string(id))
 			out.Faults = append(out.Faults, f)
 		}
 		leaf, err := tx.TunnelLeaf(id)
@@ -88,19 +88,23 @@ func stateOf(t *store.Tunnel, cas, attached int) api.TunnelState {
 	return api.TunnelReady
 }
 
-// remedies are what to do about a fault, as far as the stage tells.
+// remedies are what to do about a fault, as far as the stage tells. TUNNEL stands for the
+// tunnel's id.
 var remedies = map[tunnel.Stage]string{
-	tunnel.StageNotActive:        "register a CA certificate on the tunnel (`bailey gateway init` does), or make a new tunnel if it was archived",
+	tunnel.StageNotActive:        "register a CA certificate on the tunnel (`bailey gateway init --tunnel TUNNEL` does), or make a new tunnel if it was archived",
 	tunnel.StageEdgeUnreachable:  "look at the edge: `bailey doctor` says which one does not answer",
 	tunnel.StageDraining:         "none: the edge was about to stop, and the next call took another",
 	tunnel.StageOverloaded:       "a limit of the edge or of the tunnel is reached: stop connectors that are not needed, or run another edge",
 	tunnel.StageNoConnector:      "start `bailey gateway` inside, and see its log if it runs",
-	tunnel.StageTokenRefused:     "give the gateway the tunnel's current token (`bailey tunnels reveal-token`); if no gateway of yours does this, somebody has an old token",
+	tunnel.StageTokenRefused:     "give the gateway the tunnel's current token (`bailey gateway init` beside it, or `bailey tunnels reveal-token TUNNEL --save tunnel-token` in its directory); if no gateway of yours does this, somebody has an old token",
 	tunnel.StageConnectorLost:    "look at the connection between the gateway and the edge; the gateway connects again by itself",
-	tunnel.StageInnerTLS:         "renew the gateway's certificate (`bailey gateway renew`), or register the CA that signed it; if it is not your gateway's, somebody has the tunnel's token: rotate it",
+	tunnel.StageInnerTLS:         "renew the gateway's certificate (`bailey gateway renew`), or register the CA that signed it (`bailey gateway init` beside it); if it is not your gateway's, somebody has the tunnel's token: `bailey tunnels rotate-token TUNNEL`",
 	tunnel.StageNoRoute:          "add the route to the gateway's configuration, or correct the host in the agent",
 	tunnel.StageOtherReplica:     "see whether the gateway that has the session runs; give each gateway a name of its own that stays (replica)",
 	tunnel.StageRequestRefused:   "the gateway's configuration does not allow this request",
+	tunnel.StageCallerRefused:    "the route asks who calls (auth in the gateway's configuration): put a token that it takes into a vault of the session, for the server's URL; the gateway's log says why it did not take one",
+	tunnel.StageRateLimited:      "fewer calls at a time, or a higher limits.rate for the route in the gateway's configuration",
+	tunnel.StageBodyTooLong:      "a smaller request, or a higher limits.body for the route in the gateway's configuration",
 	tunnel.StageAddressRefused:   "the server's address is outside the gateway's allowed-ips: correct the route, or allow the address",
 	tunnel.StageUpstreamRefused:  "start the MCP server, or correct the route's address; `bailey gateway check` tries it",
 	tunnel.StageUpstreamTimeout:  "the MCP server is slow or stuck; the route's time limits are in the gateway's configuration",
@@ -131,8 +135,8 @@ func (c *Control) TunnelUsage(ctx context.Context, p Principal, id api.TunnelID,
 	return out, err
 }
 
-// TunnelEdges lists where the connectors of a tunnel can attach. They may ask
-// themselves, with the tunnel's token.
+// TunnelEdges lists where the connectors of a tunnel can attach, and the CAs that their
+// gateways are trusted by. They may ask themselves, with the tunnel's token.
 func (c *Control) TunnelEdges(ctx context.Context, p Principal, id api.TunnelID) (*api.TunnelEdges, error) {
 	if p.Kind == api.KeyTunnelToken && p.TunnelID == id {
 		p.Tunnels = true // of this one, and for this
@@ -143,7 +147,13 @@ func (c *Control) TunnelEdges(ctx context.Context, p Principal, id api.TunnelID)
 	}
 	out := &api.TunnelEdges{Data: []api.EdgeAddress{}}
 	err = c.managed(ctx, p, id, func(tx *store.Tx, _ *store.Tunnel) (err error) {
-		out.Data, err = reachable(tx, trust)
+		if out.Data, err = reachable(tx, trust); err != nil {
+			return err
+		}
+		live, err := tx.LiveCertificates(id)
+		for _, ca := range live {
+			out.CAs += strings.TrimSpace(ca.PEM) + "\n"
+		}
 		return err
 	})
 	return out, err

@@ -57,7 +57,7 @@ func (p Principal) runs(e *store.Edge) error {
 
 func (p Principal) edge() error {
 	if p.Kind != api.KeyEdge {
-		return api.Forbidden("this operation needs an edge key; `bailey keys create --type edge_key` makes one")
+		return api.Forbidden("this operation needs an edge key; `bailey keys create --name NAME --type edge_key` makes one")
 	}
 	return nil
 }

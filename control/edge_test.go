@@ -299,7 +299,15 @@ func TestConnectorsLearnWhereTheEdgesAre(t *testing.T) {
 	}))
 	must1[*api.EdgeReportAnswer](t)(w.ReportEdge(w.ctx, edgeKey, b.ID, api.EdgeReport{Sequence: 1, Draining: true}))
 	connector := must1[Principal](t)(w.Authenticate(w.ctx, w.token(tun.ID)))
-	edges := must1[*api.TunnelEdges](t)(w.TunnelEdges(w.ctx, connector, tun.ID)).Data
+	if none := must1[*api.TunnelEdges](t)(w.TunnelEdges(w.ctx, connector, tun.ID)); none.CAs != "" {
+		t.Errorf("without a CA: %s", none.CAs)
+	}
+	w.certificate(tun.ID)
+	found := must1[*api.TunnelEdges](t)(w.TunnelEdges(w.ctx, connector, tun.ID))
+	if n := strings.Count(found.CAs, "-----BEGIN CERTIFICATE-----"); n != 1 {
+		t.Errorf("%d CAs: %s", n, found.CAs)
+	}
+	edges := found.Data
 	want := map[string]api.EdgeAddress{
 		"a.example.org:443": {EdgeID: a.ID, Addresses: []string{"a.example.org:443"}, ServerName: a.ServerName, CAs: a.DialerCAs},
 		"c:1":               {Addresses: []string{"c:1"}, ServerName: "c.example.org", CAs: "PEM"},

@@ -70,7 +70,7 @@ func (c *Control) OpenShell(ctx context.Context, p Principal, id api.SessionID, 
 		return nil, err
 	}
 	if !p.Shell {
-		return nil, api.Forbidden("this key may not open shells; make one that may with `bailey keys create --shell`")
+		return nil, api.Forbidden("this key may not open shells; make one that may with `bailey keys create --name NAME --shell`")
 	}
 	if err := size.Check(); err != nil {
 		return nil, err

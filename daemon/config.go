@@ -137,11 +137,12 @@ type Config struct {
 	TunnelListen string `name:"tunnel-listen"`
 
 	// TunnelAddresses are the addresses at which gateways reach the edge, host:port with
-	// commas between them. Empty means tunnel-listen.
+	// commas between them; a host alone has the port of tunnel-listen. Empty means
+	// tunnel-listen, or where that is all interfaces the host's name and addresses.
 	TunnelAddresses string `name:"tunnel-addresses"`
 
 	// TunnelDialAddresses are those at which other servers on the same database reach the
-	// edge. Empty means tunnel-listen.
+	// edge. Empty means the same.
 	TunnelDialAddresses string `name:"tunnel-dial-addresses"`
 
 	// TunnelDomain is what the host names of private MCP servers end in. It is never looked

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -113,7 +114,7 @@ func (c *Config) checkTunnels() error {
 	}
 	for name, list := range map[string]string{"tunnel-addresses": c.TunnelAddresses, "tunnel-dial-addresses": c.TunnelDialAddresses} {
 		for _, a := range splitList(list) {
-			if host, port, err := net.SplitHostPort(a); err != nil || host == "" || port == "" || port == "0" {
+			if host, port, err := net.SplitHostPort(tunnel.WithPort(a, "1")); err != nil || host == "" || port == "" || port == "0" {
 				return badSetting(name, "%q is not host:port", a)
 			}
 		}
@@ -179,21 +180,42 @@ func (t *tunnels) introduction() api.EdgeRegister {
 	}
 	bound := t.tcp.Addr().(*net.TCPAddr)
 	port := strconv.Itoa(bound.Port)
-	at := bound.String()
+	at := []string{bound.String()}
 	if bound.IP.IsUnspecified() {
-		at = net.JoinHostPort(host, port)
+		at = atInterfaces(host, port)
 	}
 	in := api.EdgeRegister{
 		Name: "serve@" + net.JoinHostPort(host, port), Version: telemetry.ReadBuild().Version,
 		ConnectorAddresses: splitList(t.d.cfg.TunnelAddresses), DialAddresses: splitList(t.d.cfg.TunnelDialAddresses),
 	}
+	for _, list := range [][]string{in.ConnectorAddresses, in.DialAddresses} {
+		for i := range list {
+			list[i] = tunnel.WithPort(list[i], port)
+		}
+	}
 	if len(in.DialAddresses) == 0 {
-		in.DialAddresses = []string{at}
+		in.DialAddresses = at
 	}
 	if len(in.ConnectorAddresses) == 0 {
-		in.ConnectorAddresses = []string{at}
+		in.ConnectorAddresses = at
+		t.log.Info("gateways are told to come to these addresses; tunnel-addresses names others", "addresses", strings.Join(at, ", "))
 	}
 	return in
+}
+
+// atInterfaces are the addresses of what listens on all interfaces: the name of the host,
+// which other machines may not know, and the addresses it has. Who comes tries one after
+// the other.
+func atInterfaces(host, port string) []string {
+	all := []string{net.JoinHostPort(host, port)}
+	list, _ := net.InterfaceAddrs() // without, there is the name
+	for _, a := range list {
+		p, err := netip.ParsePrefix(a.String())
+		if err == nil && p.Addr().IsGlobalUnicast() && len(all) < api.EdgeAddressesMax {
+			all = append(all, net.JoinHostPort(p.Addr().String(), port))
+		}
+	}
+	return all
 }
 
 // close gives up what newTunnels took.

@@ -15,6 +15,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -103,7 +104,7 @@ func (o *office) connect(plane string, links int) *connect.Connector {
 			o.t.Fatal(err)
 		}
 		edges = nil
-		for _, k := range known {
+		for _, k := range known.Data {
 			addrs, err := tunnel.EdgeAddrs(k)
 			if err != nil {
 				o.t.Fatal(err)
@@ -483,5 +484,20 @@ func TestAnEdgeThatFallsSilentIsNotDialledForEver(t *testing.T) {
 	}
 	if to < 5 || from < 7 {
 		t.Errorf("%d and %d bytes", to, from)
+	}
+}
+
+// An edge that listens on all interfaces is told of by each address that it has, as its
+// host's name may mean nothing elsewhere.
+func TestAddressesOfAllInterfaces(t *testing.T) {
+	t.Parallel()
+	all := atInterfaces("host", "8485")
+	if all[0] != "host:8485" || len(all) > api.EdgeAddressesMax {
+		t.Errorf("%v", all)
+	}
+	for _, a := range all[1:] {
+		if at, err := netip.ParseAddrPort(a); err != nil || at.Port() != 8485 || at.Addr().IsLoopback() {
+			t.Errorf("%s: %v", a, err)
+		}
 	}
 }

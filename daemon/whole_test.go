@@ -108,7 +108,7 @@ func harvest(ctx context.Context, host string, hc *http.Client) error {
 
 // gateway serves an upstream behind a tunnel's domain, as `bailey gateway` does, on
 // what a connector accepts.
-func (o *office) gateway(upstream string, listener net.Listener) {
+func (o *office) gateway(upstream string, listener net.Listener, change func(*gateway.Config)) {
 	o.t.Helper()
 	dir := o.t.TempDir()
 	ca, err := gateway.NewAuthority(o.tunnel.Domain, time.Now())
@@ -133,6 +133,9 @@ func (o *office) gateway(upstream string, listener net.Listener) {
 			Routes: map[string]*gateway.Route{"docs": {
 				Upstream: upstream, Settings: gateway.Settings{AllowedIPs: []string{"127.0.0.0/8"}, Host: "rewrite"},
 			}},
+		}
+		if change != nil {
+			change(c)
 		}
 		c.SetDefaults()
 		return c, nil
@@ -319,10 +322,10 @@ func serverCertificate(ca *tunnel.Authority, name string) (*tls.Certificate, err
 func (o *office) openConnector(plane string) *connect.Connector {
 	o.t.Helper()
 	known, err := adminOfURL(o.t, plane, o.token.Text()).TunnelEdges(o.t.Context(), o.tunnel.ID)
-	if err != nil || len(known) != 1 {
+	if err != nil || len(known.Data) != 1 {
 		o.t.Fatalf("edges: %+v, %v", known, err)
 	}
-	addrs, err := tunnel.EdgeAddrs(known[0])
+	addrs, err := tunnel.EdgeAddrs(known.Data[0])
 	if err != nil {
 		o.t.Fatal(err)
 	}
@@ -365,7 +368,7 @@ func TestTheEdgeSeesOnlyCiphertext(t *testing.T) {
 	t.Run("WithTheInnerTLS", func(t *testing.T) {
 		t.Parallel()
 		d, o, w, c := plane(t)
-		o.gateway(upstream, c.Listener())
+		o.gateway(upstream, c.Listener(), nil)
 		if err := harvest(t.Context(), "docs."+o.tunnel.Domain, d.outbound.Client()); err != nil {
 			t.Fatal(err)
 		}
@@ -450,10 +453,10 @@ func TestASessionThroughGatewayEdgeAndPlane(t *testing.T) {
 	o := newOffice(t, adminOf(t, d, d.FirstKey()))
 	o.await("the plane has an edge", func() bool {
 		known, err := o.cl.TunnelEdges(t.Context(), o.tunnel.ID)
-		return err == nil && len(known) == 1
+		return err == nil && len(known.Data) == 1
 	})
 	c := o.openConnector(d.URL())
-	o.gateway(privateServer(t), c.Listener())
+	o.gateway(privateServer(t), c.Listener(), nil)
 	host := "docs." + o.tunnel.Domain
 	if err := harvest(t.Context(), host, d.outbound.Client()); err != nil {
 		t.Fatal(err)
@@ -474,4 +477,61 @@ func TestASessionThroughGatewayEdgeAndPlane(t *testing.T) {
 		}
 		return false
 	})
+}
+
+// What the gateway refuses because of the call is an answer to it, with its status and its
+// challenge, and is the gateway's: not that of the server, which has heard nothing of it.
+func TestWhatTheGatewayRefusesIsNotTheServers(t *testing.T) {
+	t.Parallel()
+	d, _ := start(t, testConfig(t))
+	o := newOffice(t, adminOf(t, d, d.FirstKey()))
+	o.await("the plane has an edge", func() bool {
+		known, err := o.cl.TunnelEdges(t.Context(), o.tunnel.ID)
+		return err == nil && len(known.Data) == 1
+	})
+	c := o.openConnector(d.URL())
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte("open sesame"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	upstream := privateServer(t)
+	o.gateway(upstream, c.Listener(), func(c *gateway.Config) {
+		c.Routes["docs"].Limits.Rate, c.Routes["docs"].Limits.Burst = 0.001, 1
+		for name, s := range map[string]gateway.Settings{
+			"guarded": {Auth: gateway.Auth{TokenFiles: []string{token}}},
+			"narrow":  {Limits: gateway.Limits{Body: 10}},
+		} {
+			s.AllowedIPs, s.Host = []string{"127.0.0.0/8"}, "rewrite"
+			c.Routes[name] = &gateway.Route{Upstream: upstream, Settings: s}
+		}
+	})
+	host := func(route string) string { return route + "." + o.tunnel.Domain }
+	if err := harvest(t.Context(), host("docs"), d.outbound.Client()); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		route  string
+		stage  tunnel.Stage
+		status int
+		kind   mcp.Kind
+	}{
+		{"docs", tunnel.StageRateLimited, 429, mcp.Connection},
+		{"guarded", tunnel.StageCallerRefused, 401, mcp.Authentication},
+		{"narrow", tunnel.StageBodyTooLong, 413, mcp.Connection},
+	} {
+		err := harvest(t.Context(), host(test.route), d.outbound.Client())
+		e, ok := errors.AsType[*mcp.Error](err)
+		if !ok || e.Status != test.status || e.Kind != test.kind || e.MayHaveRun ||
+			!strings.HasPrefix(e.Message, "tunnel to "+host(test.route)+": "+string(test.stage)+": the ") || strings.Contains(e.Message, "upstream") {
+			t.Errorf("%s: %v", test.route, err)
+		}
+		o.await("the fault is kept", func() bool {
+			for _, f := range o.status().Faults {
+				if f.Stage == string(test.stage) {
+					return f.Host == host(test.route) && strings.Contains(f.Detail, "gateway") && f.Remedy != ""
+				}
+			}
+			return false
+		})
+	}
 }

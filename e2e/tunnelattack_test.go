@@ -316,7 +316,7 @@ func (l *tunnelLab) forge(chain []*x509.Certificate, key crypto.Signer, token, r
 	l.t.Helper()
 	dir := l.t.TempDir()
 	known, err := l.plane.client.TunnelEdges(within(l.t), l.tunnel.ID)
-	if err != nil || len(known) != 2 {
+	if err != nil || len(known.Data) != 2 {
 		l.t.Fatalf("edges: %+v, %v", known, err)
 	}
 	certs := ""
@@ -324,12 +324,12 @@ func (l *tunnelLab) forge(chain []*x509.Certificate, key crypto.Signer, token, r
 		certs += encodeCert(c)
 	}
 	text := "tunnel:\n  domain: " + l.tunnel.Domain + "\n  token-file: token\n  protocol: tcp\n  edges:\n"
-	for _, e := range known {
+	for _, e := range known.Data {
 		text += fmt.Sprintf("    - {id: %s, addresses: [%q], server-name: %q, ca: edges.crt}\n", e.EdgeID, e.Addresses[0], e.ServerName)
 	}
 	text += "tls: {cert: tls.crt, key: tls.key}\ndata: data\nroutes:\n  " + route + "\n"
 	for name, text := range map[string]string{
-		"token": token, "edges.crt": known[0].CAs, "tls.crt": certs, "gateway.yaml": text,
+		"token": token, "edges.crt": known.Data[0].CAs, "tls.crt": certs, "gateway.yaml": text,
 		"tls.key": encodeKey(l.t, key),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {

@@ -149,7 +149,7 @@ func newMeterLab(t *testing.T, ownEdge bool) *meterLab {
 	}
 	m.until("there is an edge", func() bool {
 		edges, err := m.plane.client.TunnelEdges(within(t), m.tunnel.ID)
-		return err == nil && len(edges) > 0
+		return err == nil && len(edges.Data) > 0
 	})
 	init := command(nil, "gateway", "init", "--dir", m.dir, "--tunnel", string(m.tunnel.ID), "--url", m.plane.url,
 		"--key-file", filepath.Join(m.plane.data, "admin.key"), "--route", "docs="+up.URL)

@@ -100,7 +100,7 @@ func (c *Config) Validate(backends []string) error {
 		seen[e.ID] = true
 		switch given := countSet(e.Key, e.KeyFile, e.KeyEnv); {
 		case given == 0:
-			bad("%s: it has no key; name a key-file; `bailey environments keys create` makes a key", name)
+			bad("%s: it has no key; name a key-file; `bailey environments keys create ENVIRONMENT --name NAME` makes a key", name)
 		case given > 1:
 			bad("%s: give the key in one way, key-file or key-env", name)
 		}

@@ -118,7 +118,7 @@ func hideSecrets(v any) {
 	case map[string]any:
 		for name, e := range v {
 			switch strings.ToLower(name) { // as our decoder matches names
-			case api.FieldToken, api.FieldAccessToken, api.FieldRefreshToken, api.FieldClientSecret, api.FieldSecretValue:
+			case api.FieldToken, api.FieldAccessToken, api.FieldRefreshToken, api.FieldClientSecret, api.FieldSecretValue, api.FieldAuthorization, api.FieldRequestBody:
 				v[name] = "[secret]"
 			default:
 				hideSecrets(e)

@@ -130,6 +130,7 @@ var routes = []route{
 	{"environments.keys.list", "GET /v1/environments/{environment}/keys", apiKey, "", ours, (*Server).listKeys},
 	{"environments.keys.revoke", "POST /v1/environments/{environment}/keys/{key}/revoke", apiKey, "", ours, (*Server).revokeKey},
 	{"sessions.shell", "GET /v1/sessions/{session}/shell", apiKey, "", ours, (*Server).openShell},
+	{"vaults.credentials.oauth_request", "POST /v1/vaults/{vault}/credentials/oauth_request", apiKey, "", ours, (*Server).oauthRequest},
 	{"vault_keys.list", "GET /v1/vault_keys", apiKey, "", ours, (*Server).listVaultKeys},
 	{"vault_keys.rotate", "POST /v1/vault_keys/rotate", apiKey, "", ours, (*Server).rotateVaultKey},
 	{"environments.work.variables.list", "GET /v1/environments/{environment}/work/{work}/variables", ofWorkers, "", ours, (*Server).listVariables},

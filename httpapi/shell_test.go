@@ -310,7 +310,7 @@ func TestWhoMayOpenAShell(t *testing.T) {
 		}
 		return 0
 	}
-	if _, err := without.OpenShell(ctx, f.session, size); status(err) != http.StatusForbidden || !strings.Contains(err.Error(), "keys create --shell") {
+	if _, err := without.OpenShell(ctx, f.session, size); status(err) != http.StatusForbidden || !strings.Contains(err.Error(), "keys create --name NAME --shell") {
 		t.Errorf("a key without the right: %v", err)
 	}
 	if _, err := without.CreateKey(ctx, "", api.KeyCreate{Name: "more", Shell: true}); status(err) != http.StatusForbidden {

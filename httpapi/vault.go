@@ -84,6 +84,14 @@ func (s *Server) validateCredential(ctx context.Context, r *request) (any, error
 	return s.control.ValidateCredential(ctx, r.who, r.vault(), r.credential())
 }
 
+func (s *Server) oauthRequest(ctx context.Context, r *request) (any, error) {
+	in, err := decode[api.OAuthRequest](r)
+	if err != nil {
+		return nil, err
+	}
+	return s.control.OAuthRequest(ctx, r.who, r.vault(), in)
+}
+
 func (s *Server) listVaultKeys(ctx context.Context, r *request) (any, error) {
 	return s.control.VaultKeys(ctx, r.who)
 }

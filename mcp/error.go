@@ -72,6 +72,11 @@ func (t *trace) explain(ctx context.Context, err error) *Error {
 		e.Kind, e.Message = TooLarge, failure.Error()
 	case failure != nil && errors.As(failure, &withheld):
 		e.Kind, e.Message, e.Err = withheld.kind(), withheld.Error(), failure
+	case t.provenance != "" && e.Status != 0:
+		e.Message = fmt.Sprintf("%s (HTTP %d)", clean(t.provenance), e.Status)
+		if t.denied() {
+			e.Kind = Authentication
+		}
 	case t.denied():
 		e.Kind, e.Message = Authentication, fmt.Sprintf("the server refuses the credential, or needs one (HTTP %d)", e.Status)
 	case e.Status >= 500:
@@ -93,12 +98,8 @@ func (t *trace) explain(ctx context.Context, err error) *Error {
 	default:
 		e.Message = err.Error()
 	}
-	if e.Status != 0 {
-		for _, more := range []string{t.provenance, t.says} {
-			if more != "" {
-				e.Message += ": " + clean(more)
-			}
-		}
+	if e.Status != 0 && t.says != "" && t.provenance == "" {
+		e.Message += ": " + clean(t.says)
 	}
 	return e
 }

@@ -251,7 +251,7 @@ type trace struct {
 	err        error  // the first that is none of the SDK's
 	challenge  bool   // the newest error answer asks for a credential
 	noSession  bool   // it refuses the session of the request, not what was asked in it
-	provenance string // of the newest error answer: which hop of a tunnel failed, as it said itself
+	provenance string // of the newest error answer: that it is a tunnel's gateway's, and why, as the dialer words it
 	says       string // and what the server said of it
 }
 

@@ -383,19 +383,25 @@ func TestStatusesOfConnecting(t *testing.T) {
 	for _, test := range []struct {
 		status int
 		header string
+		way    string // what a tunnel's dialer says of it
 		kind   Kind
 		says   string
 	}{
-		{502, "", Connection, "upstream server error (HTTP 502)"},
-		{404, "", Connection, "HTTP 404"},
-		{403, "", Connection, "host: rewrite"},
-		{403, `Bearer error="insufficient_scope"`, Authentication, "HTTP 403"},
-		{401, "", Authentication, "HTTP 401"},
-		{429, "", Connection, "HTTP 429"},
+		{502, "", "", Connection, "upstream server error (HTTP 502)"},
+		{404, "", "", Connection, "HTTP 404"},
+		{403, "", "", Connection, "host: rewrite"},
+		{403, `Bearer error="insufficient_scope"`, "", Authentication, "HTTP 403"},
+		{401, "", "", Authentication, "the server refuses the credential, or needs one (HTTP 401)"},
+		{429, "", "", Connection, "the server answered HTTP 429"},
+		{429, "", "tunnel to x: rate_limited: slow down", Connection, "initialize failed: tunnel to x: rate_limited: slow down (HTTP 429)"},
+		{401, "Bearer", "tunnel to x: caller_refused: who is it?", Authentication, "initialize failed: tunnel to x: caller_refused: who is it? (HTTP 401)"},
 	} {
 		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if test.header != "" {
 				w.Header().Set("WWW-Authenticate", test.header)
+			}
+			if test.way != "" {
+				w.Header().Set("Bailey-Tunnel-Error", test.way)
 			}
 			http.Error(w, "no", test.status)
 		}))

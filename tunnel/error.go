@@ -26,6 +26,9 @@ const (
 	StageNoRoute          Stage = "no_route"          // the gateway has no server of that name
 	StageOtherReplica     Stage = "other_replica"     // another gateway of the tunnel has the session: [ReplicaHeader] says which
 	StageRequestRefused   Stage = "request_refused"   // the gateway's own rules refuse the request
+	StageCallerRefused    Stage = "caller_refused"    // the gateway asks who calls, and does not take the caller's token
+	StageRateLimited      Stage = "rate_limited"      // more calls than the gateway lets through in a time
+	StageBodyTooLong      Stage = "body_too_long"     // a longer request than the gateway lets through
 	StageAddressRefused   Stage = "address_refused"   // the server's address is not an allowed one
 	StageUpstreamRefused  Stage = "upstream_refused"  // the server could not be connected to
 	StageUpstreamTimeout  Stage = "upstream_timeout"  // the server did not answer in time
@@ -34,6 +37,13 @@ const (
 	StageTimeout          Stage = "timeout"           // the call's own time was over
 	StageProtocol         Stage = "protocol"          // an end does not speak as this package describes
 )
+
+// OfCall reports whether a gateway's answer of this stage is about the call and not about
+// the way: one that the caller has to see as it is, with its status (400, 401, 403, 413 or 429),
+// its challenge and its Retry-After.
+func (s Stage) OfCall() bool {
+	return s == StageCallerRefused || s == StageRateLimited || s == StageBodyTooLong
+}
 
 // An Error is a failure on the way through a tunnel. It says where, so that whoever
 // sees it knows whose it is to mend. Neither field holds a secret or anything of what

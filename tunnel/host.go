@@ -1,6 +1,9 @@
 package tunnel
 
-import "strings"
+import (
+	"net"
+	"strings"
+)
 
 // HostMax bounds a host name, in bytes (RFC 1035 §2.3.4); labelMax, each label of it.
 const (
@@ -48,4 +51,14 @@ func IsLabel(s string) bool {
 		}
 	}
 	return true
+}
+
+// WithPort is the address host:port of an edge, with this port if the address is a host
+// alone. What is neither stays as it is.
+func WithPort(address, port string) string {
+	host := strings.TrimSuffix(strings.TrimPrefix(address, "["), "]")
+	if host == "" || strings.Contains(host, ":") && net.ParseIP(host) == nil {
+		return address
+	}
+	return net.JoinHostPort(host, port)
 }

@@ -52,3 +52,22 @@ func FuzzSplitHost(f *testing.F) {
 		}
 	})
 }
+
+func TestWithPort(t *testing.T) {
+	t.Parallel()
+	for address, want := range map[string]string{
+		"edge.example.org":       "edge.example.org:8443",
+		"edge.example.org:1":     "edge.example.org:1",
+		"192.0.2.1":              "192.0.2.1:8443",
+		"2001:db8::1":            "[2001:db8::1]:8443",
+		"[2001:db8::1]":          "[2001:db8::1]:8443",
+		"[2001:db8::1]:1":        "[2001:db8::1]:1",
+		"https://edge.test":      "https://edge.test",
+		"":                       "",
+		"edge.example.org:8443x": "edge.example.org:8443x",
+	} {
+		if got := WithPort(address, "8443"); got != want {
+			t.Errorf("%q: %q, want %q", address, got, want)
+		}
+	}
+}

@@ -113,11 +113,14 @@ func (a Authorization) Do(ctx context.Context) (*Grant, error) {
 	return &g, nil
 }
 
+// ProbeBody is what an MCP server is asked, to learn how it refuses: to initialize, which
+// does nothing yet.
+const ProbeBody = `{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"bailey","version":"1"}}}`
+
 // ask sends the MCP server a request without a token. Its refusal says who gives them
 // out; a server that does not refuse is looked up by its well-known URLs all the same.
 func (a Authorization) ask(ctx context.Context) (*http.Request, *http.Response, error) {
-	const initialize = `{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"bailey","version":"1"}}}`
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, a.ServerURL, strings.NewReader(initialize))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, a.ServerURL, strings.NewReader(ProbeBody))
 	if err != nil {
 		return nil, nil, errors.New("its URL cannot be used")
 	}

@@ -40,7 +40,7 @@ func Check(ctx context.Context, c Config) ([]Finding, error) {
 func checkPlane(ctx context.Context, c Config) []Finding {
 	keys := &keyring{source: c.Key}
 	if _, err := keys.bearer(); err != nil {
-		return []Finding{{Name: "key", Detail: err.Error(), Remedy: "put the environment key where the configuration says that it is (key-file, key-env), for this user to read; `bailey environments keys create` makes one"}}
+		return []Finding{{Name: "key", Detail: err.Error(), Remedy: "put the environment key where the configuration says that it is (key-file, key-env), for this user to read; `bailey environments keys create ENVIRONMENT --name NAME` makes one"}}
 	}
 	asked := time.Now()
 	now, err := newPlane(c, keys).stats(ctx)

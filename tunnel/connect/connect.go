@@ -160,6 +160,7 @@ func (c *Connector) leave() {
 	for l := range c.links {
 		go l.send(tunnel.AppendFrame(nil, tunnel.FrameDrain, nil))
 	}
+	c.log.Info("leaving the edges; calls under way may finish", "links", len(c.links), "streams", c.streams, "at_most", c.cfg.Grace)
 	c.mu.Unlock()
 	over := time.NewTimer(c.cfg.Grace)
 	defer over.Stop()

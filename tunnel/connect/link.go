@@ -133,7 +133,11 @@ func (l *link) run(ctx, life context.Context) error {
 		delete(c.links, l)
 		c.change()
 		c.mu.Unlock()
-		c.log.Info("no longer attached to an edge", "edge", l.addr.Addr, "attachment_id", l.view.AttachmentID, "reason", err)
+		reason := err
+		if life.Err() != nil {
+			reason = errStopping
+		}
+		c.log.Info("no longer attached to an edge", "edge", l.addr.Addr, "attachment_id", l.view.AttachmentID, "reason", reason)
 		broken <- err
 	})
 	if c.cfg.Protocol == "" && l.view.Protocol == api.ProtocolTCP && l.view.Proxy == "" {
@@ -158,6 +162,8 @@ func (l *link) run(ctx, life context.Context) error {
 	c.parts.Go(func() { l.retire(life, broken) })
 	return err
 }
+
+var errStopping = errors.New("this gateway stops")
 
 // retireMax is how long a link that another is to replace is kept.
 const retireMax = 8 * time.Second

@@ -100,7 +100,9 @@ type Route struct {
 // request's session is another one's and nobody has seen it.
 //
 // Errors are *tunnel.Error for what fails on the way, whether an edge, the gateway or
-// this end says so; the context's error if that has ended.
+// this end says so; the context's error if that has ended. What a gateway answers itself
+// because of the call (see [tunnel.Stage.OfCall]) is a response, with the error's text in
+// [tunnel.ErrorHeader].
 type Dialer struct {
 	// Static after construction.
 	cfg      Config
@@ -263,6 +265,14 @@ func (t *target) fail(ctx context.Context, err error) error {
 func (d *Dialer) answer(res *http.Response, c *clientConn, to *target) (*http.Response, error) {
 	d.sessions.learn(to.host, res.Header.Get(sessionHeader), c.connector())
 	if e := tunnel.ErrorFromHeader(res.Header); e != nil {
+		if e.Stage.OfCall() {
+			e.Tunnel, e.Host = string(to.route.TunnelID), to.host
+			if d.cfg.OnError != nil {
+				d.cfg.OnError(e)
+			}
+			res.Header.Set(tunnel.ErrorHeader, e.Error())
+			return res, nil
+		}
 		// The rest is a page for people. A short one leaves the connection usable.
 		_, _ = io.CopyN(io.Discard, res.Body, errorBodyMax)
 		res.Body.Close()

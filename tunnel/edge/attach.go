@@ -266,7 +266,7 @@ func (a *attachment) listen() (reason string) {
 		case t == tunnel.FrameDrain:
 			a.leave()
 		case t == tunnel.FrameEnd:
-			return "the connector has left"
+			return reasonLeft
 		default:
 			return "the connector sent what it may not send"
 		}
@@ -279,11 +279,16 @@ func (a *attachment) whyEnded(err error) string {
 	switch {
 	case a.reason != "":
 		return a.reason
+	case closedByOther(err):
+		return reasonLeft // over QUIC the end of the connection can be faster than the frame
 	case isTimeout(err):
-		return "the connector fell silent"
+		return "the gateway fell silent"
 	}
-	return "the connection to the connector broke"
+	return "the connection to the gateway broke"
 }
+
+// reasonLeft is of a connector that has said that it goes.
+const reasonLeft = "the gateway has left: it was stopped, or took another connection"
 
 // leave takes no more streams to the connector and lets dialers know.
 func (a *attachment) leave() {

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -434,4 +435,25 @@ func TestManyStreamsAtOnce(t *testing.T) {
 		}
 		done.Wait()
 	})
+}
+
+// A gateway that is stopped is told from one whose connection broke, over either protocol.
+func TestAGatewayThatIsStoppedHasLeft(t *testing.T) {
+	t.Parallel()
+	for _, protocol := range []api.TunnelProtocol{api.ProtocolTCP, api.ProtocolQUIC} {
+		l := newLab(t)
+		l.edge(edge.Limits{}, withQUIC(t))
+		c := l.connector("one", func(c *connect.Config) { c.Protocol = protocol })
+		c.stop()
+		<-c.done
+		eventually(t, "the plane knows", func() (known bool) {
+			l.plane.set(func(p *fakePlane) { known = len(p.reasons) > 0 })
+			return known
+		})
+		l.plane.set(func(p *fakePlane) {
+			if !strings.HasPrefix(p.reasons[0], "the gateway has left: it was stopped") {
+				t.Errorf("%s: %s", protocol, p.reasons[0])
+			}
+		})
+	}
 }

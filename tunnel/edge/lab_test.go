@@ -335,6 +335,7 @@ type fakePlane struct {
 	good     map[string]api.TunnelID
 	attached map[api.AttachmentID]api.EdgeAttach
 	detached []api.AttachmentID
+	reasons  []string // of detached
 	reports  []api.EdgeReport
 	edges    []api.EdgeAddress
 	fail     error                  // of Report
@@ -371,9 +372,10 @@ func (p *fakePlane) Attach(_ context.Context, a api.EdgeAttach) (*api.EdgeGrant,
 	return &api.EdgeGrant{ID: attachment, TunnelID: id, Domain: domain, Edges: p.edges}, nil
 }
 
-func (p *fakePlane) Detach(_ context.Context, id api.AttachmentID, _ api.EdgeDetach) error {
+func (p *fakePlane) Detach(_ context.Context, id api.AttachmentID, d api.EdgeDetach) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.reasons = append(p.reasons, d.Reason)
 	p.detached = append(p.detached, id)
 	delete(p.attached, id)
 	return nil

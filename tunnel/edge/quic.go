@@ -110,3 +110,10 @@ func (o quicOpener) open(ctx context.Context) (tunnel.Carrier, error) {
 }
 
 func (o quicOpener) close(reason string) { o.conn.CloseWithError(0, reason) }
+
+// closedByOther reports whether the other end has closed a connection of QUIC, which it
+// does where it goes in order; one that is killed says nothing.
+func closedByOther(err error) bool {
+	closed, ok := errors.AsType[*quic.ApplicationError](err)
+	return ok && closed.Remote
+}

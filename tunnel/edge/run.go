@@ -60,28 +60,41 @@ func (e *Edge) Run(ctx context.Context) error {
 // goElsewhere is how long connectors have, when an edge drains, to attach to another.
 const goElsewhere = 10 * time.Second
 
+// drainTold is how often the log says what a drain waits for.
+const drainTold = 10 * time.Second
+
 // drainAll returns when nothing is under way, or the time for it is over.
 func (e *Edge) drainAll() {
 	e.mu.Lock()
 	e.drain = true
-	none := e.streams == 0
+	streams := e.streams
 	e.mu.Unlock()
-	if none {
+	if streams == 0 {
 		e.idle()
 	}
 	e.cfg.Listener.Close()
 	e.startDrain()
 	all := e.attachments()
+	e.log.Info("stopping: gateways are sent to other edges, and calls under way may finish", "attachments", len(all), "streams", streams, "at_most", e.cfg.Limits.Drain)
 	for _, a := range all {
 		go a.control.send(tunnel.AppendFrame(nil, tunnel.FrameDrain, nil))
 		a.leave()
 	}
 	over := time.NewTimer(e.cfg.Limits.Drain)
 	defer over.Stop()
-	select {
-	case <-e.allIdle:
-	case <-over.C:
-		return
+	told := time.NewTicker(drainTold)
+	defer told.Stop()
+	for idle := false; !idle; {
+		select {
+		case <-e.allIdle:
+			idle = true
+		case <-told.C:
+			s := e.Stats()
+			e.log.Info("still stopping", "attachments", s.Attachments, "streams", s.Streams)
+		case <-over.C:
+			e.log.Warn("streams are cut: the time to end them is over", "streams", e.Stats().Streams)
+			return
+		}
 	}
 	// No call is under way; the connectors may still be on their way elsewhere.
 	elsewhere := time.NewTimer(min(goElsewhere, e.cfg.Limits.Drain))

@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/bailey-platform/bailey/egress"
 )
@@ -15,8 +17,16 @@ import (
 // between a check and a connection.
 type addressRule struct {
 	allowed []netip.Prefix
-	off     bool // anything goes
+	off     bool          // anything goes
+	named   netip.Addr    // that the upstream is, if it is one and no name
+	own     *ownAddresses // of this host
 }
+
+// The classes of addresses that are known here, besides those of package egress.
+const (
+	ownAddress egress.Class = "own"     // of an interface of this host
+	ownUnknown egress.Class = "unknown" // the host's own cannot be told
+)
 
 // defaultAllowed is what upstreams may have as an address if nothing is said: private
 // networks. mcp-proxy has the first three.
@@ -52,10 +62,26 @@ func (r *addressRule) judge(to netip.AddrPort) egress.Verdict {
 		return egress.Verdict{Allow: true}
 	}
 	class := egress.ClassOf(addr)
+	within := false // a range, that is, which does not name it
 	for _, p := range r.allowed {
-		if p.Contains(addr) && opens(p, class) {
+		if !p.Contains(addr) || !opens(p, class) {
+			continue
+		}
+		if p.IsSingleIP() || class == egress.Loopback || addr == r.named {
 			return egress.Verdict{Allow: true}
 		}
+		within = true
+	}
+	if within {
+		// A name must not lead to what this host serves to its own network either, unless
+		// that is meant.
+		switch own, err := r.own.have(addr); {
+		case err != nil:
+			return egress.Verdict{Rule: string(ownUnknown), Reason: fmt.Sprintf("IP validation failed: whether %s is an address of this host cannot be told: %v", addr, err)}
+		case own:
+			return egress.Verdict{Rule: string(ownAddress), Reason: fmt.Sprintf("IP validation failed: %s is an address of this host itself, which no entry of allowed_ips names", addr)}
+		}
+		return egress.Verdict{Allow: true}
 	}
 	if class == egress.Public || class == egress.Private || class == egress.Reserved {
 		return egress.Verdict{Rule: string(class), Reason: fmt.Sprintf("IP validation failed: %s is not a private address that allowed_ips has", addr)}
@@ -78,6 +104,38 @@ func opens(p netip.Prefix, class egress.Class) bool {
 		return p.IsSingleIP()
 	}
 	return false // unspecified, multicast, translated
+}
+
+// ownAddresses are the addresses of this host's interfaces. It is safe for concurrent use.
+type ownAddresses struct {
+	list func() ([]net.Addr, error) // net.InterfaceAddrs, but in tests
+
+	mu  sync.Mutex
+	at  time.Time
+	all map[netip.Addr]struct{}
+}
+
+// ownFor is how long what was listed is believed: addresses change with leases and networks.
+const ownFor = 2 * time.Second
+
+// have reports whether an address is one of them.
+func (o *ownAddresses) have(addr netip.Addr) (bool, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.all == nil || time.Since(o.at) > ownFor {
+		list, err := o.list()
+		if err != nil {
+			return false, err
+		}
+		o.at, o.all = time.Now(), make(map[netip.Addr]struct{}, len(list))
+		for _, a := range list {
+			if p, err := netip.ParsePrefix(a.String()); err == nil {
+				o.all[p.Addr().Unmap().WithZone("")] = struct{}{}
+			}
+		}
+	}
+	_, own := o.all[addr]
+	return own, nil
 }
 
 // hostResolver looks names up as the host does. The dialer asks for absolute names, for

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"errors"
 	"net/http"
 	"strconv"
 	"time"
@@ -31,8 +32,9 @@ type answerer interface {
 // A refusal is the gateway's own answer to a call, in place of the server's.
 type refusal struct {
 	// Why a call did not reach its server. It is told to the platform in a header of its
-	// own, and the status follows from it unless one is set. Nil for what is the caller's
-	// to mend, which reads like a server's own answer.
+	// own, but for its cause, which is the operator's to know; and the status follows from
+	// it unless one is set. Nil for what reads like a server's own answer, as that a message
+	// is none of MCP's.
 	provenance *tunnel.Error
 
 	status int
@@ -65,6 +67,18 @@ func (r *refusal) Error() string {
 		return r.text + ": " + r.err.Error()
 	}
 	return r.text
+}
+
+// reason is why, for the operator. It holds nothing of a token.
+func (r *refusal) reason() string {
+	if r.provenance == nil {
+		return r.text
+	}
+	reason := r.provenance.Detail
+	if err := r.provenance.Err; err != nil && err.Error() != reason {
+		reason += ": " + err.Error()
+	}
+	return redacted(errors.New(reason))
 }
 
 // httpStatus is the status of the answer.

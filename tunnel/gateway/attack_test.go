@@ -8,6 +8,8 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"encoding/json"
+	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,6 +17,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -177,8 +181,8 @@ func TestAttackOversize(t *testing.T) {
 			})
 			before := asked.Load()
 			res, _ := get(t, l.client(h2), "POST", "https://docs."+domain+"/", strings.Repeat("x", 1001))
-			if res.StatusCode != 413 {
-				t.Errorf("length, inspected=%v: %d", inspected, res.StatusCode)
+			if e := tunnel.ErrorFromHeader(res.Header); res.StatusCode != 413 || e == nil || e.Stage != tunnel.StageBodyTooLong || !strings.Contains(e.Detail, "1000 bytes") {
+				t.Errorf("length, inspected=%v: %d, %+v", inspected, res.StatusCode, e)
 			}
 			req, _ := http.NewRequest("POST", "https://docs."+domain+"/", io.MultiReader(strings.NewReader(strings.Repeat("x", 5000))))
 			if res, err := l.client(h2).Do(req); err != nil {
@@ -307,6 +311,7 @@ func TestAddressRule(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		rule.own = ownAt()
 		verdict := rule.judge(netip.AddrPortFrom(netip.MustParseAddr(c.addr), 80))
 		if verdict.Allow != c.want {
 			t.Errorf("%s with %v: %v %s", c.addr, c.allowed, verdict.Allow, verdict.Reason)
@@ -320,6 +325,94 @@ func TestAddressRule(t *testing.T) {
 		t.Error("any-ip is not any IP")
 	}
 	var _ egress.Resolver = resolver(nil)
+}
+
+// ownAt are addresses of a host's own.
+func ownAt(addrs ...string) *ownAddresses {
+	return &ownAddresses{list: func() (list []net.Addr, err error) {
+		for _, a := range addrs {
+			ip := net.ParseIP(a)
+			list = append(list, &net.IPNet{IP: ip, Mask: net.CIDRMask(8*len(ip)/2, 8*len(ip))})
+		}
+		return list, nil
+	}}
+}
+
+// A name that leads to what the gateway's host serves to its own network leads nowhere,
+// unless the address is named: in the list, or by the route.
+func TestAttackOwnAddress(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		allowed []string
+		named   string
+		addr    string
+		want    bool
+	}{
+		{defaultAllowed, "", "10.1.1.5", false},
+		{defaultAllowed, "", "::ffff:10.1.1.5", false},
+		{defaultAllowed, "", "10.1.1.6", true},
+		{defaultAllowed, "10.1.1.5", "10.1.1.5", true},
+		{defaultAllowed, "10.1.1.6", "10.1.1.5", false},
+		{[]string{"10.1.1.4/31"}, "", "10.1.1.5", false},
+		{[]string{"10.1.1.5"}, "", "10.1.1.5", true},
+		{[]string{"10.0.0.0/8", "10.1.1.5/32"}, "", "10.1.1.5", true},
+		{[]string{"0.0.0.0/0"}, "", "203.0.113.9", false},
+		{[]string{"192.168.0.0/16"}, "10.1.1.5", "10.1.1.5", false},
+		{[]string{"fd00::/8"}, "", "fd00::7", false},
+		{[]string{"fd00::7"}, "", "fd00::7", true},
+		{[]string{"127.0.0.0/8"}, "", "127.0.0.1", true},
+	} {
+		rule, err := parseAllowed(c.allowed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rule.own = ownAt("10.1.1.5", "203.0.113.9", "fd00::7", "127.0.0.1")
+		if c.named != "" {
+			rule.named = netip.MustParseAddr(c.named)
+		}
+		verdict := rule.judge(netip.AddrPortFrom(netip.MustParseAddr(c.addr), 80))
+		if verdict.Allow != c.want || !c.want && verdict.Rule == "" {
+			t.Errorf("%s with %v: %+v", c.addr, c.allowed, verdict)
+		}
+	}
+	// A host whose addresses cannot be told may have any.
+	rule, _ := parseAllowed(defaultAllowed)
+	rule.own = &ownAddresses{list: func() ([]net.Addr, error) { return nil, errors.New("no netlink") }}
+	if v := rule.judge(netip.MustParseAddrPort("10.1.1.6:80")); v.Allow || v.Rule != string(ownUnknown) {
+		t.Errorf("%+v", v)
+	}
+	// The list is that of the host.
+	if list, err := net.InterfaceAddrs(); err != nil || len(list) == 0 {
+		t.Errorf("%v, %v", list, err)
+	}
+}
+
+// A server that wants to be shown a certificate has not looked at the call.
+func TestServerWantsACertificate(t *testing.T) {
+	t.Parallel()
+	for name, most := range map[string]uint16{"TLS 1.2": tls.VersionTLS12, "TLS 1.3": tls.VersionTLS13} {
+		s := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the call was taken") }))
+		s.TLS = &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, MaxVersion: most}
+		s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0)
+		s.StartTLS()
+		t.Cleanup(s.Close)
+		ca := filepath.Join(t.TempDir(), "ca.crt")
+		if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		trust := Trust{CA: ca, ServerName: "example.com"}
+		l := serve(t, s.URL, func(c *Config) { c.Routes["docs"].UpstreamTLS = trust })
+		res, _ := get(t, l.client(false), "POST", "https://docs."+domain+"/", read)
+		e := tunnel.ErrorFromHeader(res.Header)
+		if e == nil || e.Stage != tunnel.StageUpstreamRefused || !strings.Contains(e.Detail, "to be shown a certificate, and none is set (upstream-tls: cert, key)") {
+			t.Errorf("%s: %d, %+v", name, res.StatusCode, e)
+		}
+		cfg := config(l.dir, s.URL, func(c *Config) { c.Routes["docs"].UpstreamTLS = trust })
+		found := Check(t.Context(), cfg, CheckOptions{Now: time.Now()})
+		if f := found[len(found)-1]; f.OK || !strings.Contains(f.Detail, "to be shown a certificate") || !strings.Contains(f.Remedy, "cert and key") {
+			t.Errorf("%s: %+v", name, f)
+		}
+	}
 }
 
 // A caller that sends its head or its body a byte at a time or not at all, or does not
@@ -776,14 +869,14 @@ func TestAttackMadeUpTokens(t *testing.T) {
 	})
 	c := l.client(false)
 	const host = "https://docs." + domain
-	if res, _ := get(t, c, "GET", host+"/", "", sign("k1")...); res.StatusCode != 200 {
+	if res, _ := get(t, c, "POST", host+"/", read, sign("k1")...); res.StatusCode != 200 {
 		t.Errorf("a good token: %d", res.StatusCode)
 	}
 	for i := range 20 {
-		if res, _ := get(t, c, "GET", host+"/", "", sign(fmt.Sprint("made up ", i))...); res.StatusCode != 401 {
+		if res, _ := get(t, c, "POST", host+"/", read, sign(fmt.Sprint("made up ", i))...); res.StatusCode != 401 {
 			t.Errorf("a key that is made up: %d", res.StatusCode)
 		}
-		if res, _ := get(t, c, "GET", "https://broken."+domain+"/", "", sign("k1")...); res.StatusCode != 503 {
+		if res, _ := get(t, c, "POST", "https://broken."+domain+"/", read, sign("k1")...); res.StatusCode != 503 {
 			t.Errorf("without keys: %d", res.StatusCode)
 		}
 	}
@@ -799,11 +892,11 @@ func TestAttackMadeUpTokens(t *testing.T) {
 	left()
 	done := make(chan int)
 	go func() {
-		res, _ := get(t, l.client(false), "GET", host+"/hold", "", sign("k1")...)
+		res, _ := get(t, l.client(false), "POST", host+"/hold", read, sign("k1")...)
 		done <- res.StatusCode
 	}()
 	<-held
-	if res, _ := get(t, c, "GET", host+"/", "", sign("made up")...); res.StatusCode != 503 {
+	if res, _ := get(t, c, "POST", host+"/", read, sign("made up")...); res.StatusCode != 503 {
 		t.Errorf("beside as many calls as there may be: %d", res.StatusCode)
 	}
 	close(hold)
@@ -811,7 +904,7 @@ func TestAttackMadeUpTokens(t *testing.T) {
 		t.Errorf("the second good call: %d", status)
 	}
 	left()
-	if res, _ := get(t, c, "GET", host+"/", "", sign("k1")...); res.StatusCode != 429 {
+	if res, _ := get(t, c, "POST", host+"/", read, sign("k1")...); res.StatusCode != 429 {
 		t.Errorf("one more than the rate: %d", res.StatusCode)
 	}
 }
@@ -877,6 +970,9 @@ func TestAttackManyConnections(t *testing.T) {
 	}
 }
 
+// read is a call.
+const read = `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"read"}}`
+
 func TestRateAndPlaces(t *testing.T) {
 	t.Parallel()
 	hold := make(chan struct{})
@@ -886,18 +982,36 @@ func TestRateAndPlaces(t *testing.T) {
 		}
 	})
 	l := serve(t, s.URL, func(c *Config) { c.Routes["docs"].Limits = Limits{Rate: 0.001, Burst: 2} })
+	post := func(body string) *http.Response {
+		res, _ := get(t, l.client(false), "POST", "https://docs."+domain+"/", body)
+		return res
+	}
+	// What MCP sends besides calls is not counted, neither before nor after there are too many.
+	for _, uncounted := range []string{"", `{"jsonrpc":"2.0","method":"notifications/initialized"}`, `{"jsonrpc":"2.0","id":1,"result":{}}`, `{"jsonrpc":"2.0","id":1,"method":"initialize"}`, `{"jsonrpc":"2.0","id":1,"method":"tools/list"}`} {
+		for range 3 {
+			if res := post(uncounted); res.StatusCode != 200 {
+				t.Errorf("%q: %d", uncounted, res.StatusCode)
+			}
+		}
+	}
 	codes := ""
 	for range 3 {
-		res, _ := get(t, l.client(false), "GET", "https://docs."+domain+"/", "")
-		codes += fmt.Sprint(res.StatusCode, " ")
+		codes += fmt.Sprint(post(read).StatusCode, " ")
 	}
 	if codes != "200 200 429 " {
 		t.Errorf("rate: %s", codes)
 	}
+	res := post("[" + read + "]")
+	if e := tunnel.ErrorFromHeader(res.Header); res.StatusCode != 429 || e == nil || e.Stage != tunnel.StageRateLimited || !strings.Contains(e.Detail, "limits.rate") || e.RetryAfter < time.Minute {
+		t.Errorf("a batch: %d, %+v", res.StatusCode, e)
+	}
+	if res, _ := get(t, l.client(false), "GET", "https://docs."+domain+"/", ""); res.StatusCode != 200 {
+		t.Errorf("a stream: %d", res.StatusCode)
+	}
 	if err := l.g.Reload(); err != nil {
 		t.Fatal(err)
 	}
-	if res, _ := get(t, l.client(false), "GET", "https://docs."+domain+"/", ""); res.StatusCode != 429 {
+	if res := post(read); res.StatusCode != 429 {
 		t.Errorf("rate, after a reload: %d", res.StatusCode)
 	}
 	l = serve(t, s.URL, func(c *Config) { c.Routes["docs"].Limits = Limits{Calls: 1} })
@@ -909,7 +1023,7 @@ func TestRateAndPlaces(t *testing.T) {
 	for l.g.metricsActive("docs") == 0 {
 		time.Sleep(time.Millisecond)
 	}
-	res, _ := get(t, l.client(true), "GET", "https://docs."+domain+"/", "")
+	res, _ = get(t, l.client(true), "GET", "https://docs."+domain+"/", "")
 	if e := tunnel.ErrorFromHeader(res.Header); res.StatusCode != 503 || e == nil || e.Stage != tunnel.StageOverloaded || res.Header.Get("Retry-After") == "" {
 		t.Errorf("places: %d %v", res.StatusCode, res.Header)
 	}

@@ -78,15 +78,46 @@ func (ex *exchange) record() *refusal {
 	return nil
 }
 
-// recordRefusal notes a call that the rules refuse. It is refused in any case.
-func (ex *exchange) recordRefusal(m *message) {
-	if !ex.route.recorded {
-		return
+// unread is the method, on record, of a call that was refused before its body was looked at.
+const unread = "(not read)"
+
+// Whoever is refused may come again at once, and must not fill the record by it: so many
+// refusals a second are noted, and of the others that there were.
+const (
+	refusalsRate  = 10
+	refusalsBurst = 200
+)
+
+// recordRefusal notes a call that the gateway has refused before it was on record. It is
+// refused in any case.
+func (ex *exchange) recordRefusal(refused *refusal) {
+	if ex.route == nil || !ex.route.recorded || len(ex.records) > 0 || ex.stage == tunnel.StageOtherReplica {
+		return // a call that another gateway is asked to make is not refused
 	}
-	r := ex.describe(audit.MCPRefused, m)
-	r.Outcome = "refused"
-	if err := ex.g.audit.Note(r); err != nil {
-		ex.g.log.Error("refused call not on record", "error", err)
+	messages := ex.messages
+	if len(messages) == 0 {
+		if refused.provenance == nil {
+			return // what MCP says about a stream or a session
+		}
+		messages = append(messages, message{method: unread})
+	}
+	for i := range messages {
+		if messages[i].method == "" {
+			continue
+		}
+		if !ex.g.refusals.Allow() {
+			ex.g.unnoted.Add(1)
+			continue
+		}
+		r := ex.describe(audit.MCPRefused, &messages[i])
+		r.Outcome = "refused"
+		r.Attrs["stage"], r.Attrs["status"], r.Attrs["reason"] = string(ex.stage), strconv.Itoa(ex.status), shorten(refused.reason(), 300)
+		if n := ex.g.unnoted.Swap(0); n > 0 {
+			r.Attrs["not_noted_before"] = strconv.FormatInt(n, 10)
+		}
+		if err := ex.g.audit.Note(r); err != nil {
+			ex.g.log.Error("refused call not on record", "error", err)
+		}
 	}
 }
 
@@ -132,6 +163,9 @@ func (g *Gateway) logRefusal(ex *exchange, r *refusal) {
 	} else {
 		level = slog.LevelInfo
 		attrs = append(attrs, "detail", r.text)
+	}
+	if ex.bearer != "" {
+		attrs = append(attrs, "bearer", ex.bearer)
 	}
 	g.log.Log(ex.g.ctx(), level, text, attrs...)
 }

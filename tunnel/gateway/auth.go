@@ -63,7 +63,7 @@ func (a *authRule) check(ex *exchange) *refusal {
 	token = strings.TrimSpace(token)
 	switch {
 	case !ok:
-		return a.challenge(http.StatusBadRequest, "invalid_request", errors.New("there is more than one Authorization"))
+		return a.challenge(http.StatusBadRequest, "invalid_request", errors.New("there is more than one Authorization field"))
 	case value == nil:
 		return a.challenge(http.StatusUnauthorized, "", errors.New("a bearer token is needed"))
 	case !strings.EqualFold(scheme, "Bearer") || token == "" || len(token) > bearerMax:
@@ -80,7 +80,7 @@ func (a *authRule) check(ex *exchange) *refusal {
 		return nil
 	}
 	if a.jwt == nil {
-		return a.challenge(http.StatusUnauthorized, "invalid_token", errors.New("the bearer token is not accepted"))
+		return a.challenge(http.StatusUnauthorized, "invalid_token", errNotAccepted)
 	}
 	subject, err := a.jwt.verify(ex.g.ctx(), token)
 	switch {
@@ -94,8 +94,8 @@ func (a *authRule) check(ex *exchange) *refusal {
 		refused.status, refused.retryAfter = http.StatusServiceUnavailable, 5*time.Second
 		return refused
 	}
-	refused := a.challenge(http.StatusUnauthorized, "invalid_token", errors.New("the bearer token is not accepted"))
-	refused.err = err // the log says why; whoever guesses is not told
+	refused := a.challenge(http.StatusUnauthorized, "invalid_token", errNotAccepted)
+	refused.provenance.Err = err // the log and the record say why; whoever guesses is not told
 	return refused
 }
 
@@ -113,10 +113,14 @@ func (a *authRule) challenge(status int, code string, err error) *refusal {
 		params = append(params, "resource_metadata="+strconv.Quote(a.where))
 	}
 	value := strings.TrimSpace("Bearer " + strings.Join(params, ", "))
-	return &refusal{status: status, text: err.Error(), fields: []field{newField([]byte("WWW-Authenticate"), []byte(value))}, err: err}
+	refused := failed(tunnel.StageCallerRefused, nil, "the gateway in front of this server does not let the caller through: %v", err)
+	refused.status, refused.fields = status, []field{newField([]byte("WWW-Authenticate"), []byte(value))}
+	return refused
 }
 
 var (
+	errNotAccepted = errors.New("the bearer token is not accepted")
+
 	errScope  = errors.New("the token lacks a scope that is needed here")
 	errNoKeys = errors.New("no keys to check the token with")
 )
@@ -179,11 +183,11 @@ func (r *jwtRule) verify(ctx context.Context, token string) (subject string, err
 		if strings.Contains(err.Error(), errNoKeys.Error()) {
 			return "", fmt.Errorf("%w: %w", errNoKeys, err)
 		}
-		return "", err
+		return "", whyBad(err)
 	}
 	var claims map[string]any
 	if err := t.Claims(&claims); err != nil {
-		return "", err
+		return "", errNoJWT
 	}
 	for name, want := range r.claims {
 		if got, ok := claims[name].(string); !ok || got != want {
@@ -200,6 +204,33 @@ func (r *jwtRule) verify(ctx context.Context, token string) (subject string, err
 		return "", errors.New("the token has no subject")
 	}
 	return t.Subject, nil
+}
+
+// errNoJWT is of what cannot be read as a token.
+var errNoJWT = errors.New("it is no JWT, or not signed in a way that is taken here")
+
+// badTokens are why a token is not good, by how the library's errors begin. Those quote the
+// token, which is nothing for a log.
+var badTokens = []struct{ begins, why string }{
+	{"oidc: id token issued by a different provider", "it is of another issuer than auth.jwt.issuer"},
+	{"oidc: expected audience", "it is for another audience than auth.jwt.audience"},
+	{"oidc: current time", "it is not good yet (nbf)"},
+	{"failed to verify signature", "its signature is by none of the issuer's keys"},
+	{"oidc: malformed jwt", errNoJWT.Error()},
+	{"oidc: id token not signed", errNoJWT.Error()},
+}
+
+// whyBad words an error of the library's, without anything of the token but when it expired.
+func whyBad(err error) error {
+	if expired, ok := errors.AsType[*oidc.TokenExpiredError](err); ok {
+		return fmt.Errorf("it has expired, at %s", expired.Expiry.UTC().Format(time.RFC3339))
+	}
+	for _, bad := range badTokens {
+		if strings.HasPrefix(err.Error(), bad.begins) {
+			return errors.New(bad.why)
+		}
+	}
+	return errors.New("it cannot be verified")
 }
 
 // scopesOf are the scopes of a token: a text with spaces (RFC 8693 §4.2), or a list, as

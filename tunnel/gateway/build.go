@@ -36,10 +36,9 @@ func (g *Gateway) newState(c *Config) (*state, error) {
 	}
 	var problems []string
 	for _, name := range sortedNames(c.Routes) {
-		r, err := g.newRoute(c, strings.ToLower(strings.TrimSuffix(name, ".")), c.Routes[name])
-		if err != nil {
-			problemf(&problems, "routes: %s: %v", name, err)
-			continue
+		r, wrong := g.newRoute(c, strings.ToLower(strings.TrimSuffix(name, ".")), c.Routes[name])
+		for _, problem := range wrong {
+			problemf(&problems, "routes: %s: %s", name, problem)
 		}
 		r.key = name
 		s.routes[r.name] = r
@@ -51,35 +50,39 @@ func (g *Gateway) newState(c *Config) (*state, error) {
 	return s, nil
 }
 
-func (g *Gateway) newRoute(c *Config, name string, from *Route) (*route, error) {
-	r := &route{
+// newRoute makes a route, and says all that is wrong with it. One with which something is
+// wrong is good for nothing but to be closed.
+func (g *Gateway) newRoute(c *Config, name string, from *Route) (r *route, problems []string) {
+	r = &route{
 		name: name, rewriteHost: from.Host == "rewrite", bodyMax: int64(from.Limits.Body),
 		response: time.Duration(from.Timeouts.Response), idle: time.Duration(from.Timeouts.Idle),
 		sticky: from.StickySessions || len(from.Command) > 0, recorded: g.audit != nil && !c.Audit.Off, slots: int64(from.Limits.Calls), taken: new(atomic.Int64),
 		metrics: g.metrics.route(name),
 	}
+	wrong := func(where string, err error) {
+		if err != nil {
+			problemf(&problems, "%s%v", where, err)
+		}
+	}
 	var err error
-	if r.tools, err = newToolRules(from.Tools.Allow, from.Tools.Deny); err != nil {
-		return nil, fmt.Errorf("tools: %w", err)
-	}
-	if r.request, err = newFieldRules(from.Headers.Request); err != nil {
-		return nil, fmt.Errorf("headers.request: %w", err)
-	}
-	if r.answer, err = newFieldRules(from.Headers.Response); err != nil {
-		return nil, fmt.Errorf("headers.response: %w", err)
-	}
-	if r.auth, err = newAuthRule(from.Auth); err != nil {
-		return nil, fmt.Errorf("auth: %w", err)
-	}
+	r.tools, err = newToolRules(from.Tools.Allow, from.Tools.Deny)
+	wrong("tools: ", err)
+	r.request, err = newFieldRules(from.Headers.Request)
+	wrong("headers.request: ", err)
+	r.answer, err = newFieldRules(from.Headers.Response)
+	wrong("headers.response: ", err)
+	r.auth, err = newAuthRule(from.Auth)
+	wrong("auth: ", err)
 	if from.Limits.Rate > 0 {
 		r.limiter = rate.NewLimiter(rate.Limit(from.Limits.Rate), from.Limits.Burst)
 	}
 	if len(from.Command) > 0 {
 		r.stdio, err = g.newStdio(c, name, from)
-		return r, err
+	} else {
+		r.upstream, err = g.newUpstream(from)
 	}
-	r.upstream, err = g.newUpstream(from)
-	return r, err
+	wrong("", err)
+	return r, problems
 }
 
 func (g *Gateway) newUpstream(from *Route) (*upstream, error) {
@@ -91,7 +94,7 @@ func (g *Gateway) newUpstream(from *Route) (*upstream, error) {
 	if err != nil {
 		return nil, err
 	}
-	rule.off = from.AnyIP
+	rule.off, rule.own = from.AnyIP, g.own
 	u := &upstream{
 		name: from.Upstream, rule: rule, dialer: g.dialer, connect: time.Duration(from.Timeouts.Connect), sweeper: g.sweeper,
 	}
@@ -103,6 +106,7 @@ func (g *Gateway) newUpstream(from *Route) (*upstream, error) {
 		return nil, err
 	}
 	u.port = to.port
+	u.rule.named, _ = u.host.Addr()
 	u.authority = net.JoinHostPort(u.host.String(), strconv.Itoa(int(to.port)))
 	if port, ok := strings.CutPrefix(u.authority, u.host.String()+":"); ok && (to.scheme == "https" && port == "443" || to.scheme == "http" && port == "80") {
 		u.authority = u.host.String() // as everybody writes it

@@ -140,17 +140,14 @@ func (ex *exchange) admit() *refusal {
 	if refused := ex.ofReplica(); refused != nil {
 		return refused
 	}
-	// Who calls is found out within the bound on calls. The rate is that of the server's
-	// callers: others must not use it up.
+	// Who calls is found out within the bound on calls.
 	if refused := r.enter(ex); refused != nil {
 		return refused
 	}
 	if r.auth != nil {
-		if refused := r.auth.check(ex); refused != nil {
-			return refused
-		}
+		return r.auth.check(ex)
 	}
-	return r.pace()
+	return nil
 }
 
 // ofReplica sees to it that a session is served by the gateway that began it, where that
@@ -230,6 +227,10 @@ func (ex *exchange) judge() *refusal {
 		return nil
 	}
 	if refused := ex.look(); refused != nil {
+		return refused
+	}
+	// The rate is that of the server's callers: what does not get there must not use it up.
+	if refused := r.pace(ex.messages); refused != nil {
 		return refused
 	}
 	ex.filter = r.tools != nil && (string(ex.req.method) == http.MethodGet || ex.lists())
@@ -317,7 +318,6 @@ func (ex *exchange) checkTools() *refusal {
 		if len(refused.ids) == 0 {
 			refused.status = http.StatusAccepted // a notification has no answer
 		}
-		ex.recordRefusal(m)
 		return refused
 	}
 	return nil
@@ -536,6 +536,9 @@ func (ex *exchange) relayFailed(err error) *refusal {
 	u := ex.route.upstream
 	if refused, ok := errors.AsType[*refusalError](err); ok {
 		return refused.refusal
+	}
+	if refused := u.refusedUs(err); refused != nil {
+		return refused
 	}
 	switch {
 	case ex.up.watch.late.Load() || ex.up.sends.late.Load():
@@ -870,6 +873,7 @@ func (ex *exchange) refused(r *refusal) {
 		ex.stage = r.provenance.Stage
 	}
 	ex.g.logRefusal(ex, r)
+	ex.recordRefusal(r)
 }
 
 // finish says what the call came to, and lets go of what it held.

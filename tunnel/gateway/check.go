@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -9,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,85 +30,160 @@ type Finding struct {
 // checkTime bounds what is waited for at one route.
 const checkTime = 15 * time.Second
 
+// CheckOptions are what Check goes by, besides the configuration.
+type CheckOptions struct {
+	Resolver egress.Resolver // nil for the host's
+	Now      time.Time
+
+	// CAs are those that the tunnel knows; nil if that could not be asked.
+	CAs []*x509.Certificate
+
+	// Step, if not nil, is told what is looked at next.
+	Step func(what string)
+}
+
 // Check looks at the way from the inner TLS to the private servers, hop by hop: the
-// certificate, and for each route its host, the address that its name leads to, and the
-// server itself. It serves nothing and calls no tool. Programs of stdio routes are started
-// and asked who they are.
-func Check(ctx context.Context, cfg *Config, resolver egress.Resolver, now time.Time) []Finding {
+// settings, the certificate, whether the tunnel knows who signed it, and for each route its
+// host, the address that its name leads to, and the server itself. What is wrong with one is
+// no reason not to look at the others. It serves nothing and calls no tool. Programs of
+// stdio routes are started and asked who they are.
+func Check(ctx context.Context, cfg *Config, o CheckOptions) []Finding {
+	if o.Step == nil {
+		o.Step = func(string) {}
+	}
 	cfg.SetDefaults()
-	if err := cfg.Validate(); err != nil {
-		return []Finding{{Name: "settings", Detail: err.Error(), Remedy: "see " + example}}
-	}
-	found := []Finding{{Name: "settings", OK: true, Detail: fmt.Sprintf("%d routes", len(cfg.Routes))}}
-	if len(cfg.Warnings) > 0 {
-		found[0].Detail += "; " + strings.Join(cfg.Warnings, "; ")
-	}
-	found = append(found, checkCertificate(cfg, now))
-	quiet := slog.New(slog.DiscardHandler)
-	g, err := New(Options{Load: func() (*Config, error) { return cfg, nil }, Resolver: resolver, Logger: quiet})
-	if err != nil {
-		if invalid, ok := errors.AsType[*settings.Invalid](err); ok || !found[1].OK {
-			if ok {
-				found = append(found, Finding{Name: "routes", Detail: invalid.Error(), Remedy: "see to it that the files are there and can be read by this user"})
-			}
-			return found
-		}
-		return append(found, Finding{Name: "routes", Detail: err.Error(), Remedy: "see to it that the files are there and can be read by this user"})
-	}
-	defer g.state.Load().close()
+	found := checkSettings(cfg)
+	o.Step("certificate")
+	found = append(found, checkCertificate(cfg, o)...)
+	g := newBare(Options{Resolver: o.Resolver, Logger: slog.New(slog.DiscardHandler)})
 	sweeping, stop := context.WithCancel(ctx)
 	defer stop()
 	go g.sweeper.run(sweeping)
 	for _, name := range sortedNames(cfg.Routes) {
-		found = append(found, g.checkRoute(ctx, name)...)
+		lower := strings.ToLower(strings.TrimSuffix(name, "."))
+		if len(cfg.Routes[name].problems()) > 0 || !isHost(lower) {
+			continue // said with the settings
+		}
+		o.Step("route " + name)
+		r, problems := g.newRoute(cfg, lower, cfg.Routes[name])
+		for _, problem := range problems {
+			found = append(found, Finding{Name: "route " + name + ": files", Detail: problem, Remedy: "see to it that the file is there, holds what it is to hold, and can be read by this user"})
+		}
+		if len(problems) == 0 {
+			found = append(found, g.checkRoute(ctx, cfg, name, r)...)
+		}
+		r.close()
 	}
 	return found
 }
 
-// checkCertificate looks at the gateway's certificate as the platform will.
-func checkCertificate(cfg *Config, now time.Time) Finding {
+// checkSettings finds what the settings cannot mean: all of it.
+func checkSettings(cfg *Config) []Finding {
+	err := cfg.Validate()
+	if invalid, ok := errors.AsType[*settings.Invalid](err); ok {
+		var found []Finding
+		for _, problem := range invalid.Problems {
+			found = append(found, Finding{Name: "settings", Detail: problem, Remedy: "see " + example})
+		}
+		return found
+	}
+	f := Finding{Name: "settings", OK: true, Detail: counted(len(cfg.Routes), "route")}
+	if len(cfg.Warnings) > 0 {
+		f.Detail += "; " + strings.Join(cfg.Warnings, "; ")
+	}
+	return []Finding{f}
+}
+
+// counted is a number of things, for a person.
+func counted(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
+// checkCertificate looks at the gateway's certificate as the platform will, with what is
+// here and then with what the tunnel knows.
+func checkCertificate(cfg *Config, o CheckOptions) []Finding {
+	if cfg.TLS.Cert == "" || cfg.TLS.Key == "" {
+		return nil // said with the settings
+	}
 	f := Finding{Name: "certificate"}
 	pair, err := tls.LoadX509KeyPair(cfg.TLS.Cert, cfg.TLS.Key)
 	if err != nil {
 		f.Detail, f.Remedy = err.Error(), "see to it that tls.cert and tls.key are there, are a pair, and can be read by this user; `bailey gateway renew` makes a new pair where the CA is at hand"
-		return f
+		return []Finding{f}
 	}
 	f.Detail = fmt.Sprintf("%s, for %s, expires %s", cfg.TLS.Cert, strings.Join(pair.Leaf.DNSNames, ", "), pair.Leaf.NotAfter.UTC().Format(time.DateOnly))
-	live := []*x509.Certificate{}
+	var own *x509.Certificate
 	if cfg.TLS.CACert != "" {
 		text, err := settings.ReadFile(cfg.TLS.CACert)
 		if err != nil {
 			f.Detail, f.Remedy = err.Error(), "see to it that tls.ca-cert is there, or leave it out"
-			return f
+			return []Finding{f}
 		}
-		ca, err := tunnel.CheckCA(text, now)
-		if err != nil {
-			f.Detail, f.Remedy = "the CA certificate "+err.Error(), "make a new CA with `bailey gateway init`, and register it"
-			return f
+		if own, err = tunnel.CheckCA(text, o.Now); err != nil {
+			f.Detail, f.Remedy = "the CA certificate "+err.Error(), "move it and its key away, and make a new CA with `bailey gateway init`, which registers it"
+			return []Finding{f}
 		}
-		live = append(live, ca)
 	}
 	switch {
-	case now.After(pair.Leaf.NotAfter):
+	case o.Now.After(pair.Leaf.NotAfter):
 		f.Detail, f.Remedy = "it has expired: "+f.Detail, "`bailey gateway renew`, or have it signed anew where the CA is kept"
-		return f
+		return []Finding{f}
 	case len(pair.Certificate) > 1:
 		f.Detail, f.Remedy = "its file holds a chain: "+f.Detail, "have it signed by the registered CA itself: the platform accepts no intermediates"
-		return f
+		return []Finding{f}
 	}
 	for _, host := range cfg.hosts() {
 		err := pair.Leaf.VerifyHostname(host)
-		if err == nil && len(live) > 0 {
-			_, err = tunnel.VerifyLeaf([]*x509.Certificate{pair.Leaf}, live, host, now)
+		if err == nil && own != nil {
+			_, err = tunnel.VerifyLeaf([]*x509.Certificate{pair.Leaf}, []*x509.Certificate{own}, host, o.Now)
 		}
 		if err != nil {
 			f.Detail, f.Remedy = fmt.Sprintf("not good for %s: %v", host, err), "`bailey gateway renew` makes one for all routes"
-			return f
+			return []Finding{f}
 		}
 	}
 	f.OK = true
-	if left := pair.Leaf.NotAfter.Sub(now); left < warnings[len(warnings)-1] {
+	if left := pair.Leaf.NotAfter.Sub(o.Now); left < warnings[len(warnings)-1] {
 		f.Remedy = "it expires soon: `bailey gateway renew`"
+	}
+	if o.CAs == nil {
+		return []Finding{f}
+	}
+	return []Finding{f, checkTrust(cfg, pair.Leaf, own, o)}
+}
+
+// checkTrust finds out whether the platform accepts the certificate: whether a CA that the
+// tunnel knows has signed it.
+func checkTrust(cfg *Config, leaf, own *x509.Certificate, o CheckOptions) Finding {
+	f := Finding{Name: "certificate: CA"}
+	id := cmp.Or(cfg.Tunnel.ID, "TUNNEL")
+	add := "`bailey tunnels certificates add " + id + " " + cmp.Or(cfg.TLS.CACert, "ca.crt") + "`"
+	if len(o.CAs) == 0 {
+		f.Detail, f.Remedy = "the tunnel knows no CA, so that it takes no calls", "`bailey gateway init` registers the one that is here, or "+add
+		return f
+	}
+	var by *x509.Certificate
+	for _, host := range cfg.hosts() {
+		var err error
+		if by, err = tunnel.VerifyLeaf([]*x509.Certificate{leaf}, o.CAs, host, o.Now); err == nil {
+			continue
+		}
+		f.Detail = fmt.Sprintf("the platform refuses the certificate for %s: %v", host, err)
+		f.Remedy = "`bailey gateway init` registers the CA that is here on the tunnel; if it has as many as it may, archive one first (`bailey tunnels certificates list " + id + "`)"
+		switch {
+		case own == nil:
+			f.Remedy = "have the CA that signed it registered on the tunnel (" + add + "), or have a registered one sign a new certificate"
+		case slices.ContainsFunc(o.CAs, own.Equal):
+			f.Remedy = "the tunnel knows the CA that is here: `bailey gateway renew` has it sign a new certificate"
+		}
+		return f
+	}
+	f.OK = true
+	if by != nil {
+		f.Detail = fmt.Sprintf("the tunnel knows it: %s…, until %s", tunnel.Fingerprint(by)[:16], by.NotAfter.UTC().Format(time.DateOnly))
 	}
 	return f
 }
@@ -127,10 +204,9 @@ func (c *Config) hosts() (hosts []string) {
 }
 
 // checkRoute looks at one route: its address, then its server.
-func (g *Gateway) checkRoute(ctx context.Context, name string) []Finding {
+func (g *Gateway) checkRoute(ctx context.Context, cfg *Config, name string, r *route) []Finding {
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
-	r := g.state.Load().routes[strings.ToLower(strings.TrimSuffix(name, "."))]
 	if r.stdio != nil {
 		return []Finding{r.stdio.check(ctx, "route "+name)}
 	}
@@ -144,15 +220,16 @@ func (g *Gateway) checkRoute(ctx context.Context, name string) []Finding {
 		return []Finding{address}
 	default:
 		var allowed, refused []string
+		var rules []egress.Class
 		for _, a := range addrs {
 			if verdict := u.rule.judge(netip.AddrPortFrom(a, u.port)); verdict.Allow {
 				allowed = append(allowed, a.String())
 			} else {
-				refused = append(refused, verdict.Reason)
+				refused, rules = append(refused, verdict.Reason), append(rules, egress.Class(verdict.Rule))
 			}
 		}
 		if len(allowed) == 0 {
-			address.Detail, address.Remedy = strings.Join(refused, "; "), "add the address, or its range, to allowed-ips (in mcp-proxy's file: upstream.allowed_ips); it replaces the default, so name those you still need"
+			address.Detail, address.Remedy = strings.Join(refused, "; "), remedyFor(rules[0])
 			return []Finding{address}
 		}
 		address.OK, address.Detail = true, fmt.Sprintf("%s is at %s", u.name, strings.Join(allowed, ", "))
@@ -160,7 +237,25 @@ func (g *Gateway) checkRoute(ctx context.Context, name string) []Finding {
 			address.Detail += "; not used: " + strings.Join(refused, "; ")
 		}
 	}
-	return []Finding{address, g.checkServer(ctx, name, r)}
+	return []Finding{address, g.checkServer(ctx, cfg, name, r)}
+}
+
+// remedyFor is what to do about an address that is refused as one of a class.
+func remedyFor(class egress.Class) string {
+	const where = " (allowed-ips; in mcp-proxy's file, upstream.allowed_ips)"
+	switch class {
+	case egress.Metadata:
+		return "correct the route, or the name: no MCP server is there, but what hands out this machine's credentials. Only naming this very address opens it" + where
+	case ownAddress, egress.Loopback:
+		return "if a server on the gateway's own host is meant, name this very address" + where + "; it replaces the default, so name those you still need"
+	case egress.LinkLocal:
+		return "correct the route, or the name; if this address is meant, name it, or a range of its kind" + where
+	case egress.Unspecified, egress.Multicast, egress.Translated:
+		return "correct the route, or the name: such an address is never connected to"
+	case ownUnknown:
+		return "let this process list the addresses of the host (in systemd's unit, RestrictAddressFamilies has to have AF_NETLINK)"
+	}
+	return "add the address, or its range" + where + "; it replaces the default, so name those you still need"
 }
 
 func (g *Gateway) addresses(ctx context.Context, u *upstream) ([]netip.Addr, error) {
@@ -175,7 +270,7 @@ func (g *Gateway) addresses(ctx context.Context, u *upstream) ([]netip.Addr, err
 
 // checkServer connects to an upstream and asks for its root, without a credential. Any
 // answer will do.
-func (g *Gateway) checkServer(ctx context.Context, name string, r *route) Finding {
+func (g *Gateway) checkServer(ctx context.Context, cfg *Config, name string, r *route) Finding {
 	f := Finding{Name: "route " + name + ": server"}
 	u := r.upstream
 	began := time.Now()
@@ -192,8 +287,8 @@ func (g *Gateway) checkServer(ctx context.Context, name string, r *route) Findin
 	host := u.authority
 	if !r.rewriteHost {
 		host = strings.ToLower(name)
-		if suffix := g.state.Load().suffix; suffix != "" && !strings.HasSuffix(host, suffix) {
-			host += suffix
+		if domain := cfg.Tunnel.Domain; domain != "" && host != domain && !isBelow(host, domain) {
+			host += "." + domain
 		}
 	}
 	err := conn.send([]byte("GET / HTTP/1.1\r\nHost: "+host+"\r\nAccept: */*\r\nX-Forwarded-Host: "+host+"\r\nX-Forwarded-Proto: https\r\nConnection: close\r\n\r\n"), nil)
@@ -201,6 +296,10 @@ func (g *Gateway) checkServer(ctx context.Context, name string, r *route) Findin
 		err = conn.readHead(checkTime)
 	}
 	if err != nil {
+		if refused := u.refusedUs(err); refused != nil {
+			f.Detail, f.Remedy = refused.provenance.Detail, "name the certificate that it wants, and its key, with upstream-tls: cert and key"
+			return f
+		}
 		f.Detail, f.Remedy = fmt.Sprintf("%s was connected to in %s, and gave no answer of HTTP/1.1: %s", u.name, took, plainly(err)), "see whether it is an HTTP server, and whether it wants https"
 		return f
 	}

@@ -108,7 +108,7 @@ type Timeouts struct {
 type Limits struct {
 	Body  settings.Size `yaml:"body"`  // of a request; default 10MiB
 	Calls int           `yaml:"calls"` // under way at a time, open streams included; default 1000
-	Rate  float64       `yaml:"rate"`  // calls a second; default any
+	Rate  float64       `yaml:"rate"`  // calls a second, without what MCP needs to set a session up; default any
 	Burst int           `yaml:"burst"` // how many may come at once; default the rate, at least 1
 }
 

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"github.com/bailey-platform/bailey/egress"
 	"github.com/bailey-platform/bailey/tunnel"
@@ -46,10 +47,14 @@ type Gateway struct {
 	metrics      *metrics
 	sweeper      *sweeper
 	dialer       *egress.Dialer
+	own          *ownAddresses
 	tls          *tls.Config
 	certs        *certificates
 	replica      string
 	replicaField field
+
+	refusals *rate.Limiter // of those that are noted on the record
+	unnoted  atomic.Int64  // the others since
 
 	state atomic.Pointer[state]
 	life  atomic.Pointer[context.Context] // of Serve
@@ -63,12 +68,7 @@ type Gateway struct {
 // New reads the configuration and what it names. It listens at nothing and connects to
 // nothing.
 func New(o Options) (*Gateway, error) {
-	g := &Gateway{opts: o, log: o.Logger, audit: o.Audit, metrics: newMetrics(o.Metrics), sweeper: newSweeper()}
-	g.leaving, g.leave = context.WithCancel(context.Background())
-	g.dialer = &egress.Dialer{Resolver: o.Resolver}
-	if o.Resolver == nil {
-		g.dialer.Resolver = new(hostResolver)
-	}
+	g := newBare(o)
 	cfg, err := o.Load()
 	if err != nil {
 		return nil, err
@@ -92,6 +92,17 @@ func New(o Options) (*Gateway, error) {
 	}
 	g.state.Store(s)
 	return g, nil
+}
+
+// newBare makes what a gateway is without a configuration.
+func newBare(o Options) *Gateway {
+	g := &Gateway{opts: o, log: o.Logger, audit: o.Audit, metrics: newMetrics(o.Metrics), sweeper: newSweeper(), refusals: rate.NewLimiter(refusalsRate, refusalsBurst), own: &ownAddresses{list: net.InterfaceAddrs}}
+	g.leaving, g.leave = context.WithCancel(context.Background())
+	g.dialer = &egress.Dialer{Resolver: o.Resolver}
+	if o.Resolver == nil {
+		g.dialer.Resolver = new(hostResolver)
+	}
+	return g
 }
 
 // Config is the configuration in force. It must not be changed.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -30,6 +31,18 @@ type message struct {
 
 // opaque is the method of what is no JSON-RPC, on record.
 const opaque = "(not JSON-RPC)"
+
+// setup are the methods by which a client finds out what a server is and has. Each of its
+// sessions begins with some of them.
+var setup = []string{
+	"initialize", "server/discover", "ping", "logging/setLevel", methodToolsList, "prompts/list", "resources/list", "resources/templates/list",
+}
+
+// counts reports whether a message asks the server for something: it is no notification, no
+// answer, and no part of a session's set-up.
+func (m *message) counts() bool {
+	return m.method == opaque || m.method != "" && m.id != nil && !slices.Contains(setup, m.method)
+}
 
 // errBatch and the like are what is wrong with a body of JSON.
 var (

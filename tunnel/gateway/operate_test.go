@@ -17,6 +17,9 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,6 +28,8 @@ import (
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"github.com/bailey-platform/bailey/audit"
 	"github.com/bailey-platform/bailey/tunnel"
@@ -93,7 +98,7 @@ func TestRecordOfCalls(t *testing.T) {
 			"mcp.call tools/call read", "mcp.answer tools/call read ok 200",
 			"mcp.call prompts/list", "mcp.call notifications/initialized", "mcp.answer prompts/list  ok 200", "mcp.answer notifications/initialized  ok 200",
 			"mcp.call ping", "mcp.answer ping  error 500",
-			"mcp.refused tools/call rm refused",
+			"mcp.refused tools/call rm refused 200",
 		}
 		if got := strings.Join(kinds, "\n"); got != strings.Join(want, "\n") {
 			t.Errorf("%s:\n%s\nwant:\n%s", arguments, got, strings.Join(want, "\n"))
@@ -103,6 +108,70 @@ func TestRecordOfCalls(t *testing.T) {
 				t.Errorf("%s is on record", secret)
 			}
 		}
+	}
+}
+
+// A notebook is a recorder that keeps what it is given.
+type notebook struct {
+	mu  sync.Mutex
+	all []audit.Record
+}
+
+func (n *notebook) AppendAll(records []audit.Record) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.all = append(n.all, records...)
+	return nil
+}
+
+func (n *notebook) Note(r audit.Record) error { return n.AppendAll([]audit.Record{r}) }
+
+func (n *notebook) last() audit.Record {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.all) == 0 {
+		return audit.Record{}
+	}
+	return n.all[len(n.all)-1]
+}
+
+// What the gateway does not let through is on record with the reason, also where nothing of
+// it was read; and a flood of it does not fill the record.
+func TestRefusalsAreOnRecord(t *testing.T) {
+	t.Parallel()
+	s := upstreamServer(t, func(w http.ResponseWriter, r *http.Request) {})
+	notes := new(notebook)
+	l := serve(t, s.URL, func(c *Config) {
+		c.Routes["docs"].Limits = Limits{Rate: 0.001, Burst: 1, Body: 100}
+		c.Routes["docs"].Tools.Deny = []string{"rm"}
+	}, func(o *Options) { o.Audit = notes })
+	c := l.client(false)
+	post := func(body string) {
+		get(t, c, "POST", "https://docs."+domain+"/", body, "Content-Type", "application/json")
+	}
+	post(read)
+	for _, test := range []struct{ body, method, stage, status, reason string }{
+		{read, "tools/call", "rate_limited", "429", "lets 0.001 calls a second through"},
+		{strings.Repeat("x", 101), unread, "body_too_long", "413", "longer than the 100 bytes"},
+		{`{"jsonrpc":"2.0","id":3,"method":"tools/call","params":{"name":"rm"}}`, "tools/call", "request_refused", "200", `tool "rm" may not be called`},
+	} {
+		post(test.body)
+		r := notes.last()
+		if r.Action != audit.MCPRefused || r.Outcome != "refused" || r.Attrs["method"] != test.method || r.Attrs["stage"] != test.stage || r.Attrs["status"] != test.status ||
+			!strings.Contains(r.Attrs["reason"], test.reason) {
+			t.Errorf("%.20s: on record is %+v", test.body, r)
+		}
+	}
+	const flood = 2 * refusalsBurst
+	for range flood {
+		post(read)
+	}
+	l.g.refusals.SetBurst(flood)
+	l.g.refusals.SetLimit(rate.Inf)
+	post(read)
+	lost, err := strconv.Atoi(notes.last().Attrs["not_noted_before"])
+	if err != nil || lost == 0 || len(notes.all)+lost != 2+3+flood+1 {
+		t.Errorf("%d on record, and %d not (%v)", len(notes.all), lost, err)
 	}
 }
 
@@ -251,50 +320,73 @@ func TestCallersTokens(t *testing.T) {
 		"address": {JWKS: jwks.URL},
 	} {
 		jwt.Issuer, jwt.Audience, jwt.Scopes, jwt.Claims = issuer, "https://docs", []string{"mcp"}, map[string]string{"tenant": "t1"}
+		notes := new(notebook)
 		l := serve(t, s.URL, func(c *Config) {
 			c.Routes["docs"].Auth = Auth{TokenFiles: []string{file}, JWT: jwt, ResourceMetadata: "https://docs/.well-known/oauth-protected-resource"}
-		})
+		}, func(o *Options) { o.Audit = notes })
 		c := l.client(false)
-		for token, want := range map[string]int{
-			"":                                   401,
-			"Bearer correct-horse":               200,
-			"bearer correct-horse":               200,
-			"Bearer correct-hors":                401,
-			"Basic correct-horse":                401,
-			"Bearer ":                            401,
-			"Bearer " + sign(key, claims(nil)):   200,
-			"Bearer " + sign(other, claims(nil)): 401,
-			"Bearer " + unsigned:                 401,
-			"Bearer " + sign(key, claims(func(c map[string]any) { c["iss"] = "https://evil.test" })):                 401,
-			"Bearer " + sign(key, claims(func(c map[string]any) { c["aud"] = "https://other" })):                     401,
-			"Bearer " + sign(key, claims(func(c map[string]any) { c["exp"] = time.Now().Add(-time.Hour).Unix() })):   401,
-			"Bearer " + sign(key, claims(func(c map[string]any) { c["nbf"] = time.Now().Add(time.Hour).Unix() })):    401,
-			"Bearer " + sign(key, claims(func(c map[string]any) { c["tenant"] = "t2" })):                             401,
-			"Bearer " + sign(key, claims(func(c map[string]any) { delete(c, "sub") })):                               401,
-			"Bearer " + sign(key, claims(func(c map[string]any) { c["scope"] = "mcpx" })):                            403,
-			"Bearer " + sign(key, claims(func(c map[string]any) { delete(c, "scope"); c["scp"] = []string{"mcp"} })): 200,
+		for token, want := range map[string]struct {
+			status int
+			why    string // in the log and on record
+		}{
+			"":                                   {401, "a bearer token is needed"},
+			"Bearer correct-horse":               {status: 200},
+			"bearer correct-horse":               {status: 200},
+			"Bearer correct-hors":                {401, "it is no JWT, or not signed in a way that is taken here"},
+			"Basic correct-horse":                {401, "holds no bearer token"},
+			"Bearer ":                            {401, "holds no bearer token"},
+			"Bearer " + sign(key, claims(nil)):   {status: 200},
+			"Bearer " + sign(other, claims(nil)): {401, "its signature is by none of the issuer's keys"},
+			"Bearer " + unsigned:                 {401, "it is no JWT, or not signed in a way that is taken here"},
+			"Bearer " + sign(key, claims(func(c map[string]any) { c["iss"] = "https://evil.test" })):                 {401, "it is of another issuer"},
+			"Bearer " + sign(key, claims(func(c map[string]any) { c["aud"] = "https://evil.test" })):                 {401, "it is for another audience"},
+			"Bearer " + sign(key, claims(func(c map[string]any) { c["exp"] = time.Now().Add(-time.Hour).Unix() })):   {401, "it has expired, at 2"},
+			"Bearer " + sign(key, claims(func(c map[string]any) { c["nbf"] = time.Now().Add(time.Hour).Unix() })):    {401, "it is not good yet"},
+			"Bearer " + sign(key, claims(func(c map[string]any) { c["tenant"] = "evil.test" })):                      {401, "claim tenant is not what is asked for"},
+			"Bearer " + sign(key, claims(func(c map[string]any) { delete(c, "sub") })):                               {401, "the token has no subject"},
+			"Bearer " + sign(key, claims(func(c map[string]any) { c["scope"] = "mcpx" })):                            {403, "the token lacks a scope"},
+			"Bearer " + sign(key, claims(func(c map[string]any) { delete(c, "scope"); c["scp"] = []string{"mcp"} })): {status: 200},
 		} {
 			head := []string{}
 			if token != "" {
 				head = []string{"Authorization", token}
 			}
 			res, body := get(t, c, "GET", "https://docs."+domain+"/", "", head...)
-			if res.StatusCode != want {
-				t.Errorf("%s: %.60s: %d, want %d", name, token, res.StatusCode, want)
+			if res.StatusCode != want.status {
+				t.Errorf("%s: %.60s: %d, want %d", name, token, res.StatusCode, want.status)
 			}
-			if want == 200 && body != token {
+			if want.status == 200 && body != token {
 				t.Errorf("%s: the server got %q", name, body)
 			}
 			challenge := res.Header.Get("WWW-Authenticate")
-			if (want != 200) != strings.Contains(challenge, `resource_metadata="https://docs/.well-known/oauth-protected-resource"`) || want == 403 && !strings.Contains(challenge, `error="insufficient_scope"`) {
+			if (want.status != 200) != strings.Contains(challenge, `resource_metadata="https://docs/.well-known/oauth-protected-resource"`) || want.status == 403 && !strings.Contains(challenge, `error="insufficient_scope"`) {
 				t.Errorf("%s: %.60s: %q", name, token, challenge)
+			}
+			refused := tunnel.ErrorFromHeader(res.Header)
+			if (want.status != 200) != (refused != nil && refused.Stage == tunnel.StageCallerRefused) {
+				t.Errorf("%s: %.60s: %+v", name, token, refused)
+			}
+			if want.why == "" {
+				continue
+			}
+			if !strings.Contains(l.logs.String(), want.why) {
+				t.Errorf("%s: %.60s: the log does not say %q", name, token, want.why)
+			}
+			if r := notes.last(); r.Action != audit.MCPRefused || r.Outcome != "refused" || r.Attrs["stage"] != "caller_refused" || r.Attrs["status"] != strconv.Itoa(want.status) ||
+				!strings.Contains(r.Attrs["reason"], want.why) {
+				t.Errorf("%s: %.60s: on record is %+v", name, token, r)
+			}
+			if strings.Contains(body, want.why) && want.status == 401 && refused.Detail != "" && strings.HasPrefix(want.why, "it ") {
+				t.Errorf("%s: whoever guesses is told %q", name, body)
 			}
 		}
 		if res := l.raw("docs."+domain, "GET / HTTP/1.1\r\nHost: docs."+domain+"\r\nAuthorization: Bearer x\r\nAuthorization: Bearer correct-horse\r\nConnection: close\r\n\r\n"); !strings.HasPrefix(res, "HTTP/1.1 400 ") {
 			t.Errorf("two tokens: %q", res)
 		}
-		if strings.Contains(l.logs.String(), "correct-hors") {
-			t.Error("a token is in the log")
+		for _, secret := range []string{"correct-hors", "evil.test"} {
+			if strings.Contains(l.logs.String(), secret) || strings.Contains(fmt.Sprint(notes.all), secret) {
+				t.Errorf("%s of a token is in the log or on record", secret)
+			}
 		}
 	}
 	// Keys that cannot be had are nobody's fault who calls.
@@ -674,22 +766,34 @@ func TestCheckNamesTheHopThatFails(t *testing.T) {
 		c.Routes["plain"] = &Route{Upstream: "https" + strings.TrimPrefix(s.URL, "http"), Settings: Settings{AllowedIPs: loop.AllowedIPs, UpstreamTLS: Trust{SystemCAs: true}}}
 		c.Routes["program"] = &Route{Command: []string{os.Args[0]}, Process: ownUser(), Env: map[string]string{"GATEWAY_TEST_SERVER": "old"}}
 		c.Routes["broken"] = &Route{Command: []string{"/nowhere/program"}, Process: ownUser()}
+		c.Routes["creds"] = &Route{Upstream: "http://169.254.169.254:80"}
+		c.Routes["files"] = &Route{Upstream: s.URL, Settings: Settings{AllowedIPs: loop.AllowedIPs, Auth: Auth{TokenFiles: []string{"/nowhere/token"}},
+			Headers: Headers{Request: HeaderRules{SetFiles: map[string]string{"X-Key": "/nowhere/key"}}}}}
 		c.Routes["astray"] = &Route{Command: []string{os.Args[0]}, Dir: "/nowhere", Process: ownUser()}
 	})
 	got := make(map[string]Finding)
-	for _, f := range Check(t.Context(), cfg, nil, time.Now()) {
+	files := 0
+	for _, f := range Check(t.Context(), cfg, CheckOptions{Now: time.Now()}) {
 		got[f.Name] = f
+		if f.Name == "route files: files" {
+			files++
+		}
+	}
+	if files != 2 {
+		t.Errorf("%d files of a route are missing, of two", files)
 	}
 	for name, want := range map[string]struct {
 		ok     bool
 		detail string
 		remedy string
 	}{
-		"settings":               {true, "9 routes", ""},
+		"settings":               {true, "11 routes", ""},
 		"certificate":            {true, "expires", ""},
 		"route docs: address":    {true, "127.0.0.1", ""},
 		"route docs: server":     {true, "HTTP 200", ""},
-		"route refused: address": {false, "IP validation failed: 127.0.0.1 is not a private address", "allowed-ips"},
+		"route refused: address": {false, "IP validation failed: 127.0.0.1 is not a private address", "name this very address"},
+		"route creds: address":   {false, "it is a metadata service address", "no MCP server is there"},
+		"route files: files":     {false, "/nowhere/", "can be read by this user"},
 		"route closed: server":   {false, "connection refused", "the server runs"},
 		"route nowhere: address": {false, "nowhere.invalid", "look the name up"},
 		"route guarded: server":  {true, "HTTP 421", "host: rewrite"},
@@ -704,9 +808,140 @@ func TestCheckNamesTheHopThatFails(t *testing.T) {
 		}
 	}
 	os.Remove(filepath.Join(dir, "tls.key"))
-	for _, f := range Check(t.Context(), cfg, nil, time.Now()) {
+	for _, f := range Check(t.Context(), cfg, CheckOptions{Now: time.Now()}) {
 		if f.Name == "certificate" && (f.OK || f.Remedy == "") {
 			t.Errorf("%+v", f)
+		}
+	}
+}
+
+// All that is wrong with the settings is said at once, and what can be looked at is.
+func TestCheckSaysAllThatIsWrong(t *testing.T) {
+	t.Parallel()
+	s := upstreamServer(t, func(http.ResponseWriter, *http.Request) {})
+	dir := t.TempDir()
+	writePair(t, dir, "tls", time.Now().Add(90*24*time.Hour), "*."+domain)
+	cfg := config(dir, s.URL, func(c *Config) {
+		c.Log = "loud"
+		c.Routes["one"] = &Route{Upstream: "ftp://x"}
+		c.Routes["a_b"] = &Route{Upstream: s.URL}
+	})
+	got, wrong := make(map[string]Finding), 0
+	for _, f := range Check(t.Context(), cfg, CheckOptions{Now: time.Now()}) {
+		got[f.Name] = f
+		if f.Name == "settings" && !f.OK && f.Remedy != "" {
+			wrong++
+		}
+	}
+	if wrong != 3 || !got["certificate"].OK || !got["route docs: server"].OK || len(got) != 4 {
+		t.Errorf("%d settings are wrong; %+v", wrong, got)
+	}
+}
+
+// A certificate that everything here says is good is refused all the same where the tunnel
+// does not know who signed it.
+func TestCheckKnowsWhomTheTunnelTrusts(t *testing.T) {
+	t.Parallel()
+	s := upstreamServer(t, func(http.ResponseWriter, *http.Request) {})
+	dir := t.TempDir()
+	cfg := config(dir, s.URL, func(c *Config) {
+		c.TLS.CACert, c.TLS.CAKey = filepath.Join(dir, "ca.crt"), filepath.Join(dir, "ca.key")
+	})
+	cfg.SetDefaults()
+	now := time.Now()
+	authority := func() *Authority {
+		a, err := NewAuthority(domain, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	ours, other := authority(), authority()
+	if err := ours.Write(cfg.TLS.CACert, cfg.TLS.CAKey); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cfg.Renew(0, now); err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		cas    []*x509.Certificate
+		signed *Authority
+		keep   bool // the CA is here
+		ok     bool
+		detail string
+		remedy string
+	}{
+		"not asked":       {nil, ours, true, true, "", ""},
+		"registered":      {[]*x509.Certificate{other.Cert, ours.Cert}, ours, true, true, "the tunnel knows it", ""},
+		"none":            {[]*x509.Certificate{}, ours, true, false, "the tunnel knows no CA", "bailey gateway init"},
+		"another":         {[]*x509.Certificate{other.Cert}, ours, true, false, "the platform refuses the certificate for docs." + domain, "bailey gateway init"},
+		"another, far":    {[]*x509.Certificate{other.Cert}, ours, false, false, "the platform refuses", "bailey tunnels certificates add"},
+		"signed by other": {[]*x509.Certificate{ours.Cert}, other, false, false, "the platform refuses", "have the CA"},
+	} {
+		cert, key, err := test.signed.Issue(cfg.Names(), time.Hour, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(WriteSecret(cfg.TLS.Key, key), WriteFile(cfg.TLS.Cert, cert, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		looked := *cfg
+		if !test.keep {
+			looked.TLS.CACert, looked.TLS.CAKey = "", ""
+		}
+		var got Finding
+		for _, f := range Check(t.Context(), &looked, CheckOptions{Now: now, CAs: test.cas}) {
+			if f.Name == "certificate: CA" {
+				got = f
+			}
+		}
+		if test.cas == nil {
+			if got.Name != "" {
+				t.Errorf("%s: %+v", name, got)
+			}
+			continue
+		}
+		if got.OK != test.ok || !strings.Contains(got.Detail, test.detail) || !strings.Contains(got.Remedy, test.remedy) {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+}
+
+// The names of metrics are those that are written down.
+func TestMetricsAreWrittenDown(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../docs/tunnels.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var written []string
+	for _, m := range regexp.MustCompile("(?m)^\\| `(bailey_gateway_[a-z_]+)`").FindAllStringSubmatch(string(text), -1) {
+		written = append(written, m[1])
+	}
+	var names nameList
+	newMetrics(&names)
+	slices.Sort(written)
+	slices.Sort(names)
+	if len(names) == 0 || !slices.Equal(written, names) {
+		t.Errorf("written down are %v, and there are %v", written, names)
+	}
+}
+
+// A nameList is a registry that keeps the names of what is registered.
+type nameList []string
+
+func (n *nameList) Register(c prometheus.Collector) error { n.MustRegister(c); return nil }
+func (n *nameList) Unregister(prometheus.Collector) bool  { return false }
+
+func (n *nameList) MustRegister(all ...prometheus.Collector) {
+	for _, c := range all {
+		descriptions := make(chan *prometheus.Desc, 8)
+		c.Describe(descriptions)
+		close(descriptions)
+		for d := range descriptions {
+			_, rest, _ := strings.Cut(d.String(), `fqName: "`)
+			name, _, _ := strings.Cut(rest, `"`)
+			*n = append(*n, name)
 		}
 	}
 }

@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"bytes"
-	"fmt"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -61,14 +60,36 @@ type route struct {
 }
 
 // inspects reports whether bodies have to be seen before they leave.
-func (r *route) inspects() bool { return r.tools != nil || r.recorded || r.stdio != nil }
+func (r *route) inspects() bool {
+	return r.tools != nil || r.recorded || r.stdio != nil || r.limiter != nil
+}
 
-// pace refuses a call that the rate does not allow.
-func (r *route) pace() *refusal {
-	if r.limiter != nil && !r.limiter.Allow() {
-		return &refusal{status: http.StatusTooManyRequests, text: "more calls than this route takes; slow down", retryAfter: time.Second}
+// pace refuses what the rate does not allow. What counts is what is asked of the server: a
+// call of a tool is one, however many requests MCP makes to get there.
+func (r *route) pace(messages []message) *refusal {
+	if r.limiter == nil {
+		return nil
 	}
-	return nil
+	asked := 0
+	for i := range messages {
+		if messages[i].counts() {
+			asked++
+		}
+	}
+	if asked == 0 {
+		return nil
+	}
+	now := time.Now()
+	// A batch of more than may ever come at once takes all that there is.
+	taken := r.limiter.ReserveN(now, min(asked, r.limiter.Burst()))
+	wait := taken.DelayFrom(now)
+	if wait == 0 {
+		return nil
+	}
+	taken.CancelAt(now)
+	refused := failed(tunnel.StageRateLimited, nil, "the gateway lets %v calls a second through to this server (limits.rate), and there were more", r.limiter.Limit())
+	refused.status, refused.retryAfter = http.StatusTooManyRequests, wait
+	return refused
 }
 
 // enter takes one of the route's places, if there is one.
@@ -95,7 +116,9 @@ func (r *route) leave(ex *exchange) {
 }
 
 func (r *route) tooLong() *refusal {
-	return &refusal{status: http.StatusRequestEntityTooLarge, text: fmt.Sprintf("the body is longer than %d bytes", r.bodyMax)}
+	refused := failed(tunnel.StageBodyTooLong, nil, "the body is longer than the %d bytes that the gateway lets through to this server (limits.body)", r.bodyMax)
+	refused.status = http.StatusRequestEntityTooLarge
+	return refused
 }
 
 // close lets go of what the route holds. Calls under way go on.

@@ -149,11 +149,35 @@ func (u *upstream) dialFailed(err error) *refusal {
 }
 
 func (u *upstream) handshakeFailed(err error) *refusal {
+	if refused := u.refusedUs(err); refused != nil {
+		return refused
+	}
 	text := plainly(err)
+	if isAlert(err) && len(u.tls.Certificates) == 0 {
+		text += "; it may want to be shown a certificate, and none is set (upstream-tls: cert, key)"
+	}
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
 		text = "its certificate is signed by an authority that is not trusted here (upstream tls: ca_file, include_system_cas)"
 	}
 	return failed(tunnel.StageUpstreamRefused, err, "TLS with %s failed: %s", u.name, text)
+}
+
+// refusedUs is the refusal of a call that a server did not look at, as it did not take whom
+// it was shown, or nil. By TLS 1.3 a server says so when the client has begun to speak.
+func (u *upstream) refusedUs(err error) *refusal {
+	if u.tls == nil || !isAlert(err) || !strings.Contains(err.Error(), "certificate") && !strings.Contains(err.Error(), "access denied") {
+		return nil
+	}
+	if len(u.tls.Certificates) == 0 {
+		return failed(tunnel.StageUpstreamRefused, err, "TLS with %s failed: it wants to be shown a certificate, and none is set (upstream-tls: cert, key): %s", u.name, plainly(err))
+	}
+	return failed(tunnel.StageUpstreamRefused, err, "TLS with %s failed: it does not take the certificate that it is shown (upstream-tls: cert, key): %s", u.name, plainly(err))
+}
+
+// isAlert reports whether err is what the other end of a TLS connection has said.
+func isAlert(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "remote error"
 }
 
 // plainly is an error without the address and operation that Go puts before it.

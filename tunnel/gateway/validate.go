@@ -82,7 +82,7 @@ func (c *Config) Validate() error {
 		}
 		for _, a := range edge.Addresses {
 			if host, port, err := net.SplitHostPort(a); err != nil || port == "" || host == "" {
-				wrong("tunnel.edges: %q is not host:port", a)
+				wrong("tunnel.edges: %q is not host:port; an edge of its own has port 8443 unless it was told otherwise, and that of a server 8485", a)
 			}
 		}
 	}
