@@ -22,7 +22,7 @@ func fakeDaemon(t *testing.T, kind Kind, api string, info system.Info) *daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &daemon{kind: kind, client: c, info: info, tag: "feed", dir: "/host/root"}
+	return &daemon{kind: kind, client: c, info: info, tag: "feed", dir: "/host/root", filter: "{}"}
 }
 
 type network struct{}
@@ -59,7 +59,7 @@ func TestDescribe(t *testing.T) {
 			AttachStdin: true, AttachStdout: true, AttachStderr: true, OpenStdin: true, StdinOnce: true,
 		},
 		HostConfig: &container.HostConfig{
-			NetworkMode: "none", ReadonlyRootfs: true, CapDrop: []string{"ALL"}, SecurityOpt: []string{"no-new-privileges"},
+			NetworkMode: "none", ReadonlyRootfs: true, CapDrop: []string{"ALL"}, SecurityOpt: []string{"seccomp={}", "no-new-privileges"},
 			CgroupnsMode: "private", IpcMode: "private", ShmSize: 64 * mib, LogConfig: container.LogConfig{Type: "none"},
 			RestartPolicy: container.RestartPolicy{Name: "no"}, Runtime: "runsc", Init: &off,
 			Tmpfs: map[string]string{

@@ -145,6 +145,11 @@ func (d *Driver) prepare(ctx context.Context) (*daemon, error) {
 		return nil, err
 	}
 	found.dir, found.lock, found.tag = dir, held, sandbox.PathTag(dir)
+	if found.filter, err = filterFor(found.kind, dir); err != nil {
+		found.client.Close()
+		held.Close()
+		return nil, err
+	}
 	d.daemon = found
 	return found, nil
 }

@@ -439,6 +439,31 @@ func TestNoCommandRunsBeforeItsNetworkIsServed(t *testing.T) {
 	}
 }
 
+// A daemon's own filter lets the first two of these through, among other calls.
+func TestCallsAreFiltered(t *testing.T) {
+	for _, kind := range kinds {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			_, client := start(t, docker.New(options(t, kind, t.TempDir())), spec(t, "filtered"))
+			// vsock, netfilter's netlink and packets; and routes, which are asked for by the like.
+			const script = `
+import socket
+for family, kind, protocol in ((40, 1, 0), (16, 3, 12), (17, 3, 0)):
+    try:
+        socket.socket(family, kind, protocol)
+        print("family", family, "protocol", protocol, "is allowed")
+    except OSError:
+        pass
+socket.socket(16, 3, 0)
+print("routes")
+`
+			if got := bash(t, client, "python3 -c '"+script+"'"); got != "routes" {
+				t.Error(got)
+			}
+		})
+	}
+}
+
 // nothingLeft checks that no container of a driver is left.
 func nothingLeft(t *testing.T, o docker.Options) {
 	t.Helper()
