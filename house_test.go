@@ -103,7 +103,7 @@ var house = []row{
 		"runtimes knows what others have written, and nothing of ours"},
 	{"sandbox/none", uses("sandbox"),
 		"a backend makes boxes; what runs in them is not its business"},
-	{"sandbox/leaks", nil,
+	{"sandbox/leaks", uses("sandbox"),
 		"leaks looks at the host alone"},
 	{"sandbox/verify", uses("egress", "netjail", "sandbox", "sandbox/netns"),
 		"verify attacks a box from inside, under a policy; it knows no backend"},

@@ -56,7 +56,21 @@ func selfTest(ctx context.Context, b Backend, o BackendOptions) (sandbox.Report,
 	}
 	ctx, cancel := context.WithTimeout(ctx, selfTestTimeout)
 	defer cancel()
+	defer discard(driver)
 	return driver.Check(ctx)
+}
+
+// discardMax bounds the removal of what was made for a test alone.
+const discardMax = 10 * time.Second
+
+// discard removes what a driver that was made for a test would keep for its next life.
+// What is left then, the next worker removes.
+func discard(driver sandbox.Driver) {
+	if d, ok := driver.(sandbox.Discarder); ok {
+		ctx, cancel := context.WithTimeout(context.Background(), discardMax)
+		defer cancel()
+		_ = d.Discard(ctx)
+	}
 }
 
 // backendFindings turns the self-tests into findings. That the worker's sandbox works,

@@ -43,6 +43,7 @@ func (f *Field) Check(ctx context.Context) ([]Finding, error) {
 	}
 	// A directory of its own, as Check sweeps what an earlier worker of it left.
 	drivers := &drivers{backends: f.opts.Backends, dir: dir, log: f.opts.Logger, made: make(map[driverKey]*checked)}
+	defer drivers.discard()
 	for i := range cfg.Environments {
 		e := &cfg.Environments[i]
 		found, err := f.checkEnvironment(ctx, cfg, e, drivers, agent)

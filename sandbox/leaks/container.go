@@ -12,6 +12,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/bailey-platform/bailey/sandbox"
 )
 
 // daemons are where container daemons usually listen, by the programs that speak to them.
@@ -80,7 +82,7 @@ func containersOf(socket, program string) ([]Leak, error) {
 	var found []Leak
 	for _, c := range list {
 		root := c.Labels[rootLabel]
-		if root == "" || inUse(filepath.Join(root, "lock")) {
+		if root == "" || sandbox.Locked(filepath.Join(root, "lock")) {
 			continue
 		}
 		found = append(found, Leak{"container", fmt.Sprintf("%.12s of %s, of boxes in %s", c.ID, program, root), fmt.Sprintf("%s rm -f %.12s", program, c.ID)})

@@ -21,6 +21,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/bailey-platform/bailey/sandbox"
 )
 
 // A Leak is one thing that is left of a box.
@@ -236,7 +238,7 @@ func directories(data string) ([]Leak, error) {
 			return nil, err
 		}
 		for _, dir := range dirs {
-			if inUse(filepath.Join(dir, "lock")) {
+			if sandbox.Locked(filepath.Join(dir, "lock")) {
 				continue
 			}
 			boxes, err := os.ReadDir(filepath.Join(dir, "boxes"))
@@ -250,14 +252,4 @@ func directories(data string) ([]Leak, error) {
 		}
 	}
 	return found, nil
-}
-
-// inUse reports whether somebody holds the lock.
-func inUse(lock string) bool {
-	file, err := os.Open(lock)
-	if err != nil {
-		return false
-	}
-	defer file.Close()
-	return errors.Is(unix.Flock(int(file.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
 }
