@@ -14,7 +14,6 @@ import (
 
 	fieldwork "github.com/bailey-platform/bailey/field"
 	"github.com/bailey-platform/bailey/sandbox"
-	"github.com/bailey-platform/bailey/sandbox/leaks"
 )
 
 // A backendCheck is what the self-test of a backend came to on this machine.
@@ -148,20 +147,4 @@ func (p *Program) printMatrix(checks []backendCheck) error {
 	}
 	fmt.Fprintln(w)
 	return w.Flush()
-}
-
-// checkLeaks looks for what boxes have left behind.
-func checkLeaks(dataDirs []string) []finding {
-	found, err := leaks.Find(dataDirs...)
-	var out []finding
-	for _, l := range found {
-		out = append(out, finding{"left behind", findingFailed, l.String(), l.Remedy})
-	}
-	if err != nil {
-		out = append(out, finding{"leaks", findingFailed, err.Error(), "run as root to see everything"})
-	}
-	if len(out) == 0 {
-		out = append(out, finding{"leaks", findingOK, "no process, control group, mount, network card or directory of a box is left behind", ""})
-	}
-	return out
 }
