@@ -18,7 +18,7 @@ import (
 type Invalid = settings.Invalid
 
 // example is where all settings are.
-const example = "docs/worker.yaml"
+const example = "`bailey worker --example`"
 
 // Load reads a configuration file. It says what no setting means; what is wrong with the
 // values, [Config.Validate] does.
