@@ -47,6 +47,8 @@ type Environment struct {
 
 	// Key is the key itself. It cannot be in a file.
 	Key string `yaml:"-"`
+
+	gone bool // from the file, while the worker runs; it finishes what it has
 }
 
 // Settings are what may differ from one environment to another.

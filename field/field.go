@@ -436,6 +436,7 @@ func (f *Field) workerConfig(cfg *Config, e *Environment) worker.Config {
 // live is what a running worker can take on.
 func (e *Environment) live() worker.Live {
 	return worker.Live{
+		Retired:     e.gone,
 		MaxSessions: e.Sessions.Max,
 		PoolSize:    e.Pool.Size,
 		Keep: worker.Keep{

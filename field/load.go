@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -151,7 +152,9 @@ func resolveSink(text string, abs func(*string)) string {
 // Fingerprint names a configuration: two that are the same have the same. It holds no
 // secret.
 func (c *Config) Fingerprint() string {
-	text, err := yaml.Marshal(c)
+	written := *c
+	written.Environments = slices.DeleteFunc(slices.Clone(c.Environments), func(e Environment) bool { return e.gone })
+	text, err := yaml.Marshal(&written)
 	if err != nil {
 		return "unknown"
 	}
