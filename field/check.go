@@ -168,7 +168,7 @@ func (f *Field) checkNetwork(e *Environment) worker.Finding {
 		}
 	}
 	mode := e.Network.Mode
-	return worker.Finding{Name: "network", OK: true, Detail: fmt.Sprintf("%s, with %d rules and %d presets", mode, len(e.Network.Rules), len(e.Network.Presets))}
+	return worker.Finding{Name: "network", OK: true, Detail: fmt.Sprintf("%s; rules: %d, presets: %d", mode, len(e.Network.Rules), len(e.Network.Presets))}
 }
 
 func (f *Field) checkCredential(ctx context.Context, c Credential) worker.Finding {

@@ -1,6 +1,8 @@
 package field
 
 import (
+	"go.yaml.in/yaml/v3"
+
 	"github.com/bailey-platform/bailey/egress"
 )
 
@@ -21,6 +23,10 @@ type Config struct {
 	Settings `yaml:",inline"`
 
 	Environments []Environment `yaml:"environments"`
+
+	// Where it was written, for what is wrong with it; nil and empty without a file.
+	root *yaml.Node
+	path string
 }
 
 // Server is the plane.

@@ -32,6 +32,7 @@ func Load(path string) (*Config, error) {
 	if len(problems) > 0 {
 		return nil, &Invalid{Path: path, Problems: problems}
 	}
+	c.path = path
 	dir, err := filepath.Abs(filepath.Dir(path))
 	if err != nil {
 		return nil, &Invalid{Path: path, Problems: []string{err.Error()}}
@@ -52,6 +53,7 @@ func parse(data []byte) (*Config, []string) {
 	} else if root == nil {
 		return c, nil // nothing but comments
 	}
+	c.root = root
 	// And then each environment anew, over what holds for all of them.
 	for i, node := range environmentNodes(root) {
 		e := Environment{Settings: c.Settings.clone()}

@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -189,6 +190,17 @@ func TestTheDaemonsSocketIsNotForBoxes(t *testing.T) {
 	spec.Files = map[string]string{"/mnt/sock": socket}
 	if _, err := validate(spec, false, socket); err == nil {
 		t.Error("the socket itself is mounted")
+	}
+}
+
+// What crun says where both versions of control groups are mounted.
+func TestHybridControlGroupsHaveARemedy(t *testing.T) {
+	t.Parallel()
+	for kind, want := range map[Kind]string{Docker: "sandbox.runtime", Podman: "containers.conf"} {
+		err := New(Options{Kind: kind}).unavailable(errors.New("crun: cgroups in hybrid mode not supported"))
+		if u, ok := errors.AsType[*sandbox.Unavailable](err); !ok || len(u.Remedy) != 2 || !strings.Contains(u.Remedy[0], want) {
+			t.Errorf("%s: %v", kind, err)
+		}
 	}
 }
 
