@@ -137,11 +137,16 @@ func (p proof) kill(pid int, program string, was group) error {
 	}
 	// What version 1 has frozen does not die; there may be no such file.
 	_ = os.WriteFile(filepath.Join("/sys/fs/cgroup/freezer", groupPrefix+was.tag, was.box, "freezer.state"), []byte("THAWED"), 0)
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(endMax.Milliseconds()))
-	if n == 0 && err == nil {
-		return fmt.Errorf("it was killed, and is still there after %v", endMax)
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(endMax.Milliseconds()))
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err == nil && n == 0:
+			return fmt.Errorf("it was killed, and is still there after %v", endMax)
+		default:
+			return err
+		}
 	}
-	return err
 }
 
 // removeGroup removes the group of a dead driver's box, with those in it, and that of the
