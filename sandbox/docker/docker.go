@@ -179,9 +179,13 @@ func (d *Driver) Sweep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	list, err := found.client.ContainerList(ctx, client.ContainerListOptions{
-		All:     true,
-		Filters: make(client.Filters).Add("label", driverLabel+"="+found.tag),
+	var list client.ContainerListResult
+	err = patiently(ctx, func() (err error) { // podman fails while one of them is ending
+		list, err = found.client.ContainerList(ctx, client.ContainerListOptions{
+			All:     true,
+			Filters: make(client.Filters).Add("label", driverLabel+"="+found.tag),
+		})
+		return err
 	})
 	if err != nil {
 		return fmt.Errorf("list the containers of %s: %w", d.Name(), err)

@@ -482,10 +482,16 @@ func containers(t *testing.T, o docker.Options) []string {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	list, err := c.ContainerList(t.Context(), client.ContainerListOptions{
-		All: true, Filters: make(client.Filters).Add("label", "io.bailey.driver="+docker.Tag(o.Root))})
-	if err != nil {
-		t.Fatal(err)
+	var list client.ContainerListResult
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		list, err = c.ContainerList(t.Context(), client.ContainerListOptions{
+			All: true, Filters: make(client.Filters).Add("label", "io.bailey.driver="+docker.Tag(o.Root))})
+		if err == nil {
+			break
+		}
+		if time.Now().After(deadline) { // podman fails while one of them is ending
+			t.Fatal(err)
+		}
 	}
 	var names []string
 	for _, found := range list.Items {
