@@ -303,7 +303,7 @@ func (a *auditFilter) filter(path string) (f audit.Filter, err error) {
 			return n == action || strings.HasSuffix(action, ".") && strings.HasPrefix(n, action)
 		})
 		if !known {
-			return f, usagef("--action %q is none; docs/audit.md lists them", action)
+			return f, usagef("--action %q is none of %s", action, strings.Join(actionNames(), ", "))
 		}
 	}
 	f.Actions = a.actions

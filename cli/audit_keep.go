@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"os/user"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -24,7 +25,8 @@ func (p *Program) auditHoldCommand() *cobra.Command {
 		Short: "Keep records from being removed",
 		Long: `Places a legal hold: no segment of the record that has a record of one of the
 sessions, that overlaps the time, or that is named will be removed, whatever its
-age, until bailey audit release. The hold itself is a record. It works whether or
+age, until bailey audit release. The hold itself is a record. A session that nothing
+is on record of yet can be held, with a warning. It works whether or
 not the process that writes the record is running.`,
 		Example: `  bailey audit hold bailey-data/audit.jsonl --id case-17 --reason "request of 21 November" --session sesn_…
   bailey audit hold bailey-data/audit.jsonl --id quarter --from 2026-07-01 --to 2026-10-01
@@ -60,12 +62,38 @@ not the process that writes the record is running.`,
 			return usageError(cmd, err)
 		}
 		err = auditAsk(cmd.Context(), args[0], audit.Request{Hold: &h}, func(l *audit.Log, actor string) error { return l.Hold(actor, h) })
-		if err == nil {
-			_, err = fmt.Fprintf(p.Stdout, "held: %s\n", h.ID)
+		if err != nil {
+			return err
 		}
-		return err
+		fmt.Fprintf(p.Stdout, "held: %s\n", h.ID)
+		return p.warnOfUnknown(args[0], h.Sessions)
 	}
 	return cmd
+}
+
+// warnOfUnknown names the sessions that a record has nothing of, but the holds on them. To
+// hold one that is still to come is no mistake, and to mistype one is.
+func (p *Program) warnOfUnknown(path string, sessions []string) error {
+	if len(sessions) == 0 {
+		return nil
+	}
+	log, err := openAudit([]string{path})
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	unknown := slices.Clone(sessions)
+	for e, err := range audit.Entries(log, audit.Filter{}) {
+		if err != nil {
+			return err
+		}
+		if unknown = slices.DeleteFunc(unknown, func(id string) bool { return id == e.Session }); len(unknown) == 0 {
+			return nil
+		}
+	}
+	fmt.Fprintf(p.Stderr, "%s nothing is on record of %s so far: if that is no mistake, what will be is held\n",
+		p.styleOf(p.Stderr).yellow("warning:"), strings.Join(unknown, ", "))
+	return nil
 }
 
 func (p *Program) auditReleaseCommand() *cobra.Command {

@@ -241,7 +241,7 @@ func exportAudit(ctx context.Context, files []string, f audit.Filter, to audit.S
 		ctx, cancel := context.WithTimeout(ctx, exportTimeout)
 		defer cancel()
 		if err := to.Write(ctx, batch); err != nil {
-			return fmt.Errorf("export to %s: %w", to.Name(), err)
+			return &exportFailed{to.Name(), err}
 		}
 		n, batch = n+len(batch), nil
 		return nil

@@ -82,6 +82,9 @@ func TestAuditShow(t *testing.T) {
 	if code := r.run(t.Context(), "audit", "show", path, "--action", "nonsense"); code != 2 {
 		t.Errorf("an action that is none: exit status %d", code)
 	}
+	if text := r.stderr.String(); !strings.Contains(text, "audit.hold, ") || !strings.Contains(text, "tool.start") {
+		t.Errorf("the actions that there are are not said: %s", text)
+	}
 	if code := r.run(t.Context(), "audit", "show", path, "--since", "yesterday"); code != 2 {
 		t.Errorf("a time that is none: exit status %d", code)
 	}
@@ -104,12 +107,17 @@ func TestAuditExport(t *testing.T) {
 			t.Errorf("%s: %v", line, err)
 		}
 	}
+	var r testRun
+	if code := r.run(t.Context(), "audit", "export", path, "--to", "otlp+http://127.0.0.1:1"); code != 7 ||
+		!strings.Contains(r.stderr.String(), "is what --to names running") || strings.Contains(r.stderr.String(), "bailey serve") {
+		t.Errorf("nobody takes them: exit status %d: %s", code, &r.stderr)
+	}
 	copied := filepath.Join(t.TempDir(), "copy.jsonl")
 	ok(t, nil, "audit", "export", path, "--to", "file:"+copied)
 	if s := object[audit.Summary](t, nil, "audit", "verify", copied, "--key", path+".key", "--head", path+".head"); !s.Complete || s.Records != 10 {
 		t.Errorf("the copy: %+v", s)
 	}
-	var r testRun
+	r = testRun{}
 	if code := r.run(t.Context(), "audit", "export", path, "--to", "carrier-pigeon:"); code != 2 {
 		t.Errorf("exit status %d", code)
 	}
@@ -166,7 +174,18 @@ func TestAuditHoldAndRelease(t *testing.T) {
 			if out := ok(t, nil, "audit", "hold", path, "--id", "case-17", "--reason", "a letter", "--session", "sesn_1"); out != "held: case-17\n" {
 				t.Errorf("hold: %q", out)
 			}
+			// A mistyped session was held as if it were one.
 			var r testRun
+			if code := r.run(t.Context(), "audit", "hold", path, "--id", "case-18", "--session", "sesn_1", "--session", "sesn_none"); code != 0 ||
+				!strings.Contains(r.stderr.String(), "warning: nothing is on record of sesn_none so far") {
+				t.Errorf("hold of a session that is not on record: exit status %d: %s", code, &r.stderr)
+			}
+			ok(t, nil, "audit", "release", path, "case-18")
+			r = testRun{}
+			if code := r.run(t.Context(), "audit", "hold", path, "--id", "case-17", "--reason", "a letter", "--session", "sesn_1"); code != 0 || r.stderr.Len() > 0 {
+				t.Errorf("hold of one that is: exit status %d: %s", code, &r.stderr)
+			}
+			r = testRun{}
 			if code := r.run(t.Context(), "audit", "release", path, "none-such"); code != 1 || !strings.Contains(r.stderr.String(), "there is no hold") {
 				t.Errorf("release of none: exit status %d: %s", code, &r.stderr)
 			}
@@ -180,7 +199,7 @@ func TestAuditHoldAndRelease(t *testing.T) {
 				t.Fatal(err)
 			}
 			out := ok(t, nil, "audit", "show", path, "--action", "audit.hold,audit.release", "--wide")
-			if !strings.Contains(out, "case-17 a letter sesn_1") || !strings.Contains(out, "closed") || strings.Count(out, fmt.Sprintf("uid %d", os.Getuid())) != 2 {
+			if !strings.Contains(out, "case-17 a letter sesn_1") || !strings.Contains(out, "closed") || strings.Count(out, fmt.Sprintf("uid %d", os.Getuid())) != 5 {
 				t.Errorf("the record:\n%s", out)
 			}
 			if s := object[audit.Summary](t, nil, "audit", "verify", path); !s.Complete {

@@ -51,18 +51,22 @@ the other commands, and looks at a gateway whose settings are here
 (gateway.yaml) as "bailey gateway check" does. Sandboxes are tried as they are,
 or with --worker-config as a worker would use them; all of a worker's settings are
 checked with "bailey worker --check". With --leaks it only looks for what boxes of workers that
-were killed have left on this machine: processes, control groups, mounts and,
-in the workers' data directories, files.`,
+were killed have left on this machine: processes, control groups, mounts,
+containers and, in the workers' data directories, files. With --clean it removes
+them where it is certain that their worker is no more: its lock is free, or as
+root, no process has it open. Nothing is removed that Bailey did not make.`,
 		Example: `  bailey doctor
   bailey doctor --config bailey.yaml -o json
   bailey doctor --worker-config worker.yaml
-  bailey doctor --leaks --worker-data /var/lib/bailey-worker`,
+  bailey doctor --leaks --worker-data /var/lib/bailey-worker
+  bailey doctor --leaks --clean --worker-data /var/lib/bailey-worker`,
 	}
 	c := p.connectFlags(cmd)
 	file := cmd.Flags().String("config", "", "the server's YAML `file` (BAILEY_CONFIG)")
 	data := cmd.Flags().String("data", "", "the server's data `dir`ectory (BAILEY_DATA)")
 	must(cmd.MarkFlagDirname("data"))
 	onlyLeaks := cmd.Flags().Bool("leaks", false, "only look for what boxes have left behind")
+	clean := cmd.Flags().Bool("clean", false, "with --leaks: remove what is certain to belong to nobody")
 	workerData := cmd.Flags().StringArray("worker-data", []string{"bailey-worker"}, "with --leaks: the data `dir`ectory of a worker; may be repeated")
 	must(cmd.MarkFlagDirname("worker-data"))
 	var tried triedFlags
@@ -71,7 +75,10 @@ in the workers' data directories, files.`,
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		ctx := cmd.Context()
 		if *onlyLeaks {
-			return p.printFindings(*out, checkLeaks(*workerData))
+			return p.printFindings(*out, p.checkLeaks(ctx, *workerData, *clean))
+		}
+		if *clean {
+			return usagef("--clean goes with --leaks")
 		}
 		boxes, err := p.checkBackends(ctx, &tried)
 		if err != nil {

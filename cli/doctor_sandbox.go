@@ -14,7 +14,6 @@ import (
 
 	fieldwork "github.com/bailey-platform/bailey/field"
 	"github.com/bailey-platform/bailey/sandbox"
-	"github.com/bailey-platform/bailey/sandbox/leaks"
 )
 
 // A backendCheck is what the self-test of a backend came to on this machine.
@@ -56,7 +55,21 @@ func selfTest(ctx context.Context, b Backend, o BackendOptions) (sandbox.Report,
 	}
 	ctx, cancel := context.WithTimeout(ctx, selfTestTimeout)
 	defer cancel()
+	defer discard(driver)
 	return driver.Check(ctx)
+}
+
+// discardMax bounds the removal of what was made for a test alone.
+const discardMax = 10 * time.Second
+
+// discard removes what a driver that was made for a test would keep for its next life.
+// What is left then, the next worker removes.
+func discard(driver sandbox.Driver) {
+	if d, ok := driver.(sandbox.Discarder); ok {
+		ctx, cancel := context.WithTimeout(context.Background(), discardMax)
+		defer cancel()
+		_ = d.Discard(ctx)
+	}
 }
 
 // backendFindings turns the self-tests into findings. That the worker's sandbox works,
@@ -134,20 +147,4 @@ func (p *Program) printMatrix(checks []backendCheck) error {
 	}
 	fmt.Fprintln(w)
 	return w.Flush()
-}
-
-// checkLeaks looks for what boxes have left behind.
-func checkLeaks(dataDirs []string) []finding {
-	found, err := leaks.Find(dataDirs...)
-	var out []finding
-	for _, l := range found {
-		out = append(out, finding{"left behind", findingFailed, l.String(), l.Remedy})
-	}
-	if err != nil {
-		out = append(out, finding{"leaks", findingFailed, err.Error(), "run as root to see everything"})
-	}
-	if len(out) == 0 {
-		out = append(out, finding{"leaks", findingOK, "no process, control group, mount, network card or directory of a box is left behind", ""})
-	}
-	return out
 }

@@ -40,7 +40,7 @@ var exits = []exit{
 	}},
 	{5, "the state of things does not allow it (a conflict)", apiError(api.TypeConflict)},
 	{6, "the server refused the request as it was sent", apiError(api.TypeInvalidRequest, api.TypeRequestTooLarge)},
-	{7, "the server cannot be reached", unreachable},
+	{7, "the server cannot be reached, or with audit export what --to names", unreachable},
 	{8, "the server is busy or failed; trying later may help", apiError(api.TypeOverloaded, api.TypeRateLimit, api.TypeTimeout, api.TypeAPI)},
 	{9, "a check failed (demo, doctor, sandbox verify, audit verify)", is[*checkFailed]},
 	{10, "no usable sandbox on this host", is[*sandbox.Unavailable]},
@@ -99,6 +99,15 @@ type checkFailed struct{ msg string }
 
 func (e *checkFailed) Error() string { return e.msg }
 
+// An exportFailed is a place that did not take records of an audit record.
+type exportFailed struct {
+	to  string
+	err error
+}
+
+func (e *exportFailed) Error() string { return fmt.Sprintf("export to %s: %v", e.to, e.err) }
+func (e *exportFailed) Unwrap() error { return e.err }
+
 // interrupted is a command cut short by a signal.
 type interrupted struct{ err error }
 
@@ -152,6 +161,8 @@ func explain(err error) string {
 		return text + " (give a key with --key-file, BAILEY_KEY or BAILEY_KEY_FILE)"
 	case errors.Is(err, context.DeadlineExceeded):
 		return text + " (the server did not answer in time)"
+	case is[*exportFailed](err):
+		return text + " (is what --to names running, and is its address right?)"
 	case unreachable(err):
 		return text + " (is `bailey serve` running, and is --url right?)"
 	}

@@ -160,6 +160,7 @@ func (v *verifyFlags) run(ctx context.Context, p *Program, out string, lab *veri
 	if err != nil {
 		return err
 	}
+	defer discard(driver)
 	bait := filepath.Join(dir, "bait")
 	if err := os.Mkdir(bait, 0o755); err != nil {
 		return err
@@ -199,6 +200,7 @@ func (v *verifyFlags) run(ctx context.Context, p *Program, out string, lab *veri
 		}
 		return verdict(report)
 	}
+	defer fmt.Fprintf(p.Stdout, "the key is this host's, in %s\n", v.keyFile)
 	return p.printVerdict(report, signed)
 }
 

@@ -250,8 +250,13 @@ func waitsFor(ctx context.Context, cl *client.Client, id api.SessionID) (string,
 }
 
 func count(n int, what string) string {
-	if n == 1 {
+	switch stem, y := strings.CutSuffix(what, "ry"); {
+	case n == 1:
 		return "1 " + what
+	case y:
+		return fmt.Sprintf("%d %sries", n, stem)
+	case strings.HasSuffix(what, "s"), strings.HasSuffix(what, "x"):
+		return fmt.Sprintf("%d %ses", n, what)
 	}
 	return fmt.Sprintf("%d %ss", n, what)
 }

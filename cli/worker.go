@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -13,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/bailey-platform/bailey/audit"
+	"github.com/bailey-platform/bailey/docs"
 	fieldwork "github.com/bailey-platform/bailey/field"
 	"github.com/bailey-platform/bailey/sandbox"
 	"github.com/bailey-platform/bailey/sandbox/agentbin"
@@ -36,7 +38,7 @@ type workerFlags struct {
 	lifetime                                  time.Duration
 
 	listen, logLevel, logFormat string
-	check                       bool
+	check, example              bool
 
 	set func(name string) bool // whether a flag was given
 }
@@ -50,8 +52,9 @@ in isolated boxes on this machine and sends the results back. It only makes
 outgoing connections, and its keys never enter a box.
 
 One environment can be given by flags. For more, and for network rules,
-credentials, a pool of boxes and audit sinks there is a file: see
-docs/worker.yaml. Flags override the file, which is read again on SIGHUP.
+credentials, a pool of boxes and audit sinks there is a file: --example prints
+one with every setting, explained. Flags override the file, which is read again
+on SIGHUP.
 
 The server is ours, or Anthropic's with --base-url https://api.anthropic.com.
 The first interrupt or SIGTERM lets what is under way finish; a second one ends
@@ -61,15 +64,16 @@ The variables of the official tools work too, where neither a flag nor the file
 says anything: ANTHROPIC_ENVIRONMENT_ID, ANTHROPIC_ENVIRONMENT_KEY,
 ANTHROPIC_BASE_URL and ANTHROPIC_WORKER_ID.`,
 		Example: `  bailey worker --environment-id env_… --environment-key-file worker.key
-  bailey worker --config worker.yaml
+  bailey worker --example >worker.yaml
   bailey worker --config worker.yaml --check
+  bailey worker --config worker.yaml
   ANTHROPIC_ENVIRONMENT_ID=env_… ANTHROPIC_ENVIRONMENT_KEY=… bailey worker --base-url https://bailey.example.org`,
 	}
 	var w workerFlags
 	f := cmd.Flags()
 	f.SortFlags = false
 	w.set = f.Changed
-	f.StringVar(&w.config, "config", "", "a `file` with the settings; docs/worker.yaml is an example of all of them")
+	f.StringVar(&w.config, "config", "", "a `file` with the settings; --example prints one with all of them")
 	f.StringVar(&w.environmentID, "environment-id", "", "the environment's `id` (ANTHROPIC_ENVIRONMENT_ID); of several in the file, serve only this one")
 	f.StringVar(&w.key, "environment-key", "", "the environment `key` (ANTHROPIC_ENVIRONMENT_KEY); others on this machine may see a flag, so prefer the file")
 	f.StringVar(&w.keyFile, "environment-key-file", "", "a `file` with the environment key; it is read again when the key is refused")
@@ -95,6 +99,7 @@ ANTHROPIC_BASE_URL and ANTHROPIC_WORKER_ID.`,
 	f.StringVar(&w.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&w.logFormat, "log-format", telemetry.FormatAuto, "text, json, or auto: text on a terminal")
 	f.BoolVar(&w.check, "check", false, "only check that everything a worker needs is there")
+	f.BoolVar(&w.example, "example", false, "only print an example of the file with the settings")
 	f.StringVar(&w.agent, "agent", "", "the executable `file` that runs inside boxes (default this program)")
 	must(f.MarkHidden("agent"))
 	must(cmd.MarkFlagFilename("config", "yaml", "yml"))
@@ -104,6 +109,10 @@ ANTHROPIC_BASE_URL and ANTHROPIC_WORKER_ID.`,
 	out := outputFlag(cmd)
 	must(f.MarkHidden("output")) // of --check only
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if w.example {
+			_, err := fmt.Fprint(p.Stdout, docs.WorkerYAML)
+			return err
+		}
 		if w.check && !f.Changed("log-level") {
 			w.logLevel = "error" // the findings say the rest
 		}

@@ -54,9 +54,9 @@ type Config struct {
 	// commas between them. "bailey vaults keys rotate --rewrap-only" moves the secrets.
 	VaultOldKeys string `name:"vault-old-keys"`
 
-	// ModelProvider says whose endpoint serves the model: anthropic (also for
-	// every compatible endpoint at model-url), bedrock, vertex or foundry; or
-	// scripted, a fake model in the server itself that needs no key and no network,
+	// ModelProvider is whose endpoint serves the model: anthropic, bedrock, vertex or
+	// foundry; or scripted. With anthropic, model-url may name any compatible endpoint.
+	// Scripted is a fake model in the server itself that needs no key and no network,
 	// plays the session of the demo and answers nothing else.
 	ModelProvider string `name:"model-provider"`
 

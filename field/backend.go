@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/bailey-platform/bailey/sandbox"
 	"github.com/bailey-platform/bailey/sandbox/cdi"
@@ -106,6 +107,21 @@ func (ds *drivers) make(key driverKey) (sandbox.Driver, error) {
 		return nil, err
 	}
 	return b.New(BackendOptions{State: state, Logger: ds.log, Engine: key.engine, Runtime: key.runtime, AllowOld: key.allowOld, Image: key.image})
+}
+
+// discardMax bounds the removal of what drivers keep.
+const discardMax = 10 * time.Second
+
+// discard removes what the drivers would keep for their next life, as there is none. What
+// is left then, the next worker removes.
+func (ds *drivers) discard() {
+	ctx, cancel := context.WithTimeout(context.Background(), discardMax)
+	defer cancel()
+	for _, c := range ds.made {
+		if d, ok := c.driver.(sandbox.Discarder); ok {
+			_ = d.Discard(ctx)
+		}
+	}
 }
 
 func (ds *drivers) named(name string) (Backend, error) {

@@ -1,7 +1,6 @@
 package field
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,6 +43,7 @@ func (f *Field) Check(ctx context.Context) ([]Finding, error) {
 	}
 	// A directory of its own, as Check sweeps what an earlier worker of it left.
 	drivers := &drivers{backends: f.opts.Backends, dir: dir, log: f.opts.Logger, made: make(map[driverKey]*checked)}
+	defer drivers.discard()
 	for i := range cfg.Environments {
 		e := &cfg.Environments[i]
 		found, err := f.checkEnvironment(ctx, cfg, e, drivers, agent)
@@ -74,7 +74,7 @@ func (f *Field) checkEnvironment(ctx context.Context, cfg *Config, e *Environmen
 		image := checkImage(ctx, choice.Driver, e.Sandbox.Image)
 		found = append(found, image)
 		if image.OK {
-			found = append(found, checkFolder(ctx, choice.Driver, e, cmp.Or(c.WorkDir, filepath.Join(c.DataDir, "work"))))
+			found = append(found, checkFolder(ctx, choice, e, cfg.Data, c.DataDir, workFolders(c)))
 		}
 	}
 	rest, err := worker.Check(ctx, c)
@@ -118,11 +118,13 @@ func checkImage(ctx context.Context, d sandbox.Driver, image string) worker.Find
 }
 
 // checkFolder starts a box where those of sessions will be: a driver's own test box has
-// its work folder elsewhere, where the way may be open that is closed here.
-func checkFolder(ctx context.Context, d sandbox.Driver, e *Environment, parent string) worker.Finding {
+// its work folder elsewhere, where the way may be open that is closed here. The last of
+// the worker's own directories is that of the folders.
+func checkFolder(ctx context.Context, choice *Choice, e *Environment, dirs ...string) worker.Finding {
+	parent := dirs[len(dirs)-1]
 	found := worker.Finding{Name: "work folder", Remedy: "let boxes reach it, or put work folders elsewhere (work-dir)"}
 	err := func() error {
-		if err := os.MkdirAll(parent, 0o700); err != nil {
+		if err := errors.Join(letThrough(choice.Report, dirs...), os.MkdirAll(parent, 0o700)); err != nil {
 			return err
 		}
 		dir, err := os.MkdirTemp(parent, "check-")
@@ -130,7 +132,7 @@ func checkFolder(ctx context.Context, d sandbox.Driver, e *Environment, parent s
 			return err
 		}
 		defer os.RemoveAll(dir)
-		box, err := d.Start(ctx, sandbox.Spec{
+		box, err := choice.Driver.Start(ctx, sandbox.Spec{
 			ID: strings.ToLower(filepath.Base(dir)), WorkDir: dir, Image: e.Sandbox.Image, Devices: e.Sandbox.Devices,
 			Limits:  e.Sandbox.Limits.box(),
 			Command: []string{"/bin/bash", "--norc", "--noprofile", "-c", "exit 0"},
@@ -166,7 +168,7 @@ func (f *Field) checkNetwork(e *Environment) worker.Finding {
 		}
 	}
 	mode := e.Network.Mode
-	return worker.Finding{Name: "network", OK: true, Detail: fmt.Sprintf("%s, with %d rules and %d presets", mode, len(e.Network.Rules), len(e.Network.Presets))}
+	return worker.Finding{Name: "network", OK: true, Detail: fmt.Sprintf("%s; rules: %d, presets: %d", mode, len(e.Network.Rules), len(e.Network.Presets))}
 }
 
 func (f *Field) checkCredential(ctx context.Context, c Credential) worker.Finding {

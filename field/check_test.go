@@ -51,8 +51,40 @@ func TestAWorkFolderThatBoxesCannotReachIsFound(t *testing.T) {
 	t.Parallel()
 	d := fast()
 	d.shut = errors.New("user 61000 cannot reach it")
-	if f := checkFolder(t.Context(), d, new(Environment), t.TempDir()); f.OK || !strings.Contains(f.Detail, "cannot reach") {
+	if f := checkFolder(t.Context(), &Choice{Driver: d}, new(Environment), t.TempDir()); f.OK || !strings.Contains(f.Detail, "cannot reach") {
 		t.Errorf("%+v", f)
+	}
+}
+
+// Boxes that are processes find their folders by the path, on which a worker that is
+// root had closed its own directories to them.
+func TestBoxesThatAreProcessesReachTheirFolders(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		report sandbox.Report
+		want   os.FileMode
+	}{
+		"a process with a user of its own": {sandbox.Report{Isolation: sandbox.Restricted, Root: true}, 0o711},
+		"a process of the worker's user":   {sandbox.Report{Isolation: sandbox.Restricted}, 0o700},
+		"a box with mounts":                {sandbox.Report{Isolation: sandbox.SharedKernel, Root: true}, 0o700},
+	} {
+		outer := t.TempDir()
+		if err := os.Chmod(outer, 0o700); err != nil { // the operator's
+			t.Fatal(err)
+		}
+		data := filepath.Join(outer, "data")
+		if err := os.Mkdir(data, 0o700); err != nil { // of a worker with another backend
+			t.Fatal(err)
+		}
+		folders := filepath.Join(data, "env_1", "work")
+		if f := checkFolder(t.Context(), &Choice{Driver: fast(), Report: test.report}, new(Environment), data, filepath.Dir(folders), folders); !f.OK {
+			t.Errorf("%s: %+v", name, f)
+		}
+		for dir, want := range map[string]os.FileMode{outer: 0o700, data: test.want, filepath.Dir(folders): test.want, folders: test.want} {
+			if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != want {
+				t.Errorf("%s: %s: %v %v, want %o", name, dir, info.Mode(), err, want)
+			}
+		}
 	}
 }
 

@@ -1,6 +1,8 @@
 package field
 
 import (
+	"go.yaml.in/yaml/v3"
+
 	"github.com/bailey-platform/bailey/egress"
 )
 
@@ -21,6 +23,10 @@ type Config struct {
 	Settings `yaml:",inline"`
 
 	Environments []Environment `yaml:"environments"`
+
+	// Where it was written, for what is wrong with it; nil and empty without a file.
+	root *yaml.Node
+	path string
 }
 
 // Server is the plane.
@@ -47,6 +53,8 @@ type Environment struct {
 
 	// Key is the key itself. It cannot be in a file.
 	Key string `yaml:"-"`
+
+	gone bool // from the file, while the worker runs; it finishes what it has
 }
 
 // Settings are what may differ from one environment to another.

@@ -1,6 +1,7 @@
 package field
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -331,6 +332,9 @@ func (f *Field) openSite(ctx context.Context, cfg *Config, e *Environment, s *si
 		return fmt.Errorf("prepare image %q: %w", e.Sandbox.Image, err)
 	}
 	c := f.workerConfig(cfg, e)
+	if err := letThrough(s.choice.Report, cfg.Data, filepath.Join(cfg.Data, "sandbox"), c.DataDir, workFolders(c)); err != nil {
+		return err
+	}
 	c.Driver, c.Agent, c.Fingerprint, c.Audit = s.choice.Driver, agent, fingerprint, f.audit
 	c.Notes = s.choice.PassedBy
 	if !e.Network.none() {
@@ -351,6 +355,31 @@ func (f *Field) openSite(ctx context.Context, cfg *Config, e *Environment, s *si
 	}
 	s.worker, err = worker.New(c)
 	return err
+}
+
+// workFolders is the directory of a worker's work folders.
+func workFolders(c worker.Config) string { return cmp.Or(c.WorkDir, filepath.Join(c.DataDir, "work")) }
+
+// letThrough makes directories of the worker's own, and lets other users pass through
+// them, though not look around, where boxes are processes of this host: those of a worker
+// that is root have a user of their own, and find their folder and agent by the path.
+func letThrough(r sandbox.Report, dirs ...string) error {
+	if r.Isolation != sandbox.Restricted || !r.Root {
+		return nil
+	}
+	for _, dir := range dirs {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return err
+		}
+		info, err := os.Stat(dir)
+		if err != nil {
+			return err
+		}
+		if err := os.Chmod(dir, info.Mode().Perm()|0o011); err != nil {
+			return fmt.Errorf("let boxes through to their work folders: %w", err)
+		}
+	}
+	return nil
 }
 
 // tell says which backend an environment got, and why.
@@ -407,6 +436,7 @@ func (f *Field) workerConfig(cfg *Config, e *Environment) worker.Config {
 // live is what a running worker can take on.
 func (e *Environment) live() worker.Live {
 	return worker.Live{
+		Retired:     e.gone,
 		MaxSessions: e.Sessions.Max,
 		PoolSize:    e.Pool.Size,
 		Keep: worker.Keep{

@@ -448,6 +448,50 @@ environments:
 	}
 }
 
+// An environment that was taken out of the file went on until the next start.
+func TestReloadWithoutAnEnvironment(t *testing.T) {
+	t.Parallel()
+	one, two := "- {id: env_1, key-file: key-1}\n", "- {id: env_2, key-file: key-2}\n"
+	y := newYard(t, head+"environments:\n"+one+two, fast())
+	f, stop := y.run()
+	y.until("both poll", func() bool { return y.polled("env_1") > 0 && y.polled("env_2") > 0 })
+	was := f.Config().Fingerprint()
+
+	y.write("worker.yaml", head+"environments:\n"+one)
+	for range 2 {
+		if err := f.Reload(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !y.log.has("no more sessions are claimed") || y.log.has("next start on") {
+		t.Error("the log does not say what becomes of it")
+	}
+	if f.Config().Fingerprint() == was {
+		t.Error("the configuration has the same fingerprint")
+	}
+	n := y.polled("env_1")
+	y.until("the other one polls on", func() bool { return y.polled("env_1") > n+2 })
+	last := y.polled("env_2")
+	n = y.polled("env_1")
+	y.until("the other one polls on", func() bool { return y.polled("env_1") > n+3 })
+	if more := y.polled("env_2") - last; more > 0 {
+		t.Errorf("it was asked %d times more for work", more)
+	}
+	y.until("ready", func() bool { return f.Ready() == nil })
+
+	y.write("worker.yaml", head+"environments:\n"+one+two)
+	if err := f.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	y.until("it polls again", func() bool { return y.polled("env_2") > last })
+	if f.Config().Fingerprint() != was {
+		t.Error("the configuration of before has another fingerprint")
+	}
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestCheck: each thing that is wrong is found, with a remedy.
 func TestCheck(t *testing.T) {
 	t.Parallel()

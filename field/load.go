@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -18,7 +19,7 @@ import (
 type Invalid = settings.Invalid
 
 // example is where all settings are.
-const example = "docs/worker.yaml"
+const example = "`bailey worker --example`"
 
 // Load reads a configuration file. It says what no setting means; what is wrong with the
 // values, [Config.Validate] does.
@@ -31,6 +32,7 @@ func Load(path string) (*Config, error) {
 	if len(problems) > 0 {
 		return nil, &Invalid{Path: path, Problems: problems}
 	}
+	c.path = path
 	dir, err := filepath.Abs(filepath.Dir(path))
 	if err != nil {
 		return nil, &Invalid{Path: path, Problems: []string{err.Error()}}
@@ -51,6 +53,7 @@ func parse(data []byte) (*Config, []string) {
 	} else if root == nil {
 		return c, nil // nothing but comments
 	}
+	c.root = root
 	// And then each environment anew, over what holds for all of them.
 	for i, node := range environmentNodes(root) {
 		e := Environment{Settings: c.Settings.clone()}
@@ -151,7 +154,9 @@ func resolveSink(text string, abs func(*string)) string {
 // Fingerprint names a configuration: two that are the same have the same. It holds no
 // secret.
 func (c *Config) Fingerprint() string {
-	text, err := yaml.Marshal(c)
+	written := *c
+	written.Environments = slices.DeleteFunc(slices.Clone(c.Environments), func(e Environment) bool { return e.gone })
+	text, err := yaml.Marshal(&written)
 	if err != nil {
 		return "unknown"
 	}

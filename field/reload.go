@@ -11,7 +11,8 @@ import (
 
 // Reload reads the configuration anew and takes on what can change while boxes run:
 // network rules, the proxy, credentials, keys, the pool's size, how many sessions, what is
-// kept and shells. What cannot is left as it was, and the log says so; a box that could
+// kept and shells. An environment that is not listed any more claims no more sessions, and
+// does so again once it is. What cannot is left as it was, and the log says so; a box that could
 // not take on its network rules is stopped. An error means that nothing changed, or,
 // after "partly:", which environments could not take on all of it.
 func (f *Field) Reload() error {
@@ -49,6 +50,9 @@ func (f *Field) Reload() error {
 	var errs []error
 	for _, s := range sites {
 		if e := next.environment(s.id); e != nil && s.worker != nil {
+			if e.gone && !was.environment(s.id).gone {
+				f.opts.Logger.Info("not in the file any more: no more sessions are claimed, and those that are served are served to their end", "environment_id", s.id)
+			}
 			if err := f.apply(s, e, was.environment(s.id), networks[s.id]); err != nil {
 				errs = append(errs, fmt.Errorf("environment %s: %w", s.id, err))
 			}
@@ -146,7 +150,7 @@ func (c *Config) keepFixed(was *Config, networked map[string]bool) (changed []st
 	}
 	for _, old := range was.Environments {
 		if !listed[old.ID] {
-			changed = append(changed, "environment "+old.ID+" (gone)")
+			old.gone = true
 			kept = append(kept, old)
 		}
 	}

@@ -1,12 +1,14 @@
 package field
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/url"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -16,6 +18,7 @@ import (
 	"github.com/bailey-platform/bailey/egress"
 	"github.com/bailey-platform/bailey/netjail"
 	"github.com/bailey-platform/bailey/sandbox"
+	"github.com/bailey-platform/bailey/settings"
 )
 
 // Limits of a configuration.
@@ -31,11 +34,11 @@ func (c *Config) setDefaults(backend string) {
 	if c.Data == "" {
 		c.Data = "bailey-worker"
 	}
-	settings := []*Settings{&c.Settings}
+	all := []*Settings{&c.Settings}
 	for i := range c.Environments {
-		settings = append(settings, &c.Environments[i].Settings)
+		all = append(all, &c.Environments[i].Settings)
 	}
-	for _, s := range settings {
+	for _, s := range all {
 		if s.Sandbox.Backend == "" {
 			s.Sandbox.Backend = backend
 		}
@@ -110,10 +113,37 @@ func (c *Config) Validate(backends []string) error {
 			}
 		}
 	}
-	if len(problems) > 0 {
-		return &Invalid{Problems: problems}
+	if len(problems) == 0 {
+		return nil
 	}
-	return nil
+	for i, problem := range problems {
+		if line := c.line(problem); line > 0 {
+			problems[i] = fmt.Sprintf("line %d: %s", line, problem)
+		}
+	}
+	return &Invalid{Path: c.path, Problems: problems}
+}
+
+// settingRE finds the setting that a problem begins with.
+var settingRE = regexp.MustCompile(`^[a-z]+(-[a-z]+)*(\.[a-z]+(-[a-z]+)*)*`)
+
+// line finds where in the file the setting is that a problem speaks of, or the environment.
+// It is 0 if neither is there, as what a flag says is not.
+func (c *Config) line(problem string) int {
+	if c.root == nil {
+		return 0
+	}
+	if id, of, ok := strings.Cut(strings.TrimPrefix(problem, "environment "), ": "); ok {
+		for _, node := range environmentNodes(c.root) {
+			var e struct{ ID string }
+			if node.Decode(&e) != nil || e.ID != id {
+				continue
+			}
+			setting := settingRE.FindString(of)
+			return cmp.Or(settings.Line(node, setting), settings.Line(c.root, setting), node.Line)
+		}
+	}
+	return settings.Line(c.root, settingRE.FindString(problem))
 }
 
 // name is what messages call an environment.

@@ -27,6 +27,16 @@ func Lock(path string) (*os.File, error) {
 	return file, nil
 }
 
+// Locked reports whether a living driver holds the lock that is the file at path.
+func Locked(path string) bool {
+	file, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer file.Close()
+	return errors.Is(unix.Flock(int(file.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
+}
+
 // Tag names the driver that holds a lock in what it makes on the host: processes and
 // control groups. It goes by the file itself, as in another mount namespace another
 // file, and so another worker's, may have the same path. It has 8 hexadecimal digits.

@@ -106,6 +106,13 @@ type Restorer interface {
 	Restore(ctx context.Context, spec Spec, dir string) (Box, error)
 }
 
+// A Discarder is a driver that keeps something for its next life which is not in its
+// directory, and removes it when asked to: for who has made the driver for this once.
+// Boxes are to have been stopped.
+type Discarder interface {
+	Discard(ctx context.Context) error
+}
+
 // A Network takes over the ways out of a box. Start calls Attach once, before the
 // command runs; if it fails, so does Start.
 //

@@ -75,6 +75,7 @@ func Parse(text []byte, into any, example string) (root *yaml.Node, problems []s
 
 var (
 	unknownField = regexp.MustCompile(`^(line \d+: )field (\S+) not found in type .+$`)
+	wrongType    = regexp.MustCompile("^(line \\d+: )cannot unmarshal !!(\\w+)(?: `.*`)? into (.+)$")
 	secretField  = regexp.MustCompile(`^(key|token|secret|password|value|environment-key)$`)
 )
 
@@ -92,7 +93,64 @@ func Problems(err error, example string) []string {
 				text = fmt.Sprintf("%s%q: a secret is not written into this file: name the file, variable or command that it comes from, as %s does", m[1], m[2], example)
 			}
 		}
+		if m := wrongType.FindStringSubmatch(text); m != nil {
+			text = m[1] + wanted(m[2], m[3])
+		}
 		all = append(all, text)
 	}
 	return all
+}
+
+// wanted says what has to stand where something of another kind, by its YAML tag, was
+// given for a Go type. It does not show that: it may be secret.
+func wanted(given, goType string) string {
+	kinds := map[string]string{"str": "a text", "seq": "a list", "map": "`name: value` lines", "int": "a number", "float": "a number", "bool": "true or false", "null": "nothing"}
+	want := ""
+	switch {
+	case strings.HasPrefix(goType, "[]"):
+		want = "a list, such as [a, b]"
+	case goType == "bool":
+		want = "true or false"
+	case goType == "float64":
+		want = "a number"
+	case strings.HasPrefix(goType, "int"), strings.HasPrefix(goType, "uint"):
+		want = "a whole number"
+	case strings.HasPrefix(goType, "map["):
+		want = kinds["map"]
+	case goType == "string", given == "map":
+		want = "a single value"
+	case given == "seq":
+		return "must not be a list"
+	default:
+		want = kinds["map"]
+	}
+	is, ok := kinds[given]
+	if !ok {
+		is = "something else"
+	}
+	return fmt.Sprintf("must be %s, and is %s", want, is)
+}
+
+// Line returns the line at which a setting is given in a document that Parse returned, by
+// its names from the outermost one on with dots between them, or of the innermost of them
+// that is there. It is 0 if the first is not.
+func Line(root *yaml.Node, setting string) (line int) {
+	at := root
+next:
+	for name := range strings.SplitSeq(setting, ".") {
+		for at != nil && at.Kind == yaml.AliasNode {
+			at = at.Alias
+		}
+		if at == nil || at.Kind != yaml.MappingNode {
+			return line
+		}
+		for i := 0; i+1 < len(at.Content); i += 2 {
+			if at.Content[i].Value == name {
+				line, at = at.Content[i].Line, at.Content[i+1]
+				continue next
+			}
+		}
+		return line
+	}
+	return line
 }

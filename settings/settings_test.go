@@ -12,6 +12,7 @@ type example struct {
 	Name string   `yaml:"name"`
 	Wait Duration `yaml:"wait"`
 	Room Size     `yaml:"room"`
+	All  []string `yaml:"all"`
 	In   struct {
 		Deep int `yaml:"deep"`
 	} `yaml:"in"`
@@ -34,10 +35,21 @@ func TestParse(t *testing.T) {
 		"room: -1":           `line 1: "-1" is not a size`,
 		"name: [":            "line 1",
 		"name: x\nname: y":   `already defined`,
+		"in: yes please":     "line 1: must be `name: value` lines, and is a text",
+		"in: [1]":            "line 1: must not be a list",
+		"in: {deep: hunter}": "line 1: must be a whole number, and is a text",
+		"name: {a: b}":       "line 1: must be a single value, and is `name: value` lines",
+		"all: hunter":        "line 1: must be a list, such as [a, b], and is a text",
 	} {
 		root, problems := Parse([]byte(text), new(example), "docs/x.yaml")
 		if root != nil && len(problems) == 0 || !strings.Contains(strings.Join(problems, "\n"), want) {
 			t.Errorf("%q: problems %q, want %q", text, problems, want)
+		}
+	}
+	for setting, want := range map[string]int{"wait": 2, "in": 4, "in.deep": 5, "in.other": 4, "other": 0, "other.deep": 0} {
+		root, _ := Parse([]byte("name: x\nwait: 90d\nroom: 2MiB\nin:\n  deep: 3\n"), new(example), "")
+		if n := Line(root, setting); n != want {
+			t.Errorf("%s: line %d, want %d", setting, n, want)
 		}
 	}
 	for _, text := range []string{"", "# nothing\n", "~"} {

@@ -674,13 +674,14 @@ func (p *fakePlane) list(w http.ResponseWriter, r *http.Request, s *fakeSession)
 }
 
 func (p *fakePlane) stream(w http.ResponseWriter, r *http.Request, s *fakeSession) {
-	w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
-	w.WriteHeader(http.StatusOK)
+	// Before the answer, from which on no event may be missed.
 	p.mu.Lock()
 	sent, cut := len(s.events), s.cut
 	s.streams++
 	p.wake()
 	p.mu.Unlock()
+	w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
+	w.WriteHeader(http.StatusOK)
 	for {
 		p.mu.Lock()
 		batch, changed := s.events[sent:], p.changed

@@ -422,6 +422,37 @@ func TestMaxSessionsLive(t *testing.T) {
 	})
 }
 
+// TestRetired: no more sessions are claimed, not even by a poll that is under way, and
+// those that are there are served to their end. It is no state for ever.
+func TestRetired(t *testing.T) {
+	virtual(t, func(f *field) {
+		f.driver.run = hang
+		w := f.start(func(c *Config) { c.PoolSize = 1; c.ToolTimeout = 24 * time.Hour })
+		f.plane.session("sesn_1", []toolUse{bash("c1")})
+		time.Sleep(time.Minute + 300*time.Millisecond)
+		w.Apply(Live{Retired: true, PoolSize: 1})
+		f.plane.session("sesn_2", []toolUse{bash("c2")})
+		time.Sleep(10 * time.Minute)
+		if ran := f.driver.ran(); len(ran) != 1 {
+			t.Errorf("%d calls ran, want that of the session which was there", len(ran))
+		}
+		if err := w.Ready(); err != nil {
+			t.Error(err)
+		}
+		f.plane.interrupt("sesn_1")
+		f.stopped("sesn_1")
+		time.Sleep(10 * time.Minute)
+		if n := f.driver.live(); n != 0 {
+			t.Errorf("%d boxes are kept, for nobody", n)
+		}
+		w.Apply(Live{})
+		time.Sleep(10 * time.Minute)
+		if ran := f.driver.ran(); len(ran) != 2 {
+			t.Errorf("%d calls ran, want that of the session which waited, too", len(ran))
+		}
+	})
+}
+
 func TestLossTextOfDisk(t *testing.T) {
 	t.Parallel()
 	got := lossText(sandbox.Exit{Cause: sandbox.CauseDisk, Detail: "its work folder holds 3 MiB"}, sandbox.Limits{}.Defaults())

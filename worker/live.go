@@ -2,6 +2,10 @@ package worker
 
 // Live is what of a [Config] can be changed while a worker runs.
 type Live struct {
+	// Retired says that no more sessions are claimed. Those that are served are served to
+	// their end; boxes are kept for nobody.
+	Retired bool
+
 	MaxSessions int
 	PoolSize    int
 	Keep        Keep
@@ -13,6 +17,9 @@ type Live struct {
 func (w *Worker) Apply(l Live) {
 	if l.MaxSessions == 0 {
 		l.MaxSessions = defaultMaxSessions
+	}
+	if l.Retired {
+		l.MaxSessions, l.PoolSize, l.Keep.For = 0, 0, -1
 	}
 	w.places.resize(l.MaxSessions)
 	w.mu.Lock()

@@ -84,6 +84,13 @@ func (p *places) wake() {
 	p.freed = make(chan struct{})
 }
 
+// closed reports whether there is no place at all.
+func (p *places) closed() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.limit == 0
+}
+
 // leave gives the place back.
 func (at *place) leave() {
 	at.of.mu.Lock()

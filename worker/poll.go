@@ -36,6 +36,8 @@ func (w *Worker) poll(ctx context.Context, serve func(*offer, *place)) error {
 			// An offer that got lost on the way is made again: it was not acknowledged.
 			at.leave()
 			return nil
+		case o != nil && w.places.closed():
+			at.leave() // of a poll that was under way: the offer is made again, to others
 		case unauthorized(err) && !answered && trouble.failed > 0:
 			at.leave()
 			return &KeyRefused{Environment: w.cfg.EnvironmentID, BaseURL: w.cfg.BaseURL, Err: err}

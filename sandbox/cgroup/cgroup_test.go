@@ -477,14 +477,15 @@ func TestLimitsHold(t *testing.T) {
 		if err := g.LimitProcesses(20); err != nil {
 			t.Fatal(err)
 		}
-		_, out := run(t, g, "for i in $(seq 100); do sleep 1000 & done 2>/dev/null; echo never; read x")
-		for deadline := time.Now().Add(10 * time.Second); g.Stats().Processes < 20; time.Sleep(time.Millisecond) {
+		run(t, g, "for i in $(seq 100); do sleep 1000 & done 2>/dev/null; read x")
+		// The shell may end at the first process that it is refused, and then there are 20
+		// for a moment only. That one was refused is on the books for good.
+		for deadline := time.Now().Add(time.Minute); g.LimitHits().Processes == 0; time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
-				t.Fatalf("%+v", g.Stats())
+				t.Fatalf("none was refused: %+v", g.Stats())
 			}
 		}
-		_ = out
-		if n := g.Stats().Processes; n != 20 {
+		if n := g.Stats().Processes; n < 19 || n > 20 {
 			t.Errorf("%d processes", n)
 		}
 	})

@@ -154,18 +154,23 @@ func (b *box) end(cause sandbox.Cause, detail string) {
 // kill kills all that is in the box. If that has ended, it is no error.
 func (b *box) kill(ctx context.Context) error {
 	_, err := b.daemon.client.ContainerKill(ctx, b.id, client.ContainerKillOptions{Signal: "KILL"})
-	if err == nil || errdefs.IsNotFound(err) {
+	if err == nil || errdefs.IsNotFound(err) || b.hasEnded(ctx) {
 		return nil
 	}
 	// Some do not kill what is frozen.
 	if b.Thaw(ctx) == nil {
 		_, err = b.daemon.client.ContainerKill(ctx, b.id, client.ContainerKillOptions{Signal: "KILL"})
 	}
-	if got, unknown := b.daemon.client.ContainerInspect(ctx, b.id, client.ContainerInspectOptions{}); errdefs.IsNotFound(unknown) ||
-		unknown == nil && got.Container.State != nil && !got.Container.State.Running {
+	if b.hasEnded(ctx) {
 		return nil
 	}
 	return err
+}
+
+// hasEnded reports whether the daemon says that nothing runs in the box any more.
+func (b *box) hasEnded(ctx context.Context) bool {
+	got, err := b.daemon.client.ContainerInspect(ctx, b.id, client.ContainerInspectOptions{})
+	return errdefs.IsNotFound(err) || err == nil && got.Container.State != nil && !got.Container.State.Running
 }
 
 // untilClosed writes to a file, and nowhere once that is closed.
@@ -186,6 +191,7 @@ func (b *box) run() {
 	go func() {
 		err := split(b.conn.Reader, untilClosed{b.output}, complaints)
 		b.output.Close()
+		b.endIfKilled() // while its control group is still there to say so
 		passed <- err
 	}()
 	state, err := b.await(passed)
@@ -281,14 +287,23 @@ func (b *box) watch() {
 	for {
 		select {
 		case <-ticker.C:
-			if b.usage.killed() {
-				b.end(sandbox.CauseMemory, outOfMemory(b.spec.Limits))
+			if b.endIfKilled() {
 				return
 			}
 		case <-b.ended:
 			return
 		}
 	}
+}
+
+// endIfKilled ends the box if the kernel has killed something of it for want of memory,
+// and reports whether that is so.
+func (b *box) endIfKilled() bool {
+	killed := b.usage.killed()
+	if killed {
+		b.end(sandbox.CauseMemory, outOfMemory(b.spec.Limits))
+	}
+	return killed
 }
 
 func outOfMemory(limits sandbox.Limits) string {

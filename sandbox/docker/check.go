@@ -156,5 +156,13 @@ func (d *Driver) unavailable(err error) error {
 	if already, ok := errors.AsType[*sandbox.Unavailable](err); ok {
 		return already
 	}
-	return &sandbox.Unavailable{Backend: d.Name(), Cause: err.Error()}
+	u := &sandbox.Unavailable{Backend: d.Name(), Cause: err.Error()}
+	if strings.Contains(u.Cause, "hybrid mode") { // which crun refuses
+		runc := "have it use runc (sandbox.runtime, --runtime)"
+		if d.options.Kind == Podman {
+			runc = `have it use runc (runtime = "runc" under [engine] in containers.conf, and restart podman.socket)`
+		}
+		u.Remedy = []string{runc, "boot the host with control groups of version 2 alone (systemd.unified_cgroup_hierarchy=1)"}
+	}
+	return u
 }

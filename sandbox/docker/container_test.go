@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,7 +23,7 @@ func fakeDaemon(t *testing.T, kind Kind, api string, info system.Info) *daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &daemon{kind: kind, client: c, info: info, tag: "feed", dir: "/host/root"}
+	return &daemon{kind: kind, client: c, info: info, tag: "feed", dir: "/host/root", filter: "{}"}
 }
 
 type network struct{}
@@ -59,7 +60,7 @@ func TestDescribe(t *testing.T) {
 			AttachStdin: true, AttachStdout: true, AttachStderr: true, OpenStdin: true, StdinOnce: true,
 		},
 		HostConfig: &container.HostConfig{
-			NetworkMode: "none", ReadonlyRootfs: true, CapDrop: []string{"ALL"}, SecurityOpt: []string{"no-new-privileges"},
+			NetworkMode: "none", ReadonlyRootfs: true, CapDrop: []string{"ALL"}, SecurityOpt: []string{"seccomp={}", "no-new-privileges"},
 			CgroupnsMode: "private", IpcMode: "private", ShmSize: 64 * mib, LogConfig: container.LogConfig{Type: "none"},
 			RestartPolicy: container.RestartPolicy{Name: "no"}, Runtime: "runsc", Init: &off,
 			Tmpfs: map[string]string{
@@ -189,6 +190,17 @@ func TestTheDaemonsSocketIsNotForBoxes(t *testing.T) {
 	spec.Files = map[string]string{"/mnt/sock": socket}
 	if _, err := validate(spec, false, socket); err == nil {
 		t.Error("the socket itself is mounted")
+	}
+}
+
+// What crun says where both versions of control groups are mounted.
+func TestHybridControlGroupsHaveARemedy(t *testing.T) {
+	t.Parallel()
+	for kind, want := range map[Kind]string{Docker: "sandbox.runtime", Podman: "containers.conf"} {
+		err := New(Options{Kind: kind}).unavailable(errors.New("crun: cgroups in hybrid mode not supported"))
+		if u, ok := errors.AsType[*sandbox.Unavailable](err); !ok || len(u.Remedy) != 2 || !strings.Contains(u.Remedy[0], want) {
+			t.Errorf("%s: %v", kind, err)
+		}
 	}
 }
 

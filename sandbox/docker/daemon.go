@@ -37,6 +37,7 @@ type daemon struct {
 	dir      string   // Options.Root, absolute
 	lock     *os.File
 	tag      string // on the labels of our containers
+	filter   string // of system calls, as the daemon wants it named
 }
 
 // connect finds the daemon. It fails with an [*sandbox.Unavailable] that says what to

@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/moby/moby/client"
 
@@ -99,6 +100,9 @@ func New(options Options) *Driver {
 // Name implements [sandbox.Driver].
 func (d *Driver) Name() string { return string(d.options.Kind) }
 
+// lockName is the file in Root by whose lock one driver uses it; package leaks knows it.
+const lockName = "lock"
+
 // launcher returns the executable that has the role of package netns.
 func (d *Driver) launcher() string { return cmp.Or(d.options.Launcher, netns.Self) }
 
@@ -135,16 +139,23 @@ func (d *Driver) prepare(ctx context.Context) (*daemon, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	held, err := sandbox.Lock(filepath.Join(dir, "lock"))
+	held, err := sandbox.Lock(filepath.Join(dir, lockName))
 	if err != nil {
 		return nil, fmt.Errorf("sandbox directory %s: %w", dir, err)
 	}
+	now := time.Now()
+	_ = os.Chtimes(held.Name(), now, now) // then images may go a little too soon
 	found, err := d.connect(ctx)
 	if err != nil {
 		held.Close()
 		return nil, err
 	}
 	found.dir, found.lock, found.tag = dir, held, sandbox.PathTag(dir)
+	if found.filter, err = filterFor(found.kind, dir); err != nil {
+		found.client.Close()
+		held.Close()
+		return nil, err
+	}
 	d.daemon = found
 	return found, nil
 }
@@ -161,15 +172,20 @@ func (d *Driver) Prepare(ctx context.Context, image string) error {
 
 // Sweep removes what an earlier worker with the same Root left behind when it was
 // killed: containers, running or not, and files. The boxes of this driver are not
-// touched. A worker calls it once, before its first box.
+// touched. It also removes images that were imported for drivers which are no more. A
+// worker calls it once, before its first box.
 func (d *Driver) Sweep(ctx context.Context) error {
 	found, err := d.prepare(ctx)
 	if err != nil {
 		return err
 	}
-	list, err := found.client.ContainerList(ctx, client.ContainerListOptions{
-		All:     true,
-		Filters: make(client.Filters).Add("label", driverLabel+"="+found.tag),
+	var list client.ContainerListResult
+	err = patiently(ctx, func() (err error) { // podman fails while one of them is ending
+		list, err = found.client.ContainerList(ctx, client.ContainerListOptions{
+			All:     true,
+			Filters: make(client.Filters).Add("label", driverLabel+"="+found.tag),
+		})
+		return err
 	})
 	if err != nil {
 		return fmt.Errorf("list the containers of %s: %w", d.Name(), err)
@@ -187,6 +203,9 @@ func (d *Driver) Sweep(ctx context.Context) error {
 		if !d.claims.Holds(filepath.Base(dir)) {
 			errs = append(errs, os.RemoveAll(dir))
 		}
+	}
+	if err := found.dropForgotten(ctx); err != nil {
+		d.log.Warn("images that nobody uses are left at the daemon", "error", err) // no reason not to start
 	}
 	return errors.Join(errs...)
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -232,6 +233,7 @@ func spawn(socket string, env []string, name string, args ...string) error {
 	}
 	cmd := exec.Command(path, args...)
 	cmd.Stdout, cmd.Stderr, cmd.Env = log, log, append(os.Environ(), env...)
+	cmd.Dir = shared.dir // podman's boxes leave a file where it was started when they run out of memory
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return err
@@ -439,6 +441,31 @@ func TestNoCommandRunsBeforeItsNetworkIsServed(t *testing.T) {
 	}
 }
 
+// A daemon's own filter lets the first two of these through, among other calls.
+func TestCallsAreFiltered(t *testing.T) {
+	for _, kind := range kinds {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			_, client := start(t, docker.New(options(t, kind, t.TempDir())), spec(t, "filtered"))
+			// vsock, netfilter's netlink and packets; and routes, which are asked for by the like.
+			const script = `
+import socket
+for family, kind, protocol in ((40, 1, 0), (16, 3, 12), (17, 3, 0)):
+    try:
+        socket.socket(family, kind, protocol)
+        print("family", family, "protocol", protocol, "is allowed")
+    except OSError:
+        pass
+socket.socket(16, 3, 0)
+print("routes")
+`
+			if got := bash(t, client, "python3 -c '"+script+"'"); got != "routes" {
+				t.Error(got)
+			}
+		})
+	}
+}
+
 // nothingLeft checks that no container of a driver is left.
 func nothingLeft(t *testing.T, o docker.Options) {
 	t.Helper()
@@ -455,10 +482,16 @@ func containers(t *testing.T, o docker.Options) []string {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	list, err := c.ContainerList(t.Context(), client.ContainerListOptions{
-		All: true, Filters: make(client.Filters).Add("label", "io.bailey.driver="+docker.Tag(o.Root))})
-	if err != nil {
-		t.Fatal(err)
+	var list client.ContainerListResult
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		list, err = c.ContainerList(t.Context(), client.ContainerListOptions{
+			All: true, Filters: make(client.Filters).Add("label", "io.bailey.driver="+docker.Tag(o.Root))})
+		if err == nil {
+			break
+		}
+		if time.Now().After(deadline) { // podman fails while one of them is ending
+			t.Fatal(err)
+		}
 	}
 	var names []string
 	for _, found := range list.Items {
@@ -599,6 +632,91 @@ func TestImages(t *testing.T) {
 	err = docker.New(o).Prepare(t.Context(), "")
 	if u, ok := errors.AsType[*sandbox.Unavailable](err); !ok || !strings.Contains(u.Error(), "name an image") {
 		t.Error(err)
+	}
+}
+
+// Images that were imported for a test, or by a worker which has another one now, stayed
+// at the daemon for ever.
+func TestImagesThatNobodyUsesGo(t *testing.T) {
+	for _, kind := range kinds {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			o := options(t, kind, t.TempDir())
+			c, err := client.New(client.WithHost(o.Host))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			imported := func(o docker.Options) int {
+				t.Helper()
+				list, err := c.ImageList(t.Context(), client.ImageListOptions{Filters: make(client.Filters).Add("label", "io.bailey.driver="+docker.Tag(o.Root))})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return len(list.Items)
+			}
+			image := func(content string) string { // that no other driver has
+				dir := t.TempDir()
+				if err := errors.Join(os.Mkdir(filepath.Join(dir, "bin"), 0o755), os.WriteFile(filepath.Join(dir, "bin", "bash"), []byte(content), 0o755)); err != nil {
+					t.Fatal(err)
+				}
+				return dir
+			}
+
+			// For a test.
+			driver := docker.New(o)
+			if err := driver.Prepare(t.Context(), image("test")); err != nil {
+				t.Fatal(err)
+			}
+			if n := imported(o); n != 1 {
+				t.Fatalf("%d images are imported", n)
+			}
+			if err := driver.Discard(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if n := imported(o); n != 0 {
+				t.Errorf("%d images are left of a test", n)
+			}
+
+			// By one that lives, one that is stopped, one that was stopped long ago, and one
+			// whose directory is gone.
+			roots := make(map[string]docker.Options)
+			for _, name := range []string{"lives", "stopped", "old", "gone"} {
+				o := o
+				o.Root = filepath.Join(t.TempDir(), name+" root")
+				roots[name] = o
+				user := docker.New(o)
+				if err := user.Prepare(t.Context(), image(name)); err != nil {
+					t.Fatal(err)
+				}
+				if name == "lives" {
+					defer runtime.KeepAlive(user) // and with it the lock
+					continue
+				}
+				// As the process that held it, which is no more.
+				lock := filepath.Join(o.Root, "lock")
+				if err := errors.Join(os.Remove(lock), os.WriteFile(lock, nil, 0o600)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			old := time.Now().Add(-30 * 24 * time.Hour)
+			for _, name := range []string{"lives", "old"} {
+				if err := os.Chtimes(filepath.Join(roots[name].Root, "lock"), old, old); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := os.RemoveAll(roots["gone"].Root); err != nil {
+				t.Fatal(err)
+			}
+			if err := driver.Sweep(t.Context()); err != nil {
+				t.Error(err)
+			}
+			for name, want := range map[string]int{"lives": 1, "stopped": 1, "old": 0, "gone": 0} {
+				if n := imported(roots[name]); n != want {
+					t.Errorf("%s: %d images are left, want %d", name, n, want)
+				}
+			}
+		})
 	}
 }
 

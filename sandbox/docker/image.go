@@ -14,7 +14,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/client"
@@ -92,31 +94,69 @@ func (d *Driver) importOnce(ctx context.Context, found *daemon, path string) (im
 		return imported{}, err
 	}
 	d.images[path] = from
-	d.dropImages(ctx, found)
+	if err := d.dropImages(ctx, found); err != nil {
+		d.log.Warn("an image that is not used any more is left at the daemon", "error", err)
+	}
 	return from, nil
 }
 
 // dropImages removes what this driver, or an earlier one with its Root, imported and has
-// no use for any more. What a container still needs the daemon keeps, and what another
-// driver needs that one imports again.
-func (d *Driver) dropImages(ctx context.Context, found *daemon) {
-	list, err := found.client.ImageList(ctx, client.ImageListOptions{Filters: make(client.Filters).Add("label", driverLabel+"="+found.tag)})
-	if err != nil {
-		d.log.Warn("images of earlier workers cannot be listed", "error", err)
-		return
-	}
+// no use for any more. It is called with mu held.
+func (d *Driver) dropImages(ctx context.Context, found *daemon) error {
 	var used []string
 	for _, from := range d.images {
 		used = append(used, from.ref)
 	}
+	return found.removeImages(ctx, driverLabel+"="+found.tag, func(refs []string, _ map[string]string) bool {
+		return !slices.ContainsFunc(refs, func(ref string) bool { return slices.Contains(used, ref) })
+	})
+}
+
+// keepUnused is how long the images of a driver stay that nobody has used since.
+const keepUnused = 7 * 24 * time.Hour
+
+// dropForgotten removes the images of drivers that will not come back for them: their Root
+// is gone, or was last used a while ago, as that of a worker which has another image now.
+func (found *daemon) dropForgotten(ctx context.Context) error {
+	return found.removeImages(ctx, rootLabel, func(_ []string, labels map[string]string) bool {
+		root := labels[rootLabel]
+		lock, err := os.Stat(filepath.Join(root, lockName))
+		if errors.Is(err, fs.ErrNotExist) {
+			return true
+		}
+		return err == nil && time.Since(lock.ModTime()) > keepUnused && !sandbox.Locked(filepath.Join(root, lockName))
+	})
+}
+
+// removeImages removes those with the label that are to go. What a container still needs
+// the daemon keeps, and what another driver needs that one imports again.
+func (found *daemon) removeImages(ctx context.Context, label string, goes func(refs []string, labels map[string]string) bool) error {
+	list, err := found.client.ImageList(ctx, client.ImageListOptions{Filters: make(client.Filters).Add("label", label)})
+	if err != nil {
+		return fmt.Errorf("list the images of boxes: %w", err)
+	}
+	var errs []error
 	for _, i := range list.Items {
-		if slices.ContainsFunc(i.RepoTags, func(ref string) bool { return slices.Contains(used, ref) }) {
+		if !goes(i.RepoTags, i.Labels) {
 			continue
 		}
-		if _, err := found.client.ImageRemove(ctx, i.ID, client.ImageRemoveOptions{}); err != nil && !errdefs.IsNotFound(err) {
-			d.log.Warn("an image of an earlier worker is not removed", "image", i.ID, "error", err)
+		_, err := found.client.ImageRemove(ctx, i.ID, client.ImageRemoveOptions{})
+		if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsConflict(err) {
+			errs = append(errs, fmt.Errorf("remove image %s: %w", i.ID, err))
 		}
 	}
+	return errors.Join(errs...)
+}
+
+// Discard implements [sandbox.Discarder].
+func (d *Driver) Discard(ctx context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.daemon == nil {
+		return nil
+	}
+	clear(d.images)
+	return d.dropImages(ctx, d.daemon)
 }
 
 // importImage has the daemon import what is at a path of the host, unless it has. What is
@@ -131,7 +171,7 @@ func (found *daemon) importImage(ctx context.Context, path string) (_ imported, 
 	if err != nil {
 		return imported{}, err
 	}
-	made := imported{repository + ":" + files.fingerprint(), root.Env}
+	made := imported{repository + ":" + files.fingerprint(root.Digest, path), root.Env}
 	if _, err := found.client.ImageInspect(ctx, made.ref); err == nil || !errdefs.IsNotFound(err) {
 		return made, err
 	}
@@ -139,7 +179,7 @@ func (found *daemon) importImage(ctx context.Context, path string) (_ imported, 
 	go func() { w.CloseWithError(files.archive(ctx, w)) }()
 	defer r.Close()
 	progress, err := found.client.ImageImport(ctx, client.ImageImportSource{Source: r, SourceName: "-"}, made.ref, client.ImageImportOptions{
-		Changes: []string{fmt.Sprintf("LABEL %s=%s", driverLabel, found.tag)},
+		Changes: []string{fmt.Sprintf("LABEL %s=%s", driverLabel, found.tag), fmt.Sprintf("LABEL %s=%q", rootLabel, found.dir)},
 	})
 	if err != nil {
 		return imported{}, fmt.Errorf("import image %q: %w", path, err)
@@ -205,15 +245,21 @@ func merge(ctx context.Context, layers []string) (files, error) {
 	return all, nil
 }
 
-// fingerprint tells images apart, by all that can be known without reading their files. It
-// is the same wherever an archive has been unpacked to, so that each is imported once.
-func (all files) fingerprint() string {
+// fingerprint tells images apart, by all that can be known without reading their files:
+// the digest of the archive they come from, or for what is in the directory at path the
+// time of its last change, which nobody can set. It is the same wherever an archive has
+// been unpacked to, so that each is imported once.
+func (all files) fingerprint(digest, path string) string {
 	sum := sha256.New()
+	fmt.Fprintln(sum, digest)
 	for _, f := range all {
 		stat := f.info.Sys().(*syscall.Stat_t)
 		fmt.Fprintf(sum, "%q %s %d %d", f.name, f.info.Mode(), stat.Uid, stat.Gid)
 		if !f.info.IsDir() {
 			fmt.Fprintf(sum, " %d %d", stat.Size, f.info.ModTime().UnixNano())
+			if strings.HasPrefix(f.path, filepath.Clean(path)+"/") {
+				fmt.Fprintf(sum, " %d", stat.Ctim.Nano())
+			}
 		}
 		if f.info.Mode()&fs.ModeSymlink != 0 {
 			target, _ := os.Readlink(f.path) // one that cannot be read fails when it is archived

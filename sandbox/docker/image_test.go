@@ -9,10 +9,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
+
+func (all files) named(name string) file {
+	return all[slices.IndexFunc(all, func(f file) bool { return f.name == name })]
+}
 
 func TestArchive(t *testing.T) {
 	t.Parallel()
@@ -67,13 +73,13 @@ func TestArchive(t *testing.T) {
 		t.Error(diff)
 	}
 
-	first := merged.fingerprint()
+	first := merged.fingerprint("", "/elsewhere")
 	// What an archive was unpacked to once more is the same image.
 	again := t.TempDir()
 	if err := exec.CommandContext(t.Context(), "cp", "-a", lower+"/.", again).Run(); err != nil {
 		t.Fatal(err)
 	}
-	if copied, err := merge(t.Context(), []string{upper, again}); err != nil || copied.fingerprint() != first {
+	if copied, err := merge(t.Context(), []string{upper, again}); err != nil || copied.fingerprint("", "/elsewhere") != first {
 		t.Errorf("a copy has another fingerprint (%v)", err)
 	}
 	if err := os.WriteFile(lower+"/bin/tool", []byte("another tool"), 0o750); err != nil {
@@ -83,8 +89,19 @@ func TestArchive(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if changed.fingerprint() == first {
+	if changed.fingerprint("", "/elsewhere") == first {
 		t.Error("a changed image has the same fingerprint")
+	}
+	// An archive is known by its content, and files where they are by a time that nobody sets.
+	if merged.fingerprint("digest", "/elsewhere") == first {
+		t.Error("another archive has the same fingerprint")
+	}
+	first = changed.fingerprint("", lower+"/")
+	if err := errors.Join(os.WriteFile(lower+"/bin/tool", []byte("another loot"), 0o750), os.Chtimes(lower+"/bin/tool", time.Time{}, changed.named("bin/tool").info.ModTime())); err != nil {
+		t.Fatal(err)
+	}
+	if same, err := merge(t.Context(), []string{upper, lower}); err != nil || same.fingerprint("", lower+"/") == first {
+		t.Errorf("an image that was changed behind its dates has the same fingerprint (%v)", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/client"
 
 	"github.com/bailey-platform/bailey/sandbox"
@@ -54,12 +55,13 @@ func (b *box) start(ctx context.Context, i image) error {
 		b.driver.claims.Give(b.spec.ID)
 		return err
 	}
-	options, err := b.driver.describe(b.daemon, b.spec, i)
-	if err != nil {
-		b.driver.claims.Give(b.spec.ID)
-		return err
+	created, err := b.create(ctx, i)
+	if errdefs.IsNotFound(err) {
+		// It is another driver's image, too, which had no more use for it.
+		if i, err = b.driver.image(ctx, b.daemon, b.spec.Image); err == nil {
+			created, err = b.create(ctx, i)
+		}
 	}
-	created, err := b.daemon.client.ContainerCreate(ctx, options)
 	if err != nil {
 		b.driver.claims.Give(b.spec.ID)
 		return err
@@ -70,6 +72,14 @@ func (b *box) start(ctx context.Context, i image) error {
 		return err
 	}
 	return nil
+}
+
+func (b *box) create(ctx context.Context, i image) (client.ContainerCreateResult, error) {
+	options, err := b.driver.describe(b.daemon, b.spec, i)
+	if err != nil {
+		return client.ContainerCreateResult{}, err
+	}
+	return b.daemon.client.ContainerCreate(ctx, options)
 }
 
 // launch starts the container, which is there, and returns when the command runs.

@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/bailey-platform/bailey/sandbox"
 )
 
 // daemons are where container daemons usually listen, by the programs that speak to them.
@@ -25,8 +28,12 @@ var daemons = map[string]string{
 
 func userSocket(name string) string { return fmt.Sprintf("/run/user/%d/%s", os.Geteuid(), name) }
 
-// rootLabel is on containers that are boxes: the directory of the driver they belong to.
-const rootLabel = "io.bailey.root"
+// The labels of containers that are boxes: the directory of the driver they belong to,
+// and the box.
+const (
+	rootLabel = "io.bailey.root"
+	boxLabel  = "io.bailey.box"
+)
 
 const (
 	daemonPatience = 10 * time.Second
@@ -50,12 +57,7 @@ func containersOf(socket, program string) ([]Leak, error) {
 	if _, err := os.Stat(socket); err != nil {
 		return nil, nil
 	}
-	client := &http.Client{Timeout: daemonPatience, Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", socket)
-		},
-	}}
+	client := daemonClient(socket)
 	filters := url.QueryEscape(`{"label":["` + rootLabel + `"]}`)
 	res, err := client.Get("http://daemon/containers/json?all=1&filters=" + filters)
 	var refused *net.OpError
@@ -80,10 +82,43 @@ func containersOf(socket, program string) ([]Leak, error) {
 	var found []Leak
 	for _, c := range list {
 		root := c.Labels[rootLabel]
-		if root == "" || inUse(filepath.Join(root, "lock")) {
+		if root == "" || sandbox.Locked(filepath.Join(root, "lock")) {
 			continue
 		}
-		found = append(found, Leak{"container", fmt.Sprintf("%.12s of %s, of boxes in %s", c.ID, program, root), fmt.Sprintf("%s rm -f %.12s", program, c.ID)})
+		found = append(found, Leak{Kind: "container", Name: fmt.Sprintf("%.12s of %s, of boxes in %s", c.ID, program, root), Remedy: fmt.Sprintf("%s rm -f %.12s", program, c.ID),
+			Box: c.Labels[boxLabel], Driver: driverIn(root), remove: func(proof) error { return removeContainer(socket, program, c.ID, root) }})
 	}
 	return found, nil
+}
+
+// removeContainer removes a container of a driver that nobody is, which it sees to that
+// nobody becomes meanwhile.
+func removeContainer(socket, program, id, root string) error {
+	lock, err := sandbox.Lock(filepath.Join(root, "lock"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // with its directory the driver is gone
+		return err
+	}
+	defer lock.Close() // a nil one only says so
+	req, err := http.NewRequest(http.MethodDelete, "http://daemon/containers/"+url.PathEscape(id)+"?force=1&v=1", nil)
+	if err != nil {
+		return err
+	}
+	res, err := daemonClient(socket).Do(req)
+	if err != nil {
+		return fmt.Errorf("have %s remove container %.12s: %w", program, id, err)
+	}
+	defer res.Body.Close()
+	if res.StatusCode >= http.StatusBadRequest && res.StatusCode != http.StatusNotFound {
+		return fmt.Errorf("have %s remove container %.12s: HTTP %d", program, id, res.StatusCode)
+	}
+	return nil
+}
+
+func daemonClient(socket string) *http.Client {
+	return &http.Client{Timeout: daemonPatience, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		},
+	}}
 }

@@ -3,8 +3,8 @@
 // directories of boxes that nobody runs. On a host where workers were killed, at whatever moment, it
 // must find nothing once the next worker on the same data directory has started.
 //
-// It only looks. It knows the names that backends give to things, and none of the
-// backends. Start reading at [Find].
+// It knows the names that backends give to things, and none of the backends. Start
+// reading at [Find]; what it finds stays, unless [Clean] is asked to remove it.
 package leaks
 
 import (
@@ -21,13 +21,22 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/bailey-platform/bailey/sandbox"
 )
 
 // A Leak is one thing that is left of a box.
 type Leak struct {
 	Kind   string `json:"kind"` // "process", "control group", "mount", "network card", "container", "directory"
 	Name   string `json:"name"`
-	Remedy string `json:"remedy"` // a command or a sentence
+	Remedy string `json:"remedy"`        // a command or a sentence
+	Box    string `json:"box,omitempty"` // which it is left of, if it says so
+
+	// Driver is what the driver that made the box calls itself, or if that cannot be known
+	// the directory it had. A killed worker's leaks have it in common.
+	Driver string `json:"driver,omitempty"`
+
+	remove func(proof) error // nil where only the next worker can know what to do
 }
 
 func (l Leak) String() string { return l.Kind + " " + l.Name }
@@ -87,7 +96,9 @@ func processes() ([]Leak, error) {
 			continue // the outermost one is what counts; 0 ended, or is of another namespace
 		}
 		if parent == 1 || subreaper {
-			found = append(found, Leak{"process", fmt.Sprintf("%d (%s)", pid, program), fmt.Sprintf("kill -9 %d", pid)})
+			group := boxGroup(pid)
+			found = append(found, Leak{Kind: "process", Name: fmt.Sprintf("%d (%s)", pid, program), Remedy: fmt.Sprintf("kill -9 %d", pid),
+				Box: group.box, Driver: group.tag, remove: func(p proof) error { return p.kill(pid, program, group) }})
 		}
 	}
 	return found, nil
@@ -120,11 +131,21 @@ func controlGroups() ([]Leak, error) {
 		box := filepath.Join(filepath.Base(filepath.Dir(name)), filepath.Base(name))
 		i, ok := at[box]
 		if !ok {
-			at[box] = len(found)
-			found = append(found, Leak{"control group", box, "rmdir " + name})
-			continue
+			i = len(found)
+			at[box] = i
+			found = append(found, Leak{Kind: "control group", Name: box, Remedy: "rmdir",
+				Box: filepath.Base(name), Driver: strings.TrimPrefix(filepath.Base(filepath.Dir(name)), groupPrefix)})
 		}
 		found[i].Remedy += " " + name
+		before := found[i].remove
+		found[i].remove = func(p proof) error {
+			if before != nil {
+				if err := before(p); err != nil {
+					return err
+				}
+			}
+			return p.removeGroup(name)
+		}
 	}
 	slices.SortFunc(found, func(a, b Leak) int { return strings.Compare(a.Name, b.Name) })
 	return found, err
@@ -205,7 +226,9 @@ func mounts() ([]Leak, error) {
 		}
 		at := fields[4]
 		if strings.Contains(at, "/sandbox/boxes/") || strings.Contains(at, "null-netns") && strings.Contains(at, "/boxes/") {
-			found = append(found, Leak{"mount", at, "umount " + at})
+			root, box, _ := strings.Cut(at, "/boxes/")
+			box, _, _ = strings.Cut(box, "/")
+			found = append(found, Leak{Kind: "mount", Name: at, Remedy: "umount " + at, Box: box, Driver: driverIn(root)})
 		}
 	}
 	return found, nil
@@ -220,10 +243,18 @@ func networkCards() ([]Leak, error) {
 	var found []Leak
 	for _, card := range cards {
 		if card.Name == "box0" {
-			found = append(found, Leak{"network card", card.Name, "ip link delete " + card.Name})
+			found = append(found, Leak{Kind: "network card", Name: card.Name, Remedy: "ip link delete " + card.Name})
 		}
 	}
 	return found, nil
+}
+
+// driverIn is the driver whose directory it is.
+func driverIn(root string) string {
+	if tag, err := tagOf(filepath.Join(root, "lock")); err == nil {
+		return tag
+	}
+	return root
 }
 
 // directories finds directories of boxes in a worker's data directory, if no worker uses
@@ -236,7 +267,7 @@ func directories(data string) ([]Leak, error) {
 			return nil, err
 		}
 		for _, dir := range dirs {
-			if inUse(filepath.Join(dir, "lock")) {
+			if sandbox.Locked(filepath.Join(dir, "lock")) {
 				continue
 			}
 			boxes, err := os.ReadDir(filepath.Join(dir, "boxes"))
@@ -245,19 +276,9 @@ func directories(data string) ([]Leak, error) {
 			}
 			for _, box := range boxes {
 				name := filepath.Join(dir, "boxes", box.Name())
-				found = append(found, Leak{"directory", name, "start a worker on " + data + ", which removes it"})
+				found = append(found, Leak{Kind: "directory", Name: name, Remedy: "start a worker on " + data + ", which removes it", Box: box.Name(), Driver: driverIn(dir)})
 			}
 		}
 	}
 	return found, nil
-}
-
-// inUse reports whether somebody holds the lock.
-func inUse(lock string) bool {
-	file, err := os.Open(lock)
-	if err != nil {
-		return false
-	}
-	defer file.Close()
-	return errors.Is(unix.Flock(int(file.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
 }

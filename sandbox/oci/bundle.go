@@ -14,6 +14,7 @@ import (
 	"github.com/bailey-platform/bailey/sandbox/cdi"
 	"github.com/bailey-platform/bailey/sandbox/oci/cradle"
 	"github.com/bailey-platform/bailey/sandbox/rootfs"
+	"github.com/bailey-platform/bailey/sandbox/seccomp"
 )
 
 const (
@@ -73,7 +74,7 @@ func bundle(spec sandbox.Spec, devices cdi.Devices, mappings []specs.LinuxIDMapp
 			GIDMappings:   mappings,
 			MaskedPaths:   masked,
 			ReadonlyPaths: readOnly,
-			Seccomp:       filter(),
+			Seccomp:       seccomp.Filter(),
 		},
 	}
 	addDevices(&b, devices)

@@ -76,7 +76,8 @@ func (r *Root) addArchive(ctx context.Context, store store, image string, info f
 	if err != nil {
 		return "", err
 	}
-	return r.hold(store.get(ctx, "image-"+string(digest), func(ctx context.Context, dir string) error {
+	r.Digest = string(digest)
+	return r.hold(store.get(ctx, "image-"+r.Digest, func(ctx context.Context, dir string) error {
 		file, err := os.Open(image)
 		if err != nil {
 			return err
@@ -95,7 +96,7 @@ func (r *Root) addArchive(ctx context.Context, store store, image string, info f
 		if _, err := io.Copy(io.Discard, all); err != nil {
 			return err
 		}
-		if hex.EncodeToString(sum.Sum(nil)) != string(digest) {
+		if hex.EncodeToString(sum.Sum(nil)) != r.Digest {
 			return errors.New("it changed while it was unpacked")
 		}
 		return nil
@@ -134,7 +135,8 @@ func (r *Root) addLayout(ctx context.Context, store store, dir string) (string, 
 	if r.Env, err = variables(image); err != nil {
 		return "", err
 	}
-	return r.hold(store.get(ctx, "image-"+digest.Hex, func(ctx context.Context, dir string) error {
+	r.Digest = digest.Hex
+	return r.hold(store.get(ctx, "image-"+r.Digest, func(ctx context.Context, dir string) error {
 		if err := verify(ctx, image, digest, unpackBounds); err != nil {
 			return err
 		}

@@ -35,6 +35,10 @@ type Root struct {
 	// Mounts are mounted read-only over the layers.
 	Mounts []Mount
 
+	// Digest tells what is in an archive or an image layout, wherever and by whom it was
+	// unpacked. It is empty for a directory and for the host.
+	Digest string
+
 	// Env are the variables that the image says its programs have ("KEY=value"). Only an
 	// OCI image layout says so.
 	Env []string

@@ -3,6 +3,7 @@ package verify
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -75,7 +76,9 @@ var resourceChecks = []check{
 			}()
 			for range processTry {
 				cmd := exec.Command("/bin/sleep", "60")
-				if err := cmd.Start(); err != nil {
+				if err := cmd.Start(); errors.Is(err, fs.ErrNotExist) {
+					return skipped("the image has no /bin/sleep to start")
+				} else if err != nil {
 					return held("the kernel said %q at process %d, and the box goes on", reason(err), len(started)+1)
 				}
 				started = append(started, cmd)

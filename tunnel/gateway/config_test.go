@@ -201,7 +201,7 @@ upstream:
 		t.Errorf("%+v", echo)
 	}
 	for name, c := range map[string]struct{ text, want string }{
-		"a list":         {"listen_addr: x\nroutes:\n- a\n", "cannot unmarshal !!seq into map[string]string"},
+		"a list":         {"listen_addr: x\nroutes:\n- a\n", "line 3: must be `name: value` lines, and is a list"},
 		"a path":         {"listen_addr: x\ntunnel_domain: d.test\nroutes:\n  a: http://10.0.0.1:80/mcp\n", "invalid upstream (must be scheme://host:port)"},
 		"no port":        {"listen_addr: x\ntunnel_domain: d.test\nroutes:\n  a: http://10.0.0.1\n", "invalid upstream (must be scheme://host:port)"},
 		"no scheme":      {"listen_addr: x\ntunnel_domain: d.test\nroutes:\n  a: 10.0.0.1:80\n", "invalid upstream (must be scheme://host:port)"},
