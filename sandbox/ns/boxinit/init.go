@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"syscall"
 	"unsafe"
@@ -35,9 +34,11 @@ const (
 	fdExits            // a socket to send the exits by, if somebody takes them
 )
 
-// Env is the environment of the process. Without it, Go finds out at its start how many
-// CPUs the control groups leave it, which takes as long as anything here.
-var Env = []string{"GOMAXPROCS=2"}
+// Env is the environment of the process. Without the first, Go finds out at its start how
+// many CPUs the control groups leave it, which takes as long as anything here. And it is a
+// process of a few milliseconds' work, and then of none: what the collector would need
+// threads for, which a box may have no room for, is not worth it.
+var Env = []string{"GOMAXPROCS=2", "GOGC=off"}
 
 // SelfPath is the path that the process is started by.
 var SelfPath = fmt.Sprintf("/proc/self/fd/%d", fdSelf)
@@ -48,9 +49,6 @@ func RunIfRole() {
 	if filepath.Base(os.Args[0]) != netns.LauncherName || len(os.Args) < 2 || os.Args[1] != Role {
 		return
 	}
-	// A process of a few milliseconds' work, and then of none: what the collector would
-	// need threads for, which a box may have no room for, is not worth it.
-	debug.SetGCPercent(-1)
 	if err := unix.CloseRange(fdLine, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		fmt.Fprintln(os.Stderr, "keep descriptors from the box:", err)
 		os.Exit(1)
