@@ -34,12 +34,12 @@ func (s *stage) egress(ctx context.Context, rounds int) error {
 	}
 	fmt.Println("Egress: a connection with its first byte, and one stream, under a policy")
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "path\tconnection median ms\tGB/s\tof direct")
+	fmt.Fprintln(w, "path\tconnection by name, median ms\tby address\tGB/s\tof direct")
 	direct, err := dial(far.Addr().String(), rounds)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(w, "host, direct\t%.3f\t%.2f\t1\n", direct.ConnectMS, direct.GBps)
+	fmt.Fprintf(w, "host, direct\t–\t%.3f\t%.2f\t1\n", direct.AddressMS, direct.GBps)
 	for _, b := range s.backends {
 		jail, err := netjail.New(netjail.Options{
 			Box: "bench",
@@ -79,7 +79,7 @@ func (s *stage) egress(ctx context.Context, rounds int) error {
 			fmt.Fprintf(w, "%s\tfailed: %.150s\n", b.name, strings.ReplaceAll(err.Error(), "\n", " "))
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%.3f\t%.2f\t%.2f\n", b.name, seen.ConnectMS, seen.GBps, seen.GBps/direct.GBps)
+		fmt.Fprintf(w, "%s\t%.3f\t%.3f\t%.2f\t%.2f\n", b.name, seen.NameMS, seen.AddressMS, seen.GBps, seen.GBps/direct.GBps)
 	}
 	return w.Flush()
 }
@@ -137,26 +137,21 @@ func source(l net.Listener) {
 
 // dialed is what connections came to.
 type dialed struct {
-	ConnectMS float64
+	NameMS    float64 // with the name looked up each time, which takes two questions
+	AddressMS float64 // at the address that it was found to have
 	GBps      float64
 }
 
 // dial makes connections to address, one byte each, and then one that carries a stream.
 func dial(address string, rounds int) (dialed, error) {
-	var times []time.Duration
-	for range max(rounds, 5) {
-		began := time.Now()
-		conn, err := net.Dial("tcp", address)
-		if err != nil {
-			return dialed{}, err
-		}
-		_, _ = conn.Write([]byte{1})
-		_, err = io.ReadFull(conn, make([]byte, 1))
-		conn.Close()
-		if err != nil {
-			return dialed{}, err
-		}
-		times = append(times, time.Since(began))
+	rounds = max(rounds, 5)
+	byName, at, err := connections(address, rounds)
+	if err != nil {
+		return dialed{}, err
+	}
+	byAddress, _, err := connections(at, rounds)
+	if err != nil {
+		return dialed{}, err
 	}
 	conn, err := net.Dial("tcp", address)
 	if err != nil {
@@ -178,7 +173,27 @@ func dial(address string, rounds int) (dialed, error) {
 			return dialed{}, err
 		}
 	}
-	return dialed{ms(median(times)), float64(n) / time.Since(began).Seconds() / 1e9}, nil
+	return dialed{ms(median(byName)), ms(median(byAddress)), float64(n) / time.Since(began).Seconds() / 1e9}, nil
+}
+
+// connections says how long each of some took, with its first byte, and where they led.
+func connections(address string, rounds int) (times []time.Duration, at string, err error) {
+	for range rounds {
+		began := time.Now()
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			return nil, "", err
+		}
+		_, _ = conn.Write([]byte{1})
+		_, err = io.ReadFull(conn, make([]byte, 1))
+		at = conn.RemoteAddr().String()
+		conn.Close()
+		if err != nil {
+			return nil, "", err
+		}
+		times = append(times, time.Since(began))
+	}
+	return times, at, nil
 }
 
 func dialAndPrint(address, rounds string) error {

@@ -50,6 +50,22 @@ func DropCapabilities() error {
 	return nil
 }
 
+// DropInheritable keeps the capabilities of the thread from the programs that it runs, but
+// for what the kernel gives to root.
+func DropInheritable() error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var has [2]unix.CapUserData
+	err := unix.Capget(&header, &has[0])
+	if err == nil {
+		has[0].Inheritable, has[1].Inheritable = 0, 0
+		err = unix.Capset(&header, &has[0])
+	}
+	if err != nil {
+		return fmt.Errorf("keep capabilities from programs: %w", err)
+	}
+	return nil
+}
+
 // Install puts a filter before every system call of the thread, or of every thread of
 // the process.
 func Install(filter Filter, everyThread bool) error {

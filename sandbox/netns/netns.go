@@ -106,6 +106,12 @@ func apart(f func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// By the first one others know where the process is.
+			defer runtime.UnlockOSThread()
+			done <- apart(f)
+			return
+		}
 		home, err := os.Open(ownNetwork)
 		if err != nil {
 			done <- err

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/bailey-platform/bailey/sandbox"
 	"github.com/bailey-platform/bailey/sandbox/ns"
 	"github.com/bailey-platform/bailey/tool"
@@ -121,6 +123,48 @@ func BenchmarkFifty(b *testing.B) {
 		wg.Wait()
 	}
 	b.ReportMetric(float64(b.Elapsed().Milliseconds())/float64(b.N), "wall-ms")
+}
+
+// The processor time of a box, from its start by a first command to its end, ours included.
+// It says more than the clock where there is other work, and what many at once come to.
+func BenchmarkProcessors(b *testing.B) {
+	for _, command := range []bool{false, true} {
+		b.Run(fmt.Sprintf("command=%t", command), func(b *testing.B) {
+			d := benchDriver(b)
+			spec := benchSpec(b)
+			before := processors(b)
+			for b.Loop() {
+				box, client, err := boot(d, spec)
+				if err == nil && command {
+					err = shell(client)
+				}
+				if err != nil {
+					b.Fatal(err)
+				}
+				// What is killed with a box is counted nowhere, so it ends of itself.
+				client.Close()
+				box.Wait()
+				if err := box.Stop(b.Context()); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64((processors(b)-before).Microseconds())/1000/float64(b.N), "cpu-ms/box")
+		})
+	}
+}
+
+// processors is the processor time of this process and of all that it, and what it had
+// started, waited for.
+func processors(b *testing.B) time.Duration {
+	var spent time.Duration
+	for _, who := range []int{unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN} {
+		var usage unix.Rusage
+		if err := unix.Getrusage(who, &usage); err != nil {
+			b.Fatal(err)
+		}
+		spent += time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+	}
+	return spent
 }
 
 // The first shell of a box that was waiting, and of one that was frozen. Most of it is

@@ -183,26 +183,27 @@ func (b *box) launch() (cmd *exec.Cmd, err error) {
 	return cmd, nil
 }
 
-// attributes say what namespaces the process is in, and who it is there.
+// attributes say what namespaces the process is in, and what it may do there.
 func (b *box) attributes() *syscall.SysProcAttr {
 	attr := &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET |
-			unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
+			unix.CLONE_NEWIPC | unix.CLONE_NEWUTS |
+			// As Go does where no user namespace is made: otherwise our page tables are copied,
+			// and every page that we write to next. Its child waits for nothing of ours, as
+			// the users are mapped later, see mapUsers.
+			unix.CLONE_VM | unix.CLONE_VFORK,
 		Pdeathsig: syscall.SIGKILL,
 		Setsid:    true, // a terminal's signals are for the worker
+
+		// Nobody is root there yet, so capabilities have to be handed on.
+		AmbientCaps: []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_SETPCAP, unix.CAP_DAC_OVERRIDE},
 	}
 	if b.users != 0 {
-		attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(b.users), Size: users.PerBox}}
-		attr.GidMappings = attr.UidMappings
-		attr.GidMappingsEnableSetgroups = true
-		attr.Credential = &syscall.Credential{Uid: 0, Gid: 0}
-		return attr
+		// To become its users, and for whatever is done with the files of any of them: what
+		// lies over the image is written with the rights of who has mounted it.
+		attr.AmbientCaps = append(attr.AmbientCaps, unix.CAP_SETUID, unix.CAP_SETGID, unix.CAP_CHOWN, unix.CAP_FOWNER,
+			unix.CAP_FSETID, unix.CAP_DAC_READ_SEARCH, unix.CAP_MKNOD, unix.CAP_SETFCAP)
 	}
-	// An ordinary user may map one user into a namespace of its own: itself. That is no
-	// root there, so capabilities have to be handed on.
-	attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: sandbox.User, HostID: os.Geteuid(), Size: 1}}
-	attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: sandbox.User, HostID: os.Getegid(), Size: 1}}
-	attr.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_SETPCAP, unix.CAP_DAC_OVERRIDE}
 	return attr
 }
 
@@ -267,7 +268,12 @@ func (b *box) attend(ctx context.Context) error {
 func (b *box) goOn() { b.meet.Do(func() { close(b.met) }) }
 
 func (b *box) converse() error {
-	if err := b.sendMounts(); err != nil {
+	err := b.mapUsers()
+	if err == nil {
+		err = b.sendMounts()
+	}
+	if err != nil {
+		b.end(sandbox.CauseStopped, "") // it waits for what does not come
 		return b.reason(err)
 	}
 	if b.spec.Network != nil {
@@ -308,6 +314,25 @@ func (b *box) reason(err error) error {
 		return fmt.Errorf("%w: %s", err, said)
 	}
 	return err
+}
+
+// mapUsers says who of the host the users of the box are: its own range, or for an
+// ordinary user, who may map no other, ourselves.
+func (b *box) mapUsers() error {
+	uids, gids, groups := "", "", "allow"
+	if b.users != 0 {
+		uids = fmt.Sprintf("0 %d %d", b.users, users.PerBox)
+		gids = uids
+	} else {
+		uids, gids = fmt.Sprintf("%d %d 1", sandbox.User, os.Geteuid()), fmt.Sprintf("%d %d 1", sandbox.User, os.Getegid())
+		groups = "deny" // as the kernel wants it of who may not map groups
+	}
+	for _, file := range []struct{ name, text string }{{"setgroups", groups}, {"uid_map", uids}, {"gid_map", gids}} {
+		if err := os.WriteFile(fmt.Sprintf("/proc/%d/%s", b.process.Pid, file.name), []byte(file.text), 0); err != nil {
+			return fmt.Errorf("map the users of the box: %w", err)
+		}
+	}
+	return nil
 }
 
 // sendMounts makes the mounts of the plan and sends them, if we are root: only root

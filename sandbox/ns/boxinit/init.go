@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"syscall"
 	"unsafe"
@@ -35,9 +34,11 @@ const (
 	fdExits            // a socket to send the exits by, if somebody takes them
 )
 
-// Env is the environment of the process. Without it, Go finds out at its start how many
-// CPUs the control groups leave it, which takes as long as anything here.
-var Env = []string{"GOMAXPROCS=2"}
+// Env is the environment of the process. Without the first, Go finds out at its start how
+// many CPUs the control groups leave it, which takes as long as anything here. And it is a
+// process of a few milliseconds' work, and then of none: what the collector would need
+// threads for, which a box may have no room for, is not worth it.
+var Env = []string{"GOMAXPROCS=2", "GOGC=off"}
 
 // SelfPath is the path that the process is started by.
 var SelfPath = fmt.Sprintf("/proc/self/fd/%d", fdSelf)
@@ -48,9 +49,6 @@ func RunIfRole() {
 	if filepath.Base(os.Args[0]) != netns.LauncherName || len(os.Args) < 2 || os.Args[1] != Role {
 		return
 	}
-	// A process of a few milliseconds' work, and then of none: what the collector would
-	// need threads for, which a box may have no room for, is not worth it.
-	debug.SetGCPercent(-1)
 	if err := unix.CloseRange(fdLine, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		fmt.Fprintln(os.Stderr, "keep descriptors from the box:", err)
 		os.Exit(1)
@@ -82,6 +80,18 @@ func (b *box) become() error {
 	}
 	_, _, mounts, err := b.expect(Mounts)
 	if err != nil {
+		return err
+	}
+	// Who the thread is from here on, others are not. The command is of this one.
+	runtime.LockOSThread()
+	if b.plan.Change {
+		if err := own(); err != nil {
+			return err
+		}
+	}
+	// Not before, as who has to map our users may then be kept from it, too; and not
+	// before we are another user, as the kernel takes that as a reason to forget it.
+	if err := hide(); err != nil {
 		return err
 	}
 	if err := b.makeRoot(mounts); err != nil {
@@ -127,6 +137,39 @@ func (b *box) expect(want Word) (Word, string, []int, error) {
 	return word, more, fds, err
 }
 
+// own makes the calling thread, which began as nobody of the box's, its root. What it may
+// do itself stays what it was; what it runs inherits nothing of that.
+func own() error {
+	// Of the thread alone, as users are to the kernel; syscall's own stop every thread.
+	for _, call := range []uintptr{unix.SYS_SETGROUPS, unix.SYS_SETRESGID, unix.SYS_SETRESUID} {
+		if _, _, errno := unix.RawSyscall(call, 0, 0, 0); errno != 0 {
+			return fmt.Errorf("become the box's root: %w", errno)
+		}
+	}
+	if err := lockdown.DropInheritable(); err != nil {
+		return err
+	}
+	return dieWithDriver() // which the kernel takes the change as a reason to forget
+}
+
+// hide makes the memory and descriptors of the process nobody's business, and so its
+// executable, which is a file of the host's.
+func hide() error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("hide from other processes: %w", err)
+	}
+	return nil
+}
+
+// dieWithDriver has the kernel end the calling thread's process when the thread of the
+// driver's ends that started it. If it has ended, so has its end of the line.
+func dieWithDriver() error {
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		return fmt.Errorf("die with the driver: %w", err)
+	}
+	return nil
+}
+
 // oomScore makes the kernel, when the host is out of memory, look for what to kill in
 // boxes before it looks elsewhere.
 const oomScore = "500"
@@ -143,15 +186,7 @@ func (b *box) settle() error {
 		return fmt.Errorf("name the domain: %w", err)
 	}
 	name := append([]byte("init"), 0)
-	if err := unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0); err != nil {
-		return err
-	}
-	// Its memory and descriptors are nobody's business, nor is its executable, which is
-	// a file of the host's.
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("hide from other processes: %w", err)
-	}
-	return nil
+	return unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0)
 }
 
 // connect makes the box's network one with the exits as the only ways out, if there is
@@ -214,7 +249,6 @@ func (b *box) run() (int, error) {
 
 	// What is given up by this thread alone is of the command and not of this process,
 	// which must be out of reach for it. Locked for good, the thread ends with us.
-	runtime.LockOSThread()
 	if err := b.confine(); err != nil {
 		return 0, err
 	}

@@ -2,6 +2,7 @@ package boxinit
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -80,6 +81,11 @@ func (b *box) stay(command int) error {
 }
 
 func (b *box) becomeReaper(command int) error {
+	if b.plan.Change {
+		if err := errors.Join(own(), hide()); err != nil {
+			return err
+		}
+	}
 	// The memory of a program that its user cannot read is nobody's to look into, from
 	// the first moment on, unless the host says that it is. So the program says it, too.
 	name := fmt.Sprintf("/proc/self/fd/%d/%s", b.store.fd, reaperName)
@@ -102,8 +108,8 @@ func (b *box) becomeReaper(command int) error {
 	if err := lockdown.NoNewPrivileges(); err != nil {
 		return err
 	}
-	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
-		return fmt.Errorf("die with the driver: %w", err)
+	if err := dieWithDriver(); err != nil {
+		return err
 	}
 	return fmt.Errorf("run the program that waits: %w", syscall.Exec(name, os.Args, nil))
 }
