@@ -1198,3 +1198,31 @@ func FuzzFilter(f *testing.F) {
 		}
 	})
 }
+
+// Who asks for leave to send a body and is gone before it is given has had his place in the
+// route for nothing, and must not keep it.
+func TestAttackLeaveToNobody(t *testing.T) {
+	t.Parallel()
+	s := upstreamServer(t, func(http.ResponseWriter, *http.Request) {})
+	l := serve(t, s.URL, func(c *Config) { c.Routes["docs"].Limits = Limits{Calls: 1} })
+	for range 20 {
+		conn := l.dial("docs."+domain, "http/1.1")
+		for !l.serving() {
+			time.Sleep(time.Millisecond)
+		}
+		if err := conn.NetConn().(*net.TCPConn).SetLinger(0); err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(conn, "POST / HTTP/1.1\r\nHost: docs."+domain+"\r\nExpect: 100-continue\r\nContent-Length: 10\r\n\r\n")
+		conn.NetConn().Close()
+		for l.serving() {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	if n := l.g.metricsActive("docs"); n != 0 {
+		t.Errorf("%d places are held by nobody", n)
+	}
+	if res, text := get(t, l.client(false), "POST", "https://docs."+domain+"/", "x"); res.StatusCode != 200 {
+		t.Errorf("a call after that: %d %s", res.StatusCode, text)
+	}
+}

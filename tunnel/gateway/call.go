@@ -347,7 +347,7 @@ func (ex *exchange) depart(ctx context.Context) *refusal {
 	ex.up = up
 	if !ex.cutBy(func() { _ = up.Conn.Close() }) {
 		ex.drop()
-		return failed(tunnel.StageTimeout, nil, "the caller has gone")
+		return callerGone()
 	}
 	if !ex.whole {
 		return nil // pass sends the head along with what there is of the body
@@ -357,6 +357,9 @@ func (ex *exchange) depart(ctx context.Context) *refusal {
 	_ = up.send(ex.buf, ex.content)
 	return nil
 }
+
+// callerGone is the refusal of a call that nobody waits for any more.
+func callerGone() *refusal { return failed(tunnel.StageTimeout, nil, "the caller has gone") }
 
 // appendHead appends the call's head as the server is to get it.
 func (ex *exchange) appendHead(to []byte) []byte {

@@ -171,8 +171,8 @@ func (c *conn1) route(ex *exchange) bool {
 		return c.refuse(ex, r)
 	}
 	if ex.expects && !c.body.done {
-		if _, err := io.WriteString(c.tls, "HTTP/1.1 100 Continue\r\n\r\n"); err != nil {
-			return false
+		if err := c.send([]byte("HTTP/1.1 100 Continue\r\n\r\n")); err != nil {
+			return c.refuse(ex, callerGone())
 		}
 		ex.expects = false
 	}
