@@ -299,6 +299,8 @@ func TestAddressRule(t *testing.T) {
 		{[]string{"::1"}, "127.0.0.1", false},
 		{[]string{"169.254.0.0/16"}, "169.254.1.1", true},
 		{[]string{"169.254.0.0/16"}, "169.254.169.254", false},
+		{[]string{"169.254.0.0/16"}, "169.254.42.42", false},
+		{[]string{"fc00::/7"}, "fd00:c1::a9fe:a9fe", false},
 		{[]string{"169.254.169.254"}, "169.254.169.254", true},
 		{[]string{"fd00:10::/32"}, "fd00:10::5", true},
 		{[]string{"fd00:10::/32"}, "fd00:11::5", false},
@@ -1254,6 +1256,45 @@ func TestAttackEndlessIssuer(t *testing.T) {
 		}
 		if n := <-sent; n >= 64<<20 {
 			t.Errorf("%s: %d bytes were read", endless, n)
+		}
+	}
+}
+
+// What the file says of a head's fields holds for a trailer's as well: some programs take
+// one for the other.
+func TestAttackTrailers(t *testing.T) {
+	t.Parallel()
+	got := make(chan http.Header, 1)
+	s := upstreamServer(t, func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		got <- r.Trailer.Clone()
+		w.Header().Set("Trailer", "X-Kept, X-Inside")
+		io.WriteString(w, "ok")
+		http.NewResponseController(w).Flush()
+		w.Header().Set("X-Kept", "yes")
+		w.Header().Set("X-Inside", "10.1.2.3")
+	})
+	l := serve(t, s.URL, func(c *Config) {
+		c.Routes["docs"].Headers.Request = HeaderRules{Set: map[string]string{"X-User": "nobody"}, Remove: []string{"X-Admin"}}
+		c.Routes["docs"].Headers.Response = HeaderRules{Remove: []string{"X-Inside"}}
+	})
+	for _, h2 := range []bool{false, true} {
+		req, err := http.NewRequest("POST", "https://docs."+domain+"/", struct{ io.Reader }{strings.NewReader("x")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Trailer = http.Header{"X-User": {"root"}, "X-Admin": {"1"}, "X-Sum": {"7"}}
+		res, err := l.client(h2).Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.Copy(io.Discard, res.Body)
+		res.Body.Close()
+		if sent := <-got; len(sent["X-User"])+len(sent["X-Admin"]) > 0 || sent.Get("X-Sum") != "7" {
+			t.Errorf("HTTP/2 %v: the server got %v", h2, sent)
+		}
+		if res.Trailer.Get("X-Inside") != "" || res.Trailer.Get("X-Kept") != "yes" {
+			t.Errorf("HTTP/2 %v: the caller got %v", h2, res.Trailer)
 		}
 	}
 }
