@@ -491,7 +491,7 @@ func (ex *exchange) pass(from source, alive func()) (readable bool) {
 	}
 	ex.gotAll.Store(true)
 	if chunked {
-		buf = appendLastChunk(buf, from.trailers())
+		buf = appendLastChunk(buf, ex.route.request.keeps(from.trailers()))
 	}
 	flush()
 	if cap(buf) <= 2*outMax {
@@ -613,7 +613,7 @@ func (ex *exchange) relay(to answerer) error {
 	reuse := !h.close && !b.toEnd
 	up.in.wait = nil
 	ex.release(reuse, keep)
-	return to.end(b.trailer)
+	return to.end(r.answer.keeps(b.trailer))
 }
 
 // A leavable is an answer that need not come to its end before the gateway stops: a stream
@@ -832,7 +832,7 @@ func (ex *exchange) relayFiltered(to answerer, b *body, fields []field) error {
 			return err
 		}
 		ex.release(reuse, keep)
-		return to.end(b.trailer)
+		return to.end(r.answer.keeps(b.trailer))
 	}
 	up.in.wait = func() error {
 		up.watch.set(r.idle)
