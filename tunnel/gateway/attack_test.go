@@ -1298,3 +1298,32 @@ func TestAttackTrailers(t *testing.T) {
 		}
 	}
 }
+
+// That a caller has gone is noticed also where he has sent another call before.
+func TestAttackPipelineAndGo(t *testing.T) {
+	t.Parallel()
+	s := upstreamServer(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/stream" {
+			w.Header().Set("Content-Type", "text/event-stream")
+			http.NewResponseController(w).Flush()
+		}
+		io.Copy(io.Discard, r.Body)
+		<-r.Context().Done()
+	})
+	for _, path := range []string{"/", "/stream"} {
+		l := serve(t, s.URL, nil)
+		conn := l.dial("docs."+domain, "http/1.1")
+		io.WriteString(conn, strings.Repeat("POST "+path+" HTTP/1.1\r\nHost: docs."+domain+"\r\nContent-Length: 1\r\n\r\nx", 3))
+		for l.g.metricsActive("docs") == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		conn.NetConn().Close()
+		limit := time.Now().Add(20 * time.Second)
+		for l.g.metricsActive("docs") > 0 {
+			if time.Now().After(limit) {
+				t.Fatalf("%s: the call goes on", path)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+}
