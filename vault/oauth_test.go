@@ -401,3 +401,44 @@ func TestAnEndpointThatEchoes(t *testing.T) {
 		}
 	}
 }
+
+// A client's secret is for the authorization server that knows the client, whatever the MCP
+// server, or that one, says.
+func TestAuthorizeShowsTheSecretToNobodyElse(t *testing.T) {
+	t.Parallel()
+	for name, meant := range map[string]func(*fakeAS, *Authorization){
+		"another server": func(_ *fakeAS, a *Authorization) { a.TokenEndpoint = "https://as.example/token" },
+		"a redirect": func(as *fakeAS, _ *Authorization) {
+			elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { as.t.Error("a redirect was followed") }))
+			as.t.Cleanup(elsewhere.Close)
+			as.tokenWas = func(w http.ResponseWriter, _ url.Values, r *http.Request) bool {
+				http.Redirect(w, r, elsewhere.URL, http.StatusTemporaryRedirect)
+				return true
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			as := newFakeAS(t)
+			as.secret = "hunter22"
+			a := as.authorization()
+			a.ClientID, a.ClientSecret = "mine", as.secret
+			if meant(as, &a); a.TokenEndpoint != "" {
+				as.tokenWas = func(_ http.ResponseWriter, form url.Values, r *http.Request) bool {
+					t.Errorf("it was shown %v, %s", form, r.Header.Get("Authorization"))
+					return false
+				}
+			}
+			if grant, err := a.Do(t.Context()); err == nil {
+				t.Errorf("granted %+v", grant)
+			}
+		})
+	}
+	as := newFakeAS(t)
+	as.secret = "hunter22"
+	a := as.authorization()
+	a.ClientID, a.ClientSecret, a.TokenEndpoint = "mine", as.secret, as.URL+"/token"
+	if _, err := a.Do(t.Context()); err != nil {
+		t.Errorf("the server that is meant: %v", err)
+	}
+}
