@@ -1327,3 +1327,33 @@ func TestAttackPipelineAndGo(t *testing.T) {
 		}
 	}
 }
+
+// Bodies that have to be seen before they leave take no more memory together than is said.
+func TestAttackManyLargeBodies(t *testing.T) {
+	t.Parallel()
+	s := upstreamServer(t, func(w http.ResponseWriter, r *http.Request) { io.Copy(io.Discard, r.Body) })
+	l := serve(t, s.URL, func(c *Config) { c.Routes["docs"].Tools = Tools{Deny: []string{"x"}} })
+	const body = `{"jsonrpc":"2.0","method":"notifications/initialized"}`
+	others := int64(heldMax - len(body) + 1)
+	for _, h2 := range []bool{false, true} {
+		c := l.client(h2)
+		call := func() int {
+			res, _ := get(t, c, "POST", "https://docs."+domain+"/", body, "Content-Type", "application/json")
+			return res.StatusCode
+		}
+		l.g.held.Add(others)
+		if status := call(); status != 503 {
+			t.Errorf("HTTP/2 %v, without room: %d", h2, status)
+		}
+		l.g.held.Add(-others)
+		if status := call(); status != 200 {
+			t.Errorf("HTTP/2 %v, with room: %d", h2, status)
+		}
+		for l.g.metricsActive("docs") > 0 {
+			time.Sleep(time.Millisecond)
+		}
+		if n := l.g.held.Load(); n != 0 {
+			t.Errorf("HTTP/2 %v: %d bytes are held", h2, n)
+		}
+	}
+}

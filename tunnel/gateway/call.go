@@ -33,9 +33,10 @@ type exchange struct {
 	bearer string // who says so: what is kept of the token
 	began  time.Time
 
-	headOnly bool // no body is answered
-	expects  bool // the caller waits for leave to send the body
-	slot     bool // one of the route's is held
+	headOnly bool  // no body is answered
+	expects  bool  // the caller waits for leave to send the body
+	slot     bool  // one of the route's is held
+	held     int64 // bytes of the gateway's room for bodies that are taken
 
 	whole    bool   // content is the whole body
 	content  []byte // read before the call leaves
@@ -216,8 +217,27 @@ func (ex *exchange) read(from source) *refusal {
 		if int64(len(ex.content)+len(p)) > ex.route.bodyMax {
 			return ex.route.tooLong()
 		}
+		if refused := ex.hold(int64(len(p))); refused != nil {
+			return refused
+		}
 		ex.content = append(ex.content, p...)
 	}
+}
+
+// heldMax bounds the bodies that are held at a time, of all calls, in bytes: as many calls
+// as there may be, each with a body as long as it may be, would be more than a machine has.
+const heldMax = bodyLimit
+
+// hold takes room for more of the body, until finish.
+func (ex *exchange) hold(n int64) *refusal {
+	if ex.g.held.Add(n) > heldMax {
+		ex.g.held.Add(-n)
+		refused := failed(tunnel.StageOverloaded, nil, "the bodies of the calls under way take %d bytes, which is the most", heldMax)
+		refused.retryAfter = time.Second
+		return refused
+	}
+	ex.held += n
+	return nil
 }
 
 // judge decides by what is asked for, and puts it on record. What it lets pass may leave.
@@ -885,6 +905,8 @@ func (ex *exchange) finish() {
 	ex.cut = nil
 	ex.mu.Unlock()
 	ex.recordEnd()
+	ex.g.held.Add(-ex.held)
+	ex.held = 0
 	if ex.route != nil {
 		ex.route.leave(ex)
 	}
