@@ -287,7 +287,7 @@ func ServerKey(serverURL string) string {
 	if err != nil {
 		return ""
 	}
-	host, port := strings.ToLower(u.Hostname()), u.Port()
+	host, port := LowerHost(u.Hostname()), u.Port()
 	if strings.Contains(host, ":") {
 		host = "[" + host + "]"
 	}

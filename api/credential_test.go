@@ -21,11 +21,14 @@ func TestServerKey(t *testing.T) {
 		"https://[::1]:443/x":   "https://[::1]/x",
 		"https://h/x/?a=1":      "https://h/x?a=1",
 		"https://h/a%2Fb":       "https://h/a%2Fb",
-		"ftp://h":               "",
-		"https://u@h":           "",
-		"https://h/#f":          "",
-		"h/mcp":                 "",
-		"":                      "",
+		// A dotted capital I is an i in lower case, and another letter in a host.
+		"https://G\u0130tHub.com": "https://g\u0130thub.com",
+		"https://ban\u212a.com":   "https://ban\u212a.com",
+		"ftp://h":                 "",
+		"https://u@h":             "",
+		"https://h/#f":            "",
+		"h/mcp":                   "",
+		"":                        "",
 	} {
 		if got := ServerKey(url); got != want {
 			t.Errorf("ServerKey(%q) = %q, want %q", url, got, want)

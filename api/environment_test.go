@@ -143,3 +143,18 @@ func FuzzAllowedHost(f *testing.F) {
 		}
 	})
 }
+
+// Names that only look alike are not those of the list.
+func TestAllowsMCP(t *testing.T) {
+	t.Parallel()
+	n := &Networking{Type: NetworkLimited, AllowedHosts: []string{"GitHub.com", "*.example.com"}}
+	for host, want := range map[string]bool{
+		"github.com": true, "GITHUB.COM.": true, "a.Example.com": true,
+		"g\u0130thub.com": false, "api.github.com": false, "example.com": false, ".example.com": false, "notexample.com": false,
+		"x.exampl\u0435.com": false, "m\u0130.ex\u0130mple.com": false, "": false,
+	} {
+		if got := n.AllowsMCP(host); got != want {
+			t.Errorf("%q: %v", host, got)
+		}
+	}
+}

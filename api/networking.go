@@ -73,9 +73,9 @@ func (n *Networking) AllowsMCP(host string) bool {
 	if n == nil || n.Type != NetworkLimited || n.AllowMCPServers {
 		return true
 	}
-	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	host = LowerHost(strings.TrimSuffix(host, "."))
 	for _, allowed := range n.AllowedHosts {
-		allowed = strings.ToLower(allowed)
+		allowed = LowerHost(allowed)
 		if beneath, ok := strings.CutPrefix(allowed, "*"); ok && strings.HasSuffix(host, beneath) && len(host) > len(beneath) {
 			return true // "*.example.com" is everything that ends in .example.com
 		}
@@ -84,6 +84,18 @@ func (n *Networking) AllowsMCP(host string) bool {
 		}
 	}
 	return false
+}
+
+// LowerHost is a host, as it stands in a URL, in lower case as far as it is ASCII. What other
+// scripts have for capitals is not what names have: the lower case of a dotted capital I is
+// an i, and a host with that letter another than the one with an i.
+func LowerHost(host string) string {
+	return strings.Map(func(r rune) rune {
+		if 'A' <= r && r <= 'Z' {
+			r += 'a' - 'A'
+		}
+		return r
+	}, host)
 }
 
 // A NetworkingUpdate changes a [Networking]. Fields that are left out keep their value

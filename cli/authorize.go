@@ -104,9 +104,6 @@ register one there, with http://127.0.0.1:PORT/callback to come back to, and giv
 		}
 		var cred *api.Credential
 		if old != nil {
-			if at := old.Auth.Refresh.TokenEndpoint; grant.TokenEndpoint != at {
-				return fmt.Errorf("not put into credential %s: the tokens are of %s, and it renews them at %s; archive it, and authorize without --credential", old.ID, clean(grant.TokenEndpoint), at)
-			}
 			cred, err = cl.UpdateCredential(ctx, id, old.ID, grantUpdate(grant))
 		} else {
 			in := grantCreate(args[1], grant)
@@ -143,7 +140,7 @@ func authorizeAgain(a *vault.Authorization, cred *api.Credential) error {
 	case r.TokenEndpointAuth.Type != api.TokenAuthNone && a.ClientSecret == "":
 		return fmt.Errorf("the client %s of credential %s has a secret: give it with --client-secret-file", r.ClientID, cred.ID)
 	}
-	a.ClientID = r.ClientID
+	a.ClientID, a.TokenEndpoint = r.ClientID, r.TokenEndpoint
 	return nil
 }
 

@@ -185,7 +185,13 @@ func (c *Control) NoteTunnelFault(ctx context.Context, id api.TunnelID, e *tunne
 		}
 		detail += e.Err.Error()
 	}
-	c.noteFault(ctx, id, *c.fault(e.Stage, e.Host, errors.New(detail)))
+	stage := e.Stage
+	if remedies[stage] == "" {
+		// It is a gateway's, of another version or of none: what is kept for a stage is not
+		// kept for each that somebody makes up.
+		stage, detail = tunnel.StageProtocol, string(stage)+": "+detail
+	}
+	c.noteFault(ctx, id, *c.fault(stage, e.Host, errors.New(detail)))
 }
 
 func (c *Control) noteFault(ctx context.Context, id api.TunnelID, f api.TunnelFault) {

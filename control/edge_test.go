@@ -468,3 +468,23 @@ func TestFaultsThatComeOftenAreAddedUp(t *testing.T) {
 		t.Errorf("faults: %+v", f)
 	}
 }
+
+// What is kept of faults does not grow with the stages that a gateway makes up, nor do they
+// hide the others.
+func TestFaultsOfStagesThatNobodyKnows(t *testing.T) {
+	t.Parallel()
+	w := tunnelWorld(t, Config{})
+	tun := w.tunnel()
+	w.NoteTunnelFault(w.ctx, tun.ID, &tunnel.Error{Stage: tunnel.StageInnerTLS, Detail: "no"})
+	for i := range 100 {
+		w.pass(time.Minute)
+		w.NoteTunnelFault(w.ctx, tun.ID, &tunnel.Error{Stage: tunnel.Stage("made_up_" + strings.Repeat("x", i%30)), Detail: "so there"})
+	}
+	f := w.status(tun.ID).Faults
+	if len(f) != 2 || f[1].Stage != string(tunnel.StageInnerTLS) {
+		t.Fatalf("faults: %+v", f)
+	}
+	if f[0].Stage != string(tunnel.StageProtocol) || f[0].Count != 100 || !strings.HasPrefix(f[0].Detail, "made_up_") || !strings.HasSuffix(f[0].Detail, ": so there") || f[0].Remedy == "" {
+		t.Errorf("%+v", f[0])
+	}
+}

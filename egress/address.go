@@ -27,16 +27,22 @@ type special struct {
 // specials are the special-purpose ranges of IANA's registries for IPv4 and IPv6 and the
 // metadata services of the clouds. Where ranges overlap, the narrower one stands first.
 var specials = []special{
-	{netip.MustParsePrefix("169.254.169.254/32"), Metadata}, // AWS, Azure, Google, Oracle, DigitalOcean, …
-	{netip.MustParsePrefix("169.254.170.2/32"), Metadata},   // AWS: task credentials
-	{netip.MustParsePrefix("169.254.170.23/32"), Metadata},  // AWS: pod identity
-	{netip.MustParsePrefix("169.254.0.23/32"), Metadata},    // Tencent
-	{netip.MustParsePrefix("100.100.100.200/32"), Metadata}, // Alibaba
-	{netip.MustParsePrefix("168.63.129.16/32"), Metadata},   // Azure: the host's agent, at a public address
-	{netip.MustParsePrefix("192.0.0.192/32"), Metadata},     // Oracle, older machines
-	{netip.MustParsePrefix("fd00:ec2::254/128"), Metadata},  // AWS
-	{netip.MustParsePrefix("fd00:ec2::23/128"), Metadata},   // AWS: pod identity
-	{netip.MustParsePrefix("fd20:ce::254/128"), Metadata},   // Google
+	{netip.MustParsePrefix("169.254.169.254/32"), Metadata},     // AWS, Azure, Google, Oracle, DigitalOcean, …
+	{netip.MustParsePrefix("169.254.170.2/32"), Metadata},       // AWS: task credentials
+	{netip.MustParsePrefix("169.254.170.23/32"), Metadata},      // AWS: pod identity
+	{netip.MustParsePrefix("169.254.0.23/32"), Metadata},        // Tencent
+	{netip.MustParsePrefix("169.254.42.42/32"), Metadata},       // Scaleway
+	{netip.MustParsePrefix("100.100.100.200/32"), Metadata},     // Alibaba
+	{netip.MustParsePrefix("168.63.129.16/32"), Metadata},       // Azure: the host's agent, at a public address
+	{netip.MustParsePrefix("192.0.0.192/32"), Metadata},         // Oracle, older machines
+	{netip.MustParsePrefix("fd00:ec2::254/128"), Metadata},      // AWS
+	{netip.MustParsePrefix("fd00:ec2::23/128"), Metadata},       // AWS: pod identity
+	{netip.MustParsePrefix("fd20:ce::254/128"), Metadata},       // Google
+	{netip.MustParsePrefix("fd00:c1::a9fe:a9fe/128"), Metadata}, // Oracle
+	{netip.MustParsePrefix("fd00:42::42/128"), Metadata},        // Scaleway
+	{netip.MustParsePrefix("fd00:100::100:200/128"), Metadata},  // Alibaba
+	{netip.MustParsePrefix("fd00:a9fe:a9fe::1/128"), Metadata},  // Linode
+	{netip.MustParsePrefix("fe80::a9fe:a9fe/128"), Metadata},    // OpenStack, Linode
 
 	{netip.MustParsePrefix("0.0.0.0/8"), Unspecified},
 	{netip.MustParsePrefix("10.0.0.0/8"), Private},

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -117,14 +118,22 @@ func hideSecrets(v any) {
 		}
 	case map[string]any:
 		for name, e := range v {
-			switch strings.ToLower(name) { // as our decoder matches names
-			case api.FieldToken, api.FieldAccessToken, api.FieldRefreshToken, api.FieldClientSecret, api.FieldSecretValue, api.FieldAuthorization, api.FieldRequestBody:
+			if isSecret(name) {
 				v[name] = "[secret]"
-			default:
+			} else {
 				hideSecrets(e)
 			}
 		}
 	}
+}
+
+// isSecret reports whether our decoder takes the member of this name for one that holds a
+// secret: it matches names whatever their case, by Unicode's folding, not by lower case.
+func isSecret(name string) bool {
+	return slices.ContainsFunc([]string{
+		api.FieldToken, api.FieldAccessToken, api.FieldRefreshToken, api.FieldClientSecret, api.FieldSecretValue,
+		api.FieldAuthorization, api.FieldRequestBody,
+	}, func(field string) bool { return strings.EqualFold(name, field) })
 }
 
 // unrecorded is what the caller is told when there is no record, and so no effect.

@@ -351,3 +351,16 @@ func (f *sessionFixture) another(tb testing.TB) string {
 	f.do(tb, "POST", "/v1/sessions", fmt.Sprintf(`{"agent": %q, "environment_id": %q}`, sess.Agent.ID, sess.EnvironmentID), &s)
 	return s.ID
 }
+
+// Whatever spelling of a name the decoder takes for that of a secret, its value is in no
+// record.
+func TestSecretsAreInNoRecordHoweverTheyAreNamed(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"token", "Token", "to\u212aen", `tok\u0065n`, "acce\u017fs_token", "CLIENT_SECRET", "client_\u017fecret", "\u017fecret_value"} {
+		body := []byte(`{"auth":{"type":"static_bearer","refresh":[{"` + name + `":"hunter22"}],"` + name + `":"hunter22"}}`)
+		kept := withoutSecrets(&route{op: "vaults.credentials.create"}, body)
+		if len(kept) == 0 || strings.Contains(string(kept), "hunter22") {
+			t.Errorf("%s: %s", name, kept)
+		}
+	}
+}

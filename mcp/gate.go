@@ -17,6 +17,8 @@ import (
 	"sync/atomic"
 
 	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
+
+	"github.com/bailey-platform/bailey/api"
 )
 
 // A gate is what every request to a server and every answer of it pass: it keeps requests
@@ -45,7 +47,7 @@ func newGate(server *Server, at *url.URL) *gate {
 	return g
 }
 
-func origin(u *url.URL) string { return strings.ToLower(u.Scheme + "://" + u.Host) }
+func origin(u *url.URL) string { return u.Scheme + "://" + api.LowerHost(u.Host) }
 
 // RoundTrip makes a request and, if the credential is refused and there is another, once
 // more: a server that answers 401 has not looked at what it was asked.

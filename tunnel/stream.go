@@ -69,6 +69,10 @@ type StreamConfig struct {
 	// must not block.
 	OnDrain func()
 
+	// Opened is who got the stream, where this end knows. No frame says so then, nor that
+	// the stream is refused: the other end is the connector's own, and not to be believed.
+	Opened *Opened
+
 	// Passed is shown the content of each data frame, or of a part of one, that was sent
 	// or read. It must neither block nor keep it.
 	Passed func(sent bool, data []byte)
@@ -78,6 +82,7 @@ type StreamConfig struct {
 // data was said; only FrameOpened may be still to come. It owns conn from now on.
 func NewStream(conn Carrier, cfg StreamConfig) *Stream {
 	s := &Stream{cfg: cfg, conn: conn, socket: SocketOf(conn)}
+	s.opened.Store(cfg.Opened)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ticker = time.AfterFunc(KeepAlive, s.tick)
@@ -150,6 +155,9 @@ func (s *Stream) nextData() error {
 		case FrameDrain:
 			s.Drain()
 		case FrameOpened, FrameRefused:
+			if s.cfg.Opened != nil {
+				return unexpected(t)
+			}
 			payload, err := s.message(size)
 			if err != nil {
 				return s.broken(err)
@@ -163,9 +171,13 @@ func (s *Stream) nextData() error {
 			}
 			s.opened.Store(&opened)
 		default:
-			return Errorf(StageProtocol, "a frame of type %#x within a stream", byte(t))
+			return unexpected(t)
 		}
 	}
+}
+
+func unexpected(t FrameType) error {
+	return Errorf(StageProtocol, "a frame of type %#x within a stream", byte(t))
 }
 
 // message reads a payload other than data. There are few, sent at once with their
@@ -358,9 +370,6 @@ func (s *Stream) Stale() bool {
 
 // Opened is who got the stream, as the edge says; nil before something was read.
 func (s *Stream) Opened() *Opened { return s.opened.Load() }
-
-// SetOpened says who got the stream, where no frame will.
-func (s *Stream) SetOpened(o Opened) { s.opened.Store(&o) }
 
 // Socket is what is under the stream's connection; nil if there is none.
 func (s *Stream) Socket() *Socket { return s.socket }

@@ -25,6 +25,11 @@ type Authorization struct {
 	// Client is one that was registered beforehand. With no ID one is registered.
 	ClientID, ClientSecret string
 
+	// TokenEndpoint, if it is not "", is the one that knows the client. If the server has
+	// another give out its tokens, that one is shown neither the client's secret nor what
+	// the person has allowed.
+	TokenEndpoint string
+
 	// Scopes, if there are any, are asked for in place of those that the server names.
 	Scopes []string
 
@@ -55,7 +60,7 @@ func (a Authorization) Do(ctx context.Context) (*Grant, error) {
 		RedirectURL:           a.RedirectURL,
 		RequestRefreshToken:   true,
 		AcceptUnadvertisedIss: true,
-		Client:                a.HTTP,
+		Client:                a.client(),
 		AuthorizationCodeFetcher: func(ctx context.Context, args *auth.AuthorizationArgs) (*auth.AuthorizationResult, error) {
 			asked, err := url.Parse(args.URL)
 			if err != nil {
@@ -116,6 +121,46 @@ func (a Authorization) Do(ctx context.Context) (*Grant, error) {
 // ProbeBody is what an MCP server is asked, to learn how it refuses: to initialize, which
 // does nothing yet.
 const ProbeBody = `{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"bailey","version":"1"}}}`
+
+// client makes the requests to authorization servers. What is sent to one, such as the
+// client's secret, is for no other.
+func (a Authorization) client() *http.Client {
+	c := *a.HTTP
+	c.Transport = &onlyTo{a.TokenEndpoint, c.Transport}
+	c.CheckRedirect = func(next *http.Request, via []*http.Request) error {
+		switch {
+		case next.Method != http.MethodGet:
+			return fmt.Errorf("%s redirects to %s, which is not followed", via[0].URL.Host, next.URL.Redacted())
+		case a.HTTP.CheckRedirect != nil:
+			return a.HTTP.CheckRedirect(next, via)
+		case len(via) > redirectsMax:
+			return fmt.Errorf("%s redirects more than %d times", via[0].URL.Host, redirectsMax)
+		}
+		return nil
+	}
+	return &c
+}
+
+const redirectsMax = 5
+
+// An onlyTo is a transport that posts to one URL alone; "" is any.
+type onlyTo struct {
+	url   string
+	under http.RoundTripper
+}
+
+func (t *onlyTo) RoundTrip(r *http.Request) (*http.Response, error) {
+	if at := r.URL.String(); t.url != "" && r.Method == http.MethodPost && at != t.url {
+		if r.Body != nil {
+			r.Body.Close()
+		}
+		return nil, fmt.Errorf("the server has its tokens given out at %s, and the client is that of %s", at, t.url)
+	}
+	if t.under == nil {
+		return http.DefaultTransport.RoundTrip(r)
+	}
+	return t.under.RoundTrip(r)
+}
 
 // ask sends the MCP server a request without a token. Its refusal says who gives them
 // out; a server that does not refuse is looked up by its well-known URLs all the same.

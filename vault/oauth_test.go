@@ -365,3 +365,80 @@ func FuzzTokenAnswer(f *testing.F) {
 		}
 	})
 }
+
+// A token endpoint that writes back what it was sent gives no secret away, however it
+// spells it.
+func TestAnEndpointThatEchoes(t *testing.T) {
+	t.Parallel()
+	const refresh, secret = "1//0SECRET/r+", "SECRET/s +"
+	for name, echo := range map[string]func(form string, r *http.Request) string{
+		"header": func(_ string, r *http.Request) string { return "you sent " + r.Header.Get("Authorization") },
+		"form":   func(form string, _ *http.Request) string { return form },
+		"form, in lower case": func(form string, _ *http.Request) string {
+			return strings.NewReplacer("%2F", "%2f", "%2B", "%2b").Replace(form)
+		},
+		"JSON": func(string, *http.Request) string { return `{"error_description":"no ` + refresh + `"}` },
+		"JSON, slashes escaped": func(string, *http.Request) string {
+			return `{"error_description":"no ` + strings.ReplaceAll(refresh, "/", `\/`) + `"}`
+		},
+	} {
+		for _, method := range []string{AuthBasic, AuthPost} {
+			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				form, _ := io.ReadAll(r.Body)
+				w.WriteHeader(400)
+				_, _ = io.WriteString(w, echo(string(form), r))
+			}))
+			defer s.Close()
+			_, err := Refresh{TokenEndpoint: s.URL, AuthMethod: method, ClientID: "c", ClientSecret: secret, RefreshToken: refresh}.Do(t.Context(), s.Client())
+			var e *RefreshError
+			if !errors.As(err, &e) || e.Response == nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			encoded := base64.StdEncoding.EncodeToString([]byte("c:" + url.QueryEscape(secret)))
+			if strings.Contains(e.Response.Body, "SECRET") || strings.Contains(e.Response.Body, encoded) {
+				t.Errorf("%s, %s: %s", name, method, e.Response.Body)
+			}
+		}
+	}
+}
+
+// A client's secret is for the authorization server that knows the client, whatever the MCP
+// server, or that one, says.
+func TestAuthorizeShowsTheSecretToNobodyElse(t *testing.T) {
+	t.Parallel()
+	for name, meant := range map[string]func(*fakeAS, *Authorization){
+		"another server": func(_ *fakeAS, a *Authorization) { a.TokenEndpoint = "https://as.example/token" },
+		"a redirect": func(as *fakeAS, _ *Authorization) {
+			elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { as.t.Error("a redirect was followed") }))
+			as.t.Cleanup(elsewhere.Close)
+			as.tokenWas = func(w http.ResponseWriter, _ url.Values, r *http.Request) bool {
+				http.Redirect(w, r, elsewhere.URL, http.StatusTemporaryRedirect)
+				return true
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			as := newFakeAS(t)
+			as.secret = "hunter22"
+			a := as.authorization()
+			a.ClientID, a.ClientSecret = "mine", as.secret
+			if meant(as, &a); a.TokenEndpoint != "" {
+				as.tokenWas = func(_ http.ResponseWriter, form url.Values, r *http.Request) bool {
+					t.Errorf("it was shown %v, %s", form, r.Header.Get("Authorization"))
+					return false
+				}
+			}
+			if grant, err := a.Do(t.Context()); err == nil {
+				t.Errorf("granted %+v", grant)
+			}
+		})
+	}
+	as := newFakeAS(t)
+	as.secret = "hunter22"
+	a := as.authorization()
+	a.ClientID, a.ClientSecret, a.TokenEndpoint = "mine", as.secret, as.URL+"/token"
+	if _, err := a.Do(t.Context()); err != nil {
+		t.Errorf("the server that is meant: %v", err)
+	}
+}

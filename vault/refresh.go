@@ -2,6 +2,7 @@ package vault
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -129,7 +130,7 @@ func (r Refresh) Do(ctx context.Context, client *http.Client) (Token, error) {
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	req.Header.Set("Accept", "application/json")
 	if r.AuthMethod == AuthBasic {
-		req.SetBasicAuth(url.QueryEscape(r.ClientID), url.QueryEscape(r.ClientSecret))
+		req.Header.Set("Authorization", "Basic "+r.basic())
 	}
 	asked := time.Now()
 	resp, err := unredirected(client).Do(req)
@@ -168,11 +169,19 @@ func (r Refresh) answer(resp *http.Response, body []byte, asked time.Time) (Toke
 			return Token{out.AccessToken, out.RefreshToken, expiry(asked, out.ExpiresIn)}, nil
 		}
 	}
-	e := &RefreshError{Response: shown(resp, body, r.RefreshToken, r.ClientSecret, out.AccessToken, out.RefreshToken), Err: parseErr}
+	e := &RefreshError{Response: shown(resp, body, r.RefreshToken, r.ClientSecret, r.basic(), out.AccessToken, out.RefreshToken), Err: parseErr}
 	if isErrorCode(out.Error) {
 		e.Code = out.Error
 	}
 	return Token{}, e
+}
+
+// basic is how the client's secret stands in the Authorization header; "" where it does not.
+func (r Refresh) basic() string {
+	if r.AuthMethod != AuthBasic {
+		return ""
+	}
+	return base64.StdEncoding.EncodeToString([]byte(url.QueryEscape(r.ClientID) + ":" + url.QueryEscape(r.ClientSecret)))
 }
 
 // expiry is when a token ends that has some seconds to live, a number or, from some
@@ -221,7 +230,7 @@ func shown(resp *http.Response, body []byte, secrets ...string) *Response {
 	var forms []string
 	for _, s := range secrets {
 		if s != "" {
-			forms = append(forms, s, url.QueryEscape(s), jsonText(s))
+			forms = append(forms, spellings(s)...)
 		}
 	}
 	// The longest first: one may be a part of another.
@@ -242,6 +251,18 @@ func shown(resp *http.Response, body []byte, secrets ...string) *Response {
 	}
 	return r
 }
+
+// spellings are the ways in which a server may write s back: as it is, in a URL, with the
+// digits of its escapes in either case, or in JSON, where some escape slashes.
+func spellings(s string) []string {
+	inURL, inJSON := url.QueryEscape(s), jsonText(s)
+	return []string{
+		s, inURL, urlEscape.ReplaceAllStringFunc(inURL, strings.ToLower),
+		inJSON, strings.ReplaceAll(inJSON, "/", `\/`),
+	}
+}
+
+var urlEscape = regexp.MustCompile(`%..`)
 
 // jsonText is s as it stands between the quotes of a JSON string.
 func jsonText(s string) string {

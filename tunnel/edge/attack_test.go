@@ -420,3 +420,36 @@ func TestACutThatComesBeforeItsAttachment(t *testing.T) {
 		t.Fatalf("frame %#x, %v", kind, err)
 	}
 }
+
+// What only an edge says of a stream is not believed of the connector that has it: whoever
+// has but a token could name himself as he likes, and make his failures another's.
+func TestAConnectorDoesNotSpeakForItsEdge(t *testing.T) {
+	t.Parallel()
+	for name, frame := range map[string][]byte{
+		"refused": message(t, tunnel.FrameRefused, tunnel.Refusal{Stage: tunnel.StageNotActive, Detail: "the tunnel was archived"}),
+		"opened":  message(t, tunnel.FrameOpened, tunnel.Opened{Connector: "one", Connectors: []string{"one", "two"}}),
+	} {
+		for where, here := range map[string]bool{"dialled": false, "here": true} {
+			t.Run(name+"/"+where, func(t *testing.T) {
+				t.Parallel()
+				l := newLab(t)
+				l.here = here
+				l.edge(edge.Limits{})
+				_, attached := l.attach("rogue")
+				data := l.mustRaw(tunnel.ALPNConnector)
+				data.Write(tunnel.AppendFrame(nil, tunnel.FramePark, attached.Ticket))
+				l.dial()
+				failed := make(chan error)
+				go func() {
+					_, _, err := l.call(l.ctx, "x")
+					failed <- err
+				}()
+				if kind, _, err := tunnel.ReadFrame(data, 0); err != nil || kind != tunnel.FrameOpen {
+					t.Fatalf("frame %#x, %v", kind, err)
+				}
+				data.Write(frame)
+				wantStage(t, <-failed, tunnel.StageProtocol)
+			})
+		}
+	}
+}

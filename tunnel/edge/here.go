@@ -40,8 +40,9 @@ func (e *Edge) Open(ctx context.Context, open tunnel.Open, onDrain func()) (*tun
 		return nil, err
 	}
 	h := &here{Conn: gateway.(*tls.Conn), a: a, open: open}
-	h.stream = tunnel.NewStream(h, tunnel.StreamConfig{OnDrain: onDrain, Passed: h.passed})
-	h.stream.SetOpened(tunnel.Opened{Connector: a.connector, Connectors: names})
+	h.stream = tunnel.NewStream(h, tunnel.StreamConfig{
+		OnDrain: onDrain, Passed: h.passed, Opened: &tunnel.Opened{Connector: a.connector, Connectors: names},
+	})
 	over := a.enter(h)
 	h.watch()
 	if over != nil {

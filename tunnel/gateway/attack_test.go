@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -298,6 +299,8 @@ func TestAddressRule(t *testing.T) {
 		{[]string{"::1"}, "127.0.0.1", false},
 		{[]string{"169.254.0.0/16"}, "169.254.1.1", true},
 		{[]string{"169.254.0.0/16"}, "169.254.169.254", false},
+		{[]string{"169.254.0.0/16"}, "169.254.42.42", false},
+		{[]string{"fc00::/7"}, "fd00:c1::a9fe:a9fe", false},
 		{[]string{"169.254.169.254"}, "169.254.169.254", true},
 		{[]string{"fd00:10::/32"}, "fd00:10::5", true},
 		{[]string{"fd00:10::/32"}, "fd00:11::5", false},
@@ -1197,4 +1200,160 @@ func FuzzFilter(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Who asks for leave to send a body and is gone before it is given has had his place in the
+// route for nothing, and must not keep it.
+func TestAttackLeaveToNobody(t *testing.T) {
+	t.Parallel()
+	s := upstreamServer(t, func(http.ResponseWriter, *http.Request) {})
+	l := serve(t, s.URL, func(c *Config) { c.Routes["docs"].Limits = Limits{Calls: 1} })
+	for range 20 {
+		conn := l.dial("docs."+domain, "http/1.1")
+		for !l.serving() {
+			time.Sleep(time.Millisecond)
+		}
+		if err := conn.NetConn().(*net.TCPConn).SetLinger(0); err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(conn, "POST / HTTP/1.1\r\nHost: docs."+domain+"\r\nExpect: 100-continue\r\nContent-Length: 10\r\n\r\n")
+		conn.NetConn().Close()
+		for l.serving() {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	if n := l.g.metricsActive("docs"); n != 0 {
+		t.Errorf("%d places are held by nobody", n)
+	}
+	if res, text := get(t, l.client(false), "POST", "https://docs."+domain+"/", "x"); res.StatusCode != 200 {
+		t.Errorf("a call after that: %d %s", res.StatusCode, text)
+	}
+}
+
+// What an issuer publishes is read up to a bound, where its keys are as well as the keys.
+func TestAttackEndlessIssuer(t *testing.T) {
+	t.Parallel()
+	for _, endless := range []string{"/.well-known/openid-configuration", "/keys"} {
+		var issuer *httptest.Server
+		sent := make(chan int64, 1)
+		issuer = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path != endless {
+				fmt.Fprintf(w, `{"issuer":%q,"jwks_uri":%q}`, issuer.URL, issuer.URL+"/keys")
+				return
+			}
+			n := int64(0)
+			for some := bytes.Repeat([]byte(" "), 64<<10); n < 64<<20; n += int64(len(some)) {
+				if _, err := w.Write(some); err != nil {
+					break
+				}
+			}
+			sent <- n
+		}))
+		t.Cleanup(issuer.Close)
+		keys := &remoteKeys{issuer: issuer.URL, client: issuer.Client()}
+		if _, err := keys.fetch(t.Context()); err == nil {
+			t.Errorf("%s: there are keys", endless)
+		}
+		if n := <-sent; n >= 64<<20 {
+			t.Errorf("%s: %d bytes were read", endless, n)
+		}
+	}
+}
+
+// What the file says of a head's fields holds for a trailer's as well: some programs take
+// one for the other.
+func TestAttackTrailers(t *testing.T) {
+	t.Parallel()
+	got := make(chan http.Header, 1)
+	s := upstreamServer(t, func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		got <- r.Trailer.Clone()
+		w.Header().Set("Trailer", "X-Kept, X-Inside")
+		io.WriteString(w, "ok")
+		http.NewResponseController(w).Flush()
+		w.Header().Set("X-Kept", "yes")
+		w.Header().Set("X-Inside", "10.1.2.3")
+	})
+	l := serve(t, s.URL, func(c *Config) {
+		c.Routes["docs"].Headers.Request = HeaderRules{Set: map[string]string{"X-User": "nobody"}, Remove: []string{"X-Admin"}}
+		c.Routes["docs"].Headers.Response = HeaderRules{Remove: []string{"X-Inside"}}
+	})
+	for _, h2 := range []bool{false, true} {
+		req, err := http.NewRequest("POST", "https://docs."+domain+"/", struct{ io.Reader }{strings.NewReader("x")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Trailer = http.Header{"X-User": {"root"}, "X-Admin": {"1"}, "X-Sum": {"7"}}
+		res, err := l.client(h2).Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.Copy(io.Discard, res.Body)
+		res.Body.Close()
+		if sent := <-got; len(sent["X-User"])+len(sent["X-Admin"]) > 0 || sent.Get("X-Sum") != "7" {
+			t.Errorf("HTTP/2 %v: the server got %v", h2, sent)
+		}
+		if res.Trailer.Get("X-Inside") != "" || res.Trailer.Get("X-Kept") != "yes" {
+			t.Errorf("HTTP/2 %v: the caller got %v", h2, res.Trailer)
+		}
+	}
+}
+
+// That a caller has gone is noticed also where he has sent another call before.
+func TestAttackPipelineAndGo(t *testing.T) {
+	t.Parallel()
+	s := upstreamServer(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/stream" {
+			w.Header().Set("Content-Type", "text/event-stream")
+			http.NewResponseController(w).Flush()
+		}
+		io.Copy(io.Discard, r.Body)
+		<-r.Context().Done()
+	})
+	for _, path := range []string{"/", "/stream"} {
+		l := serve(t, s.URL, nil)
+		conn := l.dial("docs."+domain, "http/1.1")
+		io.WriteString(conn, strings.Repeat("POST "+path+" HTTP/1.1\r\nHost: docs."+domain+"\r\nContent-Length: 1\r\n\r\nx", 3))
+		for l.g.metricsActive("docs") == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		conn.NetConn().Close()
+		limit := time.Now().Add(20 * time.Second)
+		for l.g.metricsActive("docs") > 0 {
+			if time.Now().After(limit) {
+				t.Fatalf("%s: the call goes on", path)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+}
+
+// Bodies that have to be seen before they leave take no more memory together than is said.
+func TestAttackManyLargeBodies(t *testing.T) {
+	t.Parallel()
+	s := upstreamServer(t, func(w http.ResponseWriter, r *http.Request) { io.Copy(io.Discard, r.Body) })
+	l := serve(t, s.URL, func(c *Config) { c.Routes["docs"].Tools = Tools{Deny: []string{"x"}} })
+	const body = `{"jsonrpc":"2.0","method":"notifications/initialized"}`
+	others := int64(heldMax - len(body) + 1)
+	for _, h2 := range []bool{false, true} {
+		c := l.client(h2)
+		call := func() int {
+			res, _ := get(t, c, "POST", "https://docs."+domain+"/", body, "Content-Type", "application/json")
+			return res.StatusCode
+		}
+		l.g.held.Add(others)
+		if status := call(); status != 503 {
+			t.Errorf("HTTP/2 %v, without room: %d", h2, status)
+		}
+		l.g.held.Add(-others)
+		if status := call(); status != 200 {
+			t.Errorf("HTTP/2 %v, with room: %d", h2, status)
+		}
+		for l.g.metricsActive("docs") > 0 {
+			time.Sleep(time.Millisecond)
+		}
+		if n := l.g.held.Load(); n != 0 {
+			t.Errorf("HTTP/2 %v: %d bytes are held", h2, n)
+		}
+	}
 }

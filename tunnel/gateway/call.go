@@ -33,9 +33,10 @@ type exchange struct {
 	bearer string // who says so: what is kept of the token
 	began  time.Time
 
-	headOnly bool // no body is answered
-	expects  bool // the caller waits for leave to send the body
-	slot     bool // one of the route's is held
+	headOnly bool  // no body is answered
+	expects  bool  // the caller waits for leave to send the body
+	slot     bool  // one of the route's is held
+	held     int64 // bytes of the gateway's room for bodies that are taken
 
 	whole    bool   // content is the whole body
 	content  []byte // read before the call leaves
@@ -216,8 +217,27 @@ func (ex *exchange) read(from source) *refusal {
 		if int64(len(ex.content)+len(p)) > ex.route.bodyMax {
 			return ex.route.tooLong()
 		}
+		if refused := ex.hold(int64(len(p))); refused != nil {
+			return refused
+		}
 		ex.content = append(ex.content, p...)
 	}
+}
+
+// heldMax bounds the bodies that are held at a time, of all calls, in bytes: as many calls
+// as there may be, each with a body as long as it may be, would be more than a machine has.
+const heldMax = bodyLimit
+
+// hold takes room for more of the body, until finish.
+func (ex *exchange) hold(n int64) *refusal {
+	if ex.g.held.Add(n) > heldMax {
+		ex.g.held.Add(-n)
+		refused := failed(tunnel.StageOverloaded, nil, "the bodies of the calls under way take %d bytes, which is the most", heldMax)
+		refused.retryAfter = time.Second
+		return refused
+	}
+	ex.held += n
+	return nil
 }
 
 // judge decides by what is asked for, and puts it on record. What it lets pass may leave.
@@ -347,7 +367,7 @@ func (ex *exchange) depart(ctx context.Context) *refusal {
 	ex.up = up
 	if !ex.cutBy(func() { _ = up.Conn.Close() }) {
 		ex.drop()
-		return failed(tunnel.StageTimeout, nil, "the caller has gone")
+		return callerGone()
 	}
 	if !ex.whole {
 		return nil // pass sends the head along with what there is of the body
@@ -357,6 +377,9 @@ func (ex *exchange) depart(ctx context.Context) *refusal {
 	_ = up.send(ex.buf, ex.content)
 	return nil
 }
+
+// callerGone is the refusal of a call that nobody waits for any more.
+func callerGone() *refusal { return failed(tunnel.StageTimeout, nil, "the caller has gone") }
 
 // appendHead appends the call's head as the server is to get it.
 func (ex *exchange) appendHead(to []byte) []byte {
@@ -488,7 +511,7 @@ func (ex *exchange) pass(from source, alive func()) (readable bool) {
 	}
 	ex.gotAll.Store(true)
 	if chunked {
-		buf = appendLastChunk(buf, from.trailers())
+		buf = appendLastChunk(buf, ex.route.request.keeps(from.trailers()))
 	}
 	flush()
 	if cap(buf) <= 2*outMax {
@@ -610,7 +633,7 @@ func (ex *exchange) relay(to answerer) error {
 	reuse := !h.close && !b.toEnd
 	up.in.wait = nil
 	ex.release(reuse, keep)
-	return to.end(b.trailer)
+	return to.end(r.answer.keeps(b.trailer))
 }
 
 // A leavable is an answer that need not come to its end before the gateway stops: a stream
@@ -829,7 +852,7 @@ func (ex *exchange) relayFiltered(to answerer, b *body, fields []field) error {
 			return err
 		}
 		ex.release(reuse, keep)
-		return to.end(b.trailer)
+		return to.end(r.answer.keeps(b.trailer))
 	}
 	up.in.wait = func() error {
 		up.watch.set(r.idle)
@@ -882,6 +905,8 @@ func (ex *exchange) finish() {
 	ex.cut = nil
 	ex.mu.Unlock()
 	ex.recordEnd()
+	ex.g.held.Add(-ex.held)
+	ex.held = 0
 	if ex.route != nil {
 		ex.route.leave(ex)
 	}

@@ -90,17 +90,29 @@ func (c *conn1) serve() {
 }
 
 // readOn waits for the next call, or for the caller to go, in which case the call at hand
-// is ended.
+// is ended. Where the next call is there already, nothing would be left to notice that by:
+// it is not taken, as HTTP allows, and the connection ends with the answer at hand.
 func (c *conn1) readOn() {
-	var err error
 	if len(c.in.buffered()) == 0 {
-		err = c.in.fill()
+		err := c.in.fill()
+		if err != nil {
+			c.ex.abort()
+		}
+		c.helped <- err
+		return
 	}
-	if err != nil {
-		c.ex.abort()
+	c.closing.Store(true)
+	c.helped <- errEarly
+	for n := 0; n <= discardMax; n += len(c.in.buffered()) {
+		c.in.r = c.in.w
+		if c.in.fill() != nil {
+			break
+		}
 	}
-	c.helped <- err
+	c.ex.abort()
 }
+
+var errEarly = errors.New("another call came before the answer to the one at hand")
 
 // abort ends the connection without ceremony.
 func (c *conn1) abort() {
@@ -171,8 +183,8 @@ func (c *conn1) route(ex *exchange) bool {
 		return c.refuse(ex, r)
 	}
 	if ex.expects && !c.body.done {
-		if _, err := io.WriteString(c.tls, "HTTP/1.1 100 Continue\r\n\r\n"); err != nil {
-			return false
+		if err := c.send([]byte("HTTP/1.1 100 Continue\r\n\r\n")); err != nil {
+			return c.refuse(ex, callerGone())
 		}
 		ex.expects = false
 	}

@@ -119,36 +119,40 @@ func (f *eventFilter) add(p []byte, emit func([]byte) error) error {
 		}
 		f.begun, f.buf = true, bytes.TrimPrefix(f.buf, byteOrderMark)
 	}
+	rest := f.buf // moved once, however many events there are
 	for {
-		end := eventEnd(f.buf, f.seen)
+		end := eventEnd(rest, f.seen)
 		if end < 0 {
-			f.seen = max(len(f.buf)-3, 0)
-			if len(f.buf) > filterMax {
-				return errFilterLong
-			}
-			return nil
+			break
 		}
-		if err := f.take(end, emit); err != nil {
+		if err := f.take(rest[:end], emit); err != nil {
 			return err
 		}
+		rest, f.seen = rest[end:], 0
 	}
+	if len(rest) < len(f.buf) {
+		f.buf = append(f.buf[:0], rest...)
+	}
+	f.seen = max(len(f.buf)-3, 0)
+	if len(f.buf) > filterMax {
+		return errFilterLong
+	}
+	return nil
 }
 
-func (f *eventFilter) take(end int, emit func([]byte) error) error {
-	event, err := f.event(f.buf[:end])
-	if err == nil {
-		err = emit(event)
+func (f *eventFilter) take(event []byte, emit func([]byte) error) error {
+	filtered, err := f.event(event)
+	if err != nil {
+		return err
 	}
-	f.buf = append(f.buf[:0], f.buf[end:]...)
-	f.seen = 0
-	return err
+	return emit(filtered)
 }
 
 // finish is called when the stream has ended, where a last CR is the end of a line for
 // certain. An event without its end is none, and is not passed on either.
 func (f *eventFilter) finish(emit func([]byte) error) error {
 	if n := len(f.buf); n > 0 && f.buf[n-1] == '\r' && eventEnd(append(f.buf, '\n'), 0) == n+1 {
-		return f.take(n, emit)
+		return f.take(f.buf, emit)
 	}
 	return nil
 }

@@ -56,6 +56,7 @@ type Gateway struct {
 	refusals *rate.Limiter // of those that are noted on the record
 	unnoted  atomic.Int64  // the others since
 
+	held  atomic.Int64 // bytes of bodies that calls hold
 	state atomic.Pointer[state]
 	life  atomic.Pointer[context.Context] // of Serve
 

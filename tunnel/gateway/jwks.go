@@ -8,15 +8,15 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
-	"github.com/coreos/go-oidc/v3/oidc"
 	"github.com/go-jose/go-jose/v4"
 	"golang.org/x/sync/singleflight"
 )
 
-// A remoteKeys is the keys of an issuer, as it publishes them. It is an [oidc.KeySet] that
+// A remoteKeys is the keys of an issuer, as it publishes them. It is a key set of go-oidc that
 // asks the issuer seldom, whatever the tokens are that come: go-oidc's own asks for each
 // token that names a key it does not know, which anybody can make up. It is safe for
 // concurrent use.
@@ -130,39 +130,19 @@ func (k *remoteKeys) refresh(ctx context.Context) error {
 func (k *remoteKeys) fetch(ctx context.Context) ([]jose.JSONWebKey, error) {
 	address := k.address
 	if address == "" {
-		provider, err := oidc.NewProvider(oidc.ClientContext(ctx, k.client), k.issuer)
-		if err != nil {
+		var err error
+		if address, err = k.discover(ctx); err != nil {
 			return nil, err
 		}
-		var names struct {
-			Keys string `json:"jwks_uri"`
-		}
-		if err := provider.Claims(&names); err != nil {
-			return nil, err
-		}
-		u, err := url.Parse(names.Keys)
-		if err != nil || u.Scheme != "https" && !isLoopback(u.Hostname()) {
-			return nil, fmt.Errorf("%s names no address at https for its keys", k.issuer)
-		}
-		address = names.Keys
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
-	if err != nil {
-		return nil, err
-	}
-	res, err := k.client.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer res.Body.Close()
-	if res.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s: %s", address, res.Status)
 	}
 	var set struct {
 		Keys []json.RawMessage `json:"keys"`
 	}
-	if err := json.NewDecoder(io.LimitReader(res.Body, keysSizeMax)).Decode(&set); err != nil || len(set.Keys) > keysMax {
-		return nil, fmt.Errorf("%s holds no set of keys (JWKS), or one of more than %d", address, keysMax)
+	if err := k.get(ctx, address, &set); err != nil {
+		return nil, err
+	}
+	if len(set.Keys) > keysMax {
+		return nil, fmt.Errorf("%s holds more than %d keys", address, keysMax)
 	}
 	var keys []jose.JSONWebKey
 	for _, text := range set.Keys {
@@ -176,4 +156,42 @@ func (k *remoteKeys) fetch(ctx context.Context) ([]jose.JSONWebKey, error) {
 		return nil, fmt.Errorf("%s holds no key that can be used", address)
 	}
 	return keys, nil
+}
+
+// discover finds out where the issuer's keys are (OpenID Connect Discovery 1.0 §4).
+func (k *remoteKeys) discover(ctx context.Context) (address string, err error) {
+	var names struct {
+		Issuer string `json:"issuer"`
+		Keys   string `json:"jwks_uri"`
+	}
+	if err := k.get(ctx, strings.TrimSuffix(k.issuer, "/")+"/.well-known/openid-configuration", &names); err != nil {
+		return "", err
+	}
+	if names.Issuer != k.issuer {
+		return "", fmt.Errorf("%s says that it is another issuer, %.100q", k.issuer, names.Issuer)
+	}
+	if u, err := url.Parse(names.Keys); err != nil || u.Scheme != "https" && !isLoopback(u.Hostname()) {
+		return "", fmt.Errorf("%s names no address at https for its keys", k.issuer)
+	}
+	return names.Keys, nil
+}
+
+// get reads the JSON object at an address, of which it reads no more than keysSizeMax.
+func (k *remoteKeys) get(ctx context.Context, address string, into any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	if err != nil {
+		return err
+	}
+	res, err := k.client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", address, res.Status)
+	}
+	if err := json.NewDecoder(io.LimitReader(res.Body, keysSizeMax)).Decode(into); err != nil {
+		return fmt.Errorf("%s holds no JSON object, or one that is too large", address)
+	}
+	return nil
 }

@@ -3,6 +3,7 @@ package gateway
 import (
 	"bytes"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -150,4 +151,10 @@ func (r *fieldRules) removes(name []byte) bool {
 		}
 	}
 	return false
+}
+
+// keeps returns the fields of a trailer that are passed on: some programs take them for
+// fields of the head. The slice is trailer's own.
+func (r *fieldRules) keeps(trailer []field) []field {
+	return slices.DeleteFunc(trailer, func(f field) bool { return r.removes(f.name) })
 }
