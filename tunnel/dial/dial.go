@@ -302,8 +302,12 @@ func (d *Dialer) Drop(id api.TunnelID, fingerprint string) {
 	d.mu.Unlock()
 	for _, c := range drop {
 		c.dropped.Store(true)
-		c.discard()
 	}
+	var gone sync.WaitGroup
+	for _, c := range drop { // none waits for the farewell of another
+		gone.Go(c.discard)
+	}
+	gone.Wait()
 }
 
 // Close closes all connections, those in use as well.
