@@ -4,8 +4,8 @@
 // a while, and against what a rule says of whose it must be.
 //
 // It is a mechanism: which issuers there are, what a matching identity may do and what
-// is written down of it is control's business. Signatures and keys are go-jose's work,
-// and discovery is go-oidc's.
+// is written down of it is control's business. Signatures are go-jose's work, and where
+// keys come from package jwks's.
 //
 // Start reading at [Verifier.Verify].
 package workload

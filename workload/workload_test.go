@@ -17,6 +17,7 @@ import (
 	"github.com/go-jose/go-jose/v4/jwt"
 
 	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/jwks"
 	"github.com/bailey-platform/bailey/workload/issuertest"
 )
 
@@ -145,7 +146,7 @@ func TestEveryAlgorithm(t *testing.T) {
 	r := newRig(t)
 	for _, alg := range []jose.SignatureAlgorithm{jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512, jose.ES256, jose.ES384} {
 		r.far.AddKey(string(alg), alg)
-		r.pass(2 * keysAgain) // for a new key
+		r.pass(2 * jwks.Again) // for a new key
 		_, err := r.Verify(t.Context(), r.issuer, r.far.Sign(r.far.Claims(r.clock(), "s")))
 		wantDenied(t, string(alg), err, "")
 	}
@@ -210,21 +211,21 @@ func TestKeysAreKeptForAWhile(t *testing.T) {
 	// A new key is known after a minute at most.
 	r.far.AddKey("key-2", jose.ES256)
 	verify(UnknownKey)
-	r.pass(keysAgain)
+	r.pass(jwks.Again)
 	verify("")
 	asked(2)
 
 	// While the issuer does not answer, the keys that are known do.
 	r.far.Break(true)
-	r.pass(keysFresh)
+	r.pass(jwks.Fresh)
 	verify("")
 	asked(3)
 	verify("")
 	asked(3) // it is left alone for a little
-	r.pass(keysStale)
+	r.pass(jwks.Stale)
 	verify(NoKeys)
 	r.far.Break(false)
-	r.pass(keysFailing)
+	r.pass(jwks.Failing)
 	verify("")
 
 	// A changed issuer is asked again at once.
@@ -313,8 +314,8 @@ func TestAnswersThatAreNoKeys(t *testing.T) {
 	for name, answer := range map[string]string{
 		"no JSON":       "<html>",
 		"no keys":       `{"keys":[]}`,
-		"endless":       `{"keys":[` + strings.Repeat(" ", answerMax) + `]}`,
-		"too many":      `{"keys":[` + strings.Repeat(`{},`, keysMax) + `{}]}`,
+		"endless":       `{"keys":[` + strings.Repeat(" ", 1<<20) + `]}`,
+		"too many":      `{"keys":[` + strings.Repeat(`{},`, 200) + `{}]}`,
 		"secret keys":   `{"keys":[{"kty":"oct","kid":"key-1","k":"c2VjcmV0"}]}`,
 		"short RSA key": `{"keys":[{"kty":"RSA","kid":"key-1","n":"` + base64.RawURLEncoding.EncodeToString(make128()) + `","e":"AQAB"}]}`,
 	} {

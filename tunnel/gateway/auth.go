@@ -17,6 +17,7 @@ import (
 	"github.com/coreos/go-oidc/v3/oidc"
 	"github.com/go-jose/go-jose/v4"
 
+	"github.com/bailey-platform/bailey/jwks"
 	"github.com/bailey-platform/bailey/settings"
 	"github.com/bailey-platform/bailey/tunnel"
 )
@@ -89,7 +90,7 @@ func (a *authRule) check(ex *exchange) *refusal {
 		return nil
 	case errors.Is(err, errScope):
 		return a.challenge(http.StatusForbidden, "insufficient_scope", err)
-	case errors.Is(err, errNoKeys):
+	case errors.Is(err, jwks.ErrUnavailable):
 		refused := failed(tunnel.StageRequestRefused, err, "the caller's token cannot be checked now: the issuer's keys cannot be had")
 		refused.status, refused.retryAfter = http.StatusServiceUnavailable, 5*time.Second
 		return refused
@@ -121,8 +122,7 @@ func (a *authRule) challenge(status int, code string, err error) *refusal {
 var (
 	errNotAccepted = errors.New("the bearer token is not accepted")
 
-	errScope  = errors.New("the token lacks a scope that is needed here")
-	errNoKeys = errors.New("no keys to check the token with")
+	errScope = errors.New("the token lacks a scope that is needed here")
 )
 
 // A jwtRule checks the tokens of one issuer.
@@ -143,16 +143,14 @@ var joseAlgorithms = func() (all []jose.SignatureAlgorithm) {
 	return all
 }()
 
-// jwksTime is for an answer of the issuer's.
-const jwksTime = 10 * time.Second
-
 func newJWTRule(j JWT) (*jwtRule, error) {
 	r := &jwtRule{scopes: j.Scopes, claims: j.Claims}
 	config := &oidc.Config{ClientID: j.Audience, SupportedSigningAlgs: jwtAlgorithms}
 	if j.JWKSFile == "" {
 		// A gateway starts while its issuer is away: keys are asked for once they are needed.
-		client := &http.Client{Timeout: jwksTime, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-		r.verifier = oidc.NewVerifier(j.Issuer, &remoteKeys{issuer: j.Issuer, address: j.JWKS, client: client}, config)
+		client := &http.Client{Timeout: jwks.Patience, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+		issuer := jwks.Issuer{URL: j.Issuer, Keys: j.JWKS, Client: func() *http.Client { return client }}
+		r.verifier = oidc.NewVerifier(j.Issuer, remoteKeys{jwks.New(issuer)}, config)
 	} else {
 		text, err := settings.ReadFile(j.JWKSFile)
 		if err != nil {
@@ -176,12 +174,12 @@ func newJWTRule(j JWT) (*jwtRule, error) {
 
 // verify returns who a token says its bearer is, if the token is good.
 func (r *jwtRule) verify(ctx context.Context, token string) (subject string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, jwksTime)
+	ctx, cancel := context.WithTimeout(ctx, jwks.Patience)
 	defer cancel()
 	t, err := r.verifier.Verify(ctx, token)
 	if err != nil {
-		if strings.Contains(err.Error(), errNoKeys.Error()) {
-			return "", fmt.Errorf("%w: %w", errNoKeys, err)
+		if strings.Contains(err.Error(), jwks.ErrUnavailable.Error()) {
+			return "", fmt.Errorf("%w: %w", jwks.ErrUnavailable, err)
 		}
 		return "", whyBad(err)
 	}
