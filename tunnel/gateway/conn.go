@@ -267,11 +267,14 @@ func (c *conn1) respond(ex *exchange) bool {
 // idled ends the connection if no call is under way. One that is has deadlines of its
 // own.
 func (c *conn1) idled() {
-	if c.busy.Load() {
+	switch {
+	case !c.busy.Load():
+		c.abort()
+	case c.closing.Load():
+		c.idle.set(leaveTime)
+	default:
 		c.idle.set(idleTime)
-		return
 	}
-	c.abort()
 }
 
 // The answerer of HTTP/1.1.
