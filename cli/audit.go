@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -189,6 +190,11 @@ func (e *auditEvidence) read(path string) (audit.Evidence, error) {
 	if e.public != "" || out.Key == nil {
 		public, err := audit.ReadPublicKey(beside(e.public, ".pub"))
 		if errors.Is(err, fs.ErrNotExist) && e.public == "" {
+			if info, err := os.Stat(path); err != nil {
+				return out, usagef("%v", err)
+			} else if info.IsDir() {
+				return out, usagef("%s is a directory: name the record in it, such as %s", path, filepath.Join(path, "audit.jsonl"))
+			}
 			return out, fmt.Errorf("there is neither %s.key nor %[1]s.pub: give --key or --public-key", path)
 		} else if err != nil {
 			return out, err

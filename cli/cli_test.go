@@ -184,6 +184,10 @@ func TestUsageErrors(t *testing.T) {
 		want string // in the one line on standard error
 	}{
 		{args: []string{"foo"}, want: `there is no command "bailey foo"`},
+		{args: []string{"serv"}, want: `there is no command "bailey serv" (did you mean serve?); see bailey --help`},
+		{args: []string{"tunnels", "lst"}, want: `there is no command "bailey tunnels lst" (did you mean list?)`},
+		{args: []string{"audit", "verify", "/nonexistent"}, want: "no such file or directory"},
+		{args: []string{"audit", "verify", "/"}, want: "is a directory: name the record in it"},
 		{args: []string{"agents", "foo"}, want: `there is no command "bailey agents foo"`},
 		{args: []string{"help", "nonsense"}, want: `there is no command "bailey nonsense"`},
 		{args: []string{"help", "sessions", "nonsense"}, want: `there is no command "bailey sessions nonsense"`},
@@ -211,6 +215,7 @@ func TestUsageErrors(t *testing.T) {
 		{args: []string{"sessions", "send", "s", " "}, want: "the message is empty"},
 		{args: []string{"sessions", "events", "s", "--type", "x.y"}, want: `there is no event type "x.y"`},
 		{args: []string{"worker"}, want: "--environment-id or ANTHROPIC_ENVIRONMENT_ID is needed"},
+		{args: []string{"worker", "--config", "testdata/no-environments.yaml"}, want: "testdata/no-environments.yaml lists no environments"},
 		{args: []string{"worker", "--environment-id", "e"}, want: "--environment-key-file or ANTHROPIC_ENVIRONMENT_KEY is needed"},
 		{args: []string{"worker", "--environment-id", "e", "--environment-key", "k", "--sandbox", "tent"}, want: `--sandbox "tent": there is gvisor or none`},
 		{args: []string{"worker", "--environment-id", "e", "--environment-key", "k", "--memory", "lots"}, want: `"lots" is not a size`},

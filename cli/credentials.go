@@ -55,6 +55,9 @@ func (p *Program) readSecret(path, what string) (api.Secret, error) {
 	if err != nil {
 		return "", err
 	}
+	if path == "-" {
+		path = "standard input"
+	}
 	return checkSecret(string(data), path)
 }
 

@@ -267,7 +267,11 @@ func openGatewayAudit(p *Program, c *gateway.Config, log *slog.Logger) (*audit.L
 	if c.Audit.Arguments == "full" {
 		input = audit.InputText
 	}
-	return audit.Open(filepath.Join(c.Data, "audit.jsonl"), audit.Options{Logger: log, Input: input, Retain: time.Duration(c.Audit.Retention), Sinks: sinks})
+	record, err := audit.Open(filepath.Join(c.Data, "audit.jsonl"), audit.Options{Logger: log, Input: input, Retain: time.Duration(c.Audit.Retention), Sinks: sinks})
+	if errors.Is(err, audit.ErrInUse) {
+		err = fmt.Errorf("%w; does another gateway run with this configuration? Stop that one, or give this one a data directory of its own", err)
+	}
+	return record, err
 }
 
 // serveGateway runs the parts of a gateway until ctx ends. It reads the settings anew on

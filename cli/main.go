@@ -145,6 +145,19 @@ func helpCommand(root *cobra.Command) *cobra.Command {
 	}
 }
 
+// didYouMean names the subcommands of cmd that word may have been meant for, if any.
+func didYouMean(cmd *cobra.Command, word string) string {
+	cmd.SuggestionsMinimumDistance = 1 // letters that differ
+	if len(word) > 4 {
+		cmd.SuggestionsMinimumDistance = 2
+	}
+	near := cmd.SuggestionsFor(word)
+	if len(near) == 0 {
+		return ""
+	}
+	return " (did you mean " + strings.Join(near, " or ") + "?)"
+}
+
 // checkArgs makes a wrong number of arguments a usage error everywhere, and an
 // unknown subcommand too.
 func checkArgs(cmd *cobra.Command) {
@@ -166,7 +179,7 @@ func checkArgs(cmd *cobra.Command) {
 			return nil
 		}
 		if len(args) > 0 && cmd.HasSubCommands() {
-			return usageError(cmd, fmt.Errorf("there is no command %q", cmd.CommandPath()+" "+args[0]))
+			return usageError(cmd, fmt.Errorf("there is no command %q%s", cmd.CommandPath()+" "+args[0], didYouMean(cmd, args[0])))
 		}
 		return usagef("usage: %s; see %s --help", cmd.UseLine(), cmd.CommandPath())
 	}

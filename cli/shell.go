@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -115,6 +116,13 @@ func resizes(ctx context.Context, conn *client.ShellConn, in *os.File, size api.
 // line.
 const endOfInput = 4
 
+// How long to wait for the shell to end before the end of the input is typed again: at
+// first, and at most.
+const (
+	endAgainMin = 100 * time.Millisecond
+	endAgainMax = 5 * time.Second
+)
+
 // typeInto sends standard input to the shell.
 func (p *Program) typeInto(ctx context.Context, conn *client.ShellConn) {
 	buf := make([]byte, api.ShellDataMax-2)
@@ -131,7 +139,29 @@ func (p *Program) typeInto(ctx context.Context, conn *client.ShellConn) {
 			}
 			data = append(data, endOfInput)
 		}
-		if len(data) > 0 && conn.Send(ctx, api.ShellFrame{Data: data}) != nil || err != nil {
+		if len(data) > 0 && conn.Send(ctx, api.ShellFrame{Data: data}) != nil {
+			return
+		}
+		if errors.Is(err, io.EOF) {
+			endInput(ctx, conn)
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// endInput types the end of the input again until the shell has ended. What is typed
+// while a program has the terminal is that program's; one that reads nothing leaves it
+// to the shell, to which it then means nothing.
+func endInput(ctx context.Context, conn *client.ShellConn) {
+	for wait := endAgainMin; ; wait = min(2*wait, endAgainMax) {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+		if conn.Send(ctx, api.ShellFrame{Data: []byte{endOfInput}}) != nil {
 			return
 		}
 	}

@@ -246,7 +246,10 @@ func (t *timeline) result(at time.Time, id api.EventID, content api.Content, isE
 	if len(t.calls) > 0 { // others are open, so say whose result it is
 		name = oneLine(c.name, 40) + ": "
 	}
-	lines := strings.Split(strings.TrimRight(content.Text(), "\n"), "\n")
+	var lines []string
+	for _, block := range content { // a block's end is that of a line
+		lines = append(lines, strings.Split(api.Content{block}.Text(), "\n")...)
+	}
 	for _, kind := range otherBlocks(content) {
 		lines = append(lines, "["+kind+"]")
 	}

@@ -32,7 +32,7 @@ const story = `
 {"id":"sevt_11","type":"span.model_request_end","processed_at":"2026-11-01T10:00:00.330Z","model_request_start_id":"sevt_4","is_error":false,"model_usage":{"input_tokens":1200,"output_tokens":34,"cache_creation_input_tokens":1,"cache_read_input_tokens":2}}
 {"id":"sevt_12","type":"session.status_idle","processed_at":"2026-11-01T10:00:00.340Z","stop_reason":{"type":"requires_action","event_ids":["sevt_7","sevt_8","sevt_9","sevt_10"]},"stop_details":null}
 {"id":"sevt_13","type":"user.tool_result","processed_at":"2026-11-01T10:00:00.400Z","tool_use_id":"sevt_7","content":[{"type":"text","text":"Wrote a.sh"}]}
-{"id":"sevt_14","type":"user.tool_result","processed_at":"2026-11-01T10:00:01.820Z","tool_use_id":"sevt_8","content":[{"type":"text","text":"one\n\ttwo \u001b[31mred\u001b[0m\n"}],"is_error":true}
+{"id":"sevt_14","type":"user.tool_result","processed_at":"2026-11-01T10:00:01.820Z","tool_use_id":"sevt_8","content":[{"type":"text","text":"one\n\ttwo \u001b[31mred\u001b[0m"},{"type":"text","text":"[three]"}],"is_error":true}
 {"id":"sevt_15","type":"user.tool_confirmation","processed_at":"2026-11-01T10:00:05.000Z","tool_use_id":"sevt_9","result":"deny","deny_message":"not that"}
 {"id":"sevt_16","type":"agent.tool_result","processed_at":"2026-11-01T10:00:05.010Z","tool_use_id":"sevt_9","content":[{"type":"text","text":"refused"}],"is_error":true}
 {"id":"sevt_17","type":"user.custom_tool_result","processed_at":"2026-11-01T10:01:06.000Z","custom_tool_use_id":"sevt_10","content":[{"type":"image","source":{"type":"url","url":"http://x"}}]}

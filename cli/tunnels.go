@@ -156,7 +156,11 @@ there is time for that; a rotation within it ends it.`,
 		if *reason != "" {
 			in.Reason = reason
 		}
-		return p.keepToken(api.TunnelID(args[0]), *out, *save, func() (*api.TunnelToken, error) { return cl.RotateToken(ctx, api.TunnelID(args[0]), in) })
+		if err := p.keepToken(api.TunnelID(args[0]), *out, *save, func() (*api.TunnelToken, error) { return cl.RotateToken(ctx, api.TunnelID(args[0]), in) }); err != nil {
+			return err
+		}
+		fmt.Fprintln(p.Stderr, "next, beside each gateway of the tunnel: bailey gateway init   (fetches the new token)")
+		return nil
 	})
 	return cmd
 }

@@ -209,6 +209,9 @@ func (w *workerFlags) environments(c *fieldwork.Config, variable func(string) st
 		id = variable("ANTHROPIC_ENVIRONMENT_ID")
 	}
 	if id == "" && len(c.Environments) == 0 {
+		if w.config != "" {
+			return usagef("%s lists no environments: write `environments: [{id: ENVIRONMENT_ID, key-file: FILE}]`; `bailey environments list` shows them", w.config)
+		}
 		return usagef("--environment-id or ANTHROPIC_ENVIRONMENT_ID is needed; `bailey environments list` shows them")
 	}
 	if w.key != "" && w.keyFile != "" {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -233,7 +234,10 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Daemon, err erro
 		}
 	}
 	if d.listener, err = net.Listen("tcp", cfg.Listen); err != nil {
-		return nil, fmt.Errorf("listen on %s: %w; is another server there? (--listen takes another address)", cfg.Listen, err)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			err = fmt.Errorf("%w; is another server there? (--listen takes another address)", err)
+		}
+		return nil, fmt.Errorf("listen on %s: %w", cfg.Listen, err)
 	}
 	if d.tunnels, err = d.newTunnels(); err != nil {
 		return nil, err

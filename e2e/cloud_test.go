@@ -154,6 +154,10 @@ func TestAPersonInTheBox(t *testing.T) {
 	if out, status := shell(p.admin, "echo end of input"); status != 0 || !strings.Contains(out, "end of input") {
 		t.Errorf("exit status %d: %q", status, out)
 	}
+	// The end is heard also where it comes before the shell listens.
+	if out, status := shell(p.admin, ""); status != 0 {
+		t.Errorf("without input: exit status %d: %q", status, out)
+	}
 	plain, err := p.client.CreateKey(within(t), "", api.KeyCreate{Name: "without"})
 	if err != nil {
 		t.Fatal(err)

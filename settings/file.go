@@ -83,7 +83,11 @@ var (
 func Problems(err error, example string) []string {
 	var wrong *yaml.TypeError
 	if !errors.As(err, &wrong) {
-		return []string{strings.TrimPrefix(err.Error(), "yaml: ")}
+		text := strings.TrimPrefix(err.Error(), "yaml: ")
+		if strings.HasSuffix(text, "found character that cannot start any token") {
+			text += " (a tab? YAML is indented with spaces)"
+		}
+		return []string{text}
 	}
 	var all []string
 	for _, text := range wrong.Errors {

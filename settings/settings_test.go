@@ -69,6 +69,15 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
+// The parser's own words for a tab say nothing to who typed one.
+func TestTab(t *testing.T) {
+	t.Parallel()
+	_, problems := Parse([]byte("in:\n\tdeep: 1\n"), new(example), "")
+	if len(problems) != 1 || !strings.Contains(problems[0], "line 2: ") || !strings.Contains(problems[0], "a tab?") {
+		t.Errorf("problems = %q", problems)
+	}
+}
+
 func TestUnknown(t *testing.T) {
 	t.Parallel()
 	var doc yaml.Node

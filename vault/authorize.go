@@ -109,7 +109,10 @@ func (a Authorization) Do(ctx context.Context) (*Grant, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ask the MCP server: %w", err)
 	}
-	if err := handler.Authorize(ctx, req, resp); err != nil {
+	taken := resp.StatusCode < 300
+	if err := handler.Authorize(ctx, req, resp); err != nil && taken {
+		return nil, fmt.Errorf("the MCP server answers without a token, so it may need none (%w)", err)
+	} else if err != nil {
 		return nil, err
 	}
 	if g.AccessToken == "" { // the SDK does nothing about a 403 that asks for no scope
