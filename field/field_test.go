@@ -551,3 +551,22 @@ func TestCheck(t *testing.T) {
 		})
 	}
 }
+
+// A directory that many use, such as /tmp, keeps what protects their files from each other.
+func TestWayToBoxesKeepsModes(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "work")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o770|os.ModeSticky|os.ModeSetgid); err != nil {
+		t.Fatal(err)
+	}
+	if err := letThrough(sandbox.Report{Isolation: sandbox.Restricted, Root: true}, dir); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(dir)
+	if want := os.ModeDir | os.ModeSticky | os.ModeSetgid | 0o771; err != nil || info.Mode() != want {
+		t.Errorf("%v, want %v: %v", info.Mode(), want, err)
+	}
+}
