@@ -51,7 +51,9 @@ func (t *tunnelled) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	if elsewhere {
 		again := req.Clone(req.Context())
-		again.Body = io.NopCloser(strings.NewReader(string(body)))
+		if req.Body != nil {
+			again.Body = io.NopCloser(strings.NewReader(string(body)))
+		}
 		return http.DefaultTransport.RoundTrip(again)
 	}
 	if err != nil {
