@@ -458,6 +458,14 @@ func TestReloadWithoutAnEnvironment(t *testing.T) {
 	was := f.Config().Fingerprint()
 
 	y.write("worker.yaml", head+"environments:\n"+one)
+	key := filepath.Join(y.dir, "key-2")
+	text, err := os.ReadFile(key)
+	if err == nil {
+		err = os.Remove(key) // as its operator has no more use for it
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	for range 2 {
 		if err := f.Reload(); err != nil {
 			t.Fatal(err)
@@ -480,6 +488,7 @@ func TestReloadWithoutAnEnvironment(t *testing.T) {
 	y.until("ready", func() bool { return f.Ready() == nil })
 
 	y.write("worker.yaml", head+"environments:\n"+one+two)
+	y.write("key-2", string(text))
 	if err := f.Reload(); err != nil {
 		t.Fatal(err)
 	}
