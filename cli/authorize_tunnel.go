@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -25,13 +26,15 @@ type tunnelled struct {
 
 // RoundTrip implements http.RoundTripper.
 func (t *tunnelled) RoundTrip(req *http.Request) (*http.Response, error) {
-	behind, known := t.is(req.URL)
-	if req.URL.Scheme != "https" || known && !behind {
+	behind, err := t.isBehind(req.Context(), req.URL)
+	if err != nil {
+		return nil, fmt.Errorf("ask the server whether %s is behind a tunnel: %w", req.URL.Host, err)
+	}
+	if !behind {
 		return http.DefaultTransport.RoundTrip(req)
 	}
 	var body []byte
 	if req.Body != nil {
-		var err error
 		body, err = io.ReadAll(io.LimitReader(req.Body, api.OAuthBodyMax+1))
 		req.Body.Close()
 		if err != nil {
@@ -42,18 +45,6 @@ func (t *tunnelled) RoundTrip(req *http.Request) (*http.Response, error) {
 	answer, err := t.server.OAuthRequest(req.Context(), t.vault, api.OAuthRequest{
 		Method: req.Method, URL: req.URL.String(), ContentType: kind, Authorization: api.Secret(req.Header.Get("Authorization")), Body: api.Secret(body),
 	})
-	public := api.AsError(err)
-	elsewhere := public != nil && (public.Details["error_code"] == api.CodeNotBehindTunnel || public.Status == http.StatusNotFound)
-	if err == nil || elsewhere {
-		t.mu.Lock()
-		t.behind[req.URL.Host] = !elsewhere
-		t.mu.Unlock()
-	}
-	if elsewhere {
-		again := req.Clone(req.Context())
-		again.Body = io.NopCloser(strings.NewReader(string(body)))
-		return http.DefaultTransport.RoundTrip(again)
-	}
 	if err != nil {
 		return nil, fmt.Errorf("through the tunnel: %w", err)
 	}
@@ -65,6 +56,28 @@ func (t *tunnelled) RoundTrip(req *http.Request) (*http.Response, error) {
 		StatusCode: answer.Status, Status: fmt.Sprintf("%d %s", answer.Status, http.StatusText(answer.Status)), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Header: head, Body: io.NopCloser(strings.NewReader(answer.Body)), ContentLength: int64(len(answer.Body)), Request: req,
 	}, nil
+}
+
+// isBehind finds out whether a host is behind a tunnel. What the server is asked holds
+// nothing of the request, which may have secrets for another host, and makes it ask nobody.
+func (t *tunnelled) isBehind(ctx context.Context, u *url.URL) (bool, error) {
+	if u.Scheme != "https" {
+		return false, nil
+	}
+	if behind, known := t.is(u); known {
+		return behind, nil
+	}
+	_, err := t.server.OAuthRequest(ctx, t.vault, api.OAuthRequest{URL: "https://" + u.Host})
+	public := api.AsError(err)
+	// A server that does not know the question has no such way.
+	elsewhere := public != nil && (public.Details["error_code"] == api.CodeNotBehindTunnel || public.Status == http.StatusNotFound)
+	if err != nil && !elsewhere && !apiError(api.TypeInvalidRequest)(err) {
+		return false, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.behind[u.Host] = !elsewhere
+	return !elsewhere, nil
 }
 
 func (t *tunnelled) is(u *url.URL) (behind, known bool) {

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -11,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/bailey-platform/bailey/api"
+	"github.com/bailey-platform/bailey/client"
 )
 
 // A person allows the use of a server behind a tunnel, whose authorization server is behind
@@ -100,5 +102,37 @@ func TestAuthorizeBehindATunnel(t *testing.T) {
 	}
 	if err := through.visitable(private.URL); err != nil {
 		t.Error(err)
+	}
+}
+
+// What is for a host elsewhere, the server does not see.
+func TestAuthorizeElsewhereIsNoneOfTheServers(t *testing.T) {
+	t.Parallel()
+	asked := make(chan string, 4)
+	plane := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		asked <- string(body)
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusBadRequest)
+		_, _ = io.WriteString(w, `{"type":"error","error":{"type":"invalid_request_error","message":"no","details":{"error_code":"not_behind_tunnel"}}}`)
+	}))
+	t.Cleanup(plane.Close)
+	cl, err := client.New(client.Config{BaseURL: plane.URL, Key: "k"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	through := &tunnelled{server: cl, vault: "vlt_1", behind: make(map[string]bool)}
+	for range 2 {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://127.0.0.1:1/token?q=SECRET", strings.NewReader("code=SECRET"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Basic SECRET")
+		if _, err := through.RoundTrip(req); err == nil || strings.Contains(err.Error(), "tunnel") {
+			t.Errorf("nobody listens there, and: %v", err)
+		}
+	}
+	if body := <-asked; strings.Contains(body, "SECRET") || len(asked) > 0 {
+		t.Errorf("the server was asked %s, and %d times more", body, len(asked))
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/netip"
@@ -61,7 +62,10 @@ func (c *Control) OAuthRequest(ctx context.Context, p Principal, id api.VaultID,
 		return nil, notReached(err)
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, api.OAuthBodyMax))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, api.OAuthBodyMax+1))
+	if err == nil && len(body) > api.OAuthBodyMax {
+		err = fmt.Errorf("the host answers with more than %d bytes", api.OAuthBodyMax)
+	}
 	if err != nil {
 		return nil, notReached(err)
 	}
@@ -77,7 +81,8 @@ const oauthURLMax = 2048
 var wellKnown = []string{"/.well-known/oauth-protected-resource", "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"}
 
 // checkOAuthRequest refuses what is no request of an authorization. Whether the host is
-// behind a tunnel is not looked at.
+// behind a tunnel is not looked at. The body becomes one that can be read only as it was
+// here: a host may otherwise find in it what was not seen, such as the call of a tool.
 func checkOAuthRequest(r *api.OAuthRequest) error {
 	u, err := url.Parse(r.URL)
 	switch {
@@ -85,14 +90,23 @@ func checkOAuthRequest(r *api.OAuthRequest) error {
 		return api.Invalid("url: must be one at https, without a user or fragment")
 	case len(r.URL) > oauthURLMax || len(r.Body) > api.OAuthBodyMax || len(r.Authorization) > api.CredentialTokenMax:
 		return api.Invalid("the request is too long")
-	case r.Method == "GET" && r.Body == "" && r.Authorization == "" && metadataPath(u):
-		return nil
-	case r.Method == "POST" && r.ContentType == "application/json" && r.Authorization == "" && (r.Body == vault.ProbeBody || registers(r.Body)):
-		return nil
-	case r.Method == "POST" && r.ContentType == "application/x-www-form-urlencoded" && redeems(r.Body):
-		return nil
 	}
-	return api.Invalid("this is no request of an authorization: metadata at a well-known path, initialize without a credential, the registration of a client that comes back to this machine, or a code for the token endpoint")
+	good := false
+	switch {
+	case r.Method == "GET":
+		good = r.Body == "" && r.Authorization == "" && metadataPath(u)
+	case r.Method != "POST":
+	case r.ContentType == "application/json" && r.Authorization == "":
+		if good = r.Body == vault.ProbeBody; !good {
+			r.Body, good = registration(r.Body)
+		}
+	case r.ContentType == "application/x-www-form-urlencoded":
+		r.Body, good = redemption(r.Body)
+	}
+	if !good {
+		return api.Invalid("this is no request of an authorization: metadata at a well-known path, initialize without a credential, the registration of a client that comes back to this machine, or a code for the token endpoint")
+	}
+	return nil
 }
 
 func metadataPath(u *url.URL) bool {
@@ -107,29 +121,39 @@ func metadataPath(u *url.URL) bool {
 	return false
 }
 
-func registers(body api.Secret) bool {
-	var m struct {
-		Method *string
-		URIs   []string `json:"redirect_uris"`
+// registration is the registration of a client that comes back to the person's machine,
+// with each of its names once.
+func registration(body api.Secret) (api.Secret, bool) {
+	var m map[string]json.RawMessage
+	var uris []string
+	if json.Unmarshal([]byte(body), &m) != nil || json.Unmarshal(m["redirect_uris"], &uris) != nil || len(uris) == 0 {
+		return "", false
 	}
-	if json.Unmarshal([]byte(body), &m) != nil || m.Method != nil || len(m.URIs) == 0 {
-		return false
+	for name := range m {
+		if strings.EqualFold(name, "method") { // a call of JSON-RPC, or to some who read it
+			return "", false
+		}
 	}
-	for _, s := range m.URIs {
+	for _, s := range uris {
 		u, err := url.Parse(s)
 		if err != nil || u.Scheme != "http" {
-			return false
+			return "", false
 		}
 		if ip, err := netip.ParseAddr(u.Hostname()); err != nil || !ip.IsLoopback() {
-			return false
+			return "", false
 		}
 	}
-	return true
+	once, err := json.Marshal(m)
+	return api.Secret(once), err == nil
 }
 
-func redeems(body api.Secret) bool {
+// redemption is the form that redeems a code, escaped so that it is nothing else.
+func redemption(body api.Secret) (api.Secret, bool) {
 	form, err := url.ParseQuery(string(body))
-	return err == nil && form.Get("grant_type") == "authorization_code" && form.Get("code") != ""
+	if err != nil || len(form["grant_type"]) != 1 || form.Get("grant_type") != "authorization_code" || form.Get("code") == "" {
+		return "", false
+	}
+	return api.Secret(form.Encode()), true
 }
 
 // notReached is the public error of a host that did not answer, without its URL.

@@ -375,7 +375,8 @@ func letThrough(r sandbox.Report, dirs ...string) error {
 		if err != nil {
 			return err
 		}
-		if err := os.Chmod(dir, info.Mode().Perm()|0o011); err != nil {
+		// All of its mode: a directory that others write to, as /tmp, keeps what protects it.
+		if err := os.Chmod(dir, info.Mode()|0o011); err != nil {
 			return fmt.Errorf("let boxes through to their work folders: %w", err)
 		}
 	}

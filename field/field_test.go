@@ -458,6 +458,14 @@ func TestReloadWithoutAnEnvironment(t *testing.T) {
 	was := f.Config().Fingerprint()
 
 	y.write("worker.yaml", head+"environments:\n"+one)
+	key := filepath.Join(y.dir, "key-2")
+	text, err := os.ReadFile(key)
+	if err == nil {
+		err = os.Remove(key) // as its operator has no more use for it
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	for range 2 {
 		if err := f.Reload(); err != nil {
 			t.Fatal(err)
@@ -480,6 +488,7 @@ func TestReloadWithoutAnEnvironment(t *testing.T) {
 	y.until("ready", func() bool { return f.Ready() == nil })
 
 	y.write("worker.yaml", head+"environments:\n"+one+two)
+	y.write("key-2", string(text))
 	if err := f.Reload(); err != nil {
 		t.Fatal(err)
 	}
@@ -549,5 +558,24 @@ func TestCheck(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A directory that many use, such as /tmp, keeps what protects their files from each other.
+func TestWayToBoxesKeepsModes(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "work")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o770|os.ModeSticky|os.ModeSetgid); err != nil {
+		t.Fatal(err)
+	}
+	if err := letThrough(sandbox.Report{Isolation: sandbox.Restricted, Root: true}, dir); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(dir)
+	if want := os.ModeDir | os.ModeSticky | os.ModeSetgid | 0o771; err != nil || info.Mode() != want {
+		t.Errorf("%v, want %v: %v", info.Mode(), want, err)
 	}
 }

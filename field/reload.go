@@ -98,7 +98,9 @@ func (f *Field) apply(s *site, e, was *Environment, r rules) error {
 		err = s.networks.set(r) // also when only values of credentials may have changed
 	}
 	s.worker.Apply(e.live())
-	err = errors.Join(err, s.worker.RereadKey())
+	if unread := s.worker.RereadKey(); unread != nil && !e.gone { // whose key may have gone with it
+		err = errors.Join(err, unread)
+	}
 	if s.networks == nil {
 		return err
 	}

@@ -76,6 +76,10 @@ type StreamConfig struct {
 	// Passed is shown the content of each data frame, or of a part of one, that was sent
 	// or read. It must neither block nor keep it.
 	Passed func(sent bool, data []byte)
+
+	// Late is called when something could not be sent by its deadline. The stream stays as
+	// it is unless Late does something about it. It must not block.
+	Late func(err error)
 }
 
 // NewStream makes a stream of a connection on which whatever comes before a stream's
@@ -265,10 +269,13 @@ func (s *Stream) Flush() error {
 }
 
 func (s *Stream) unwritten(err error) error {
-	if isTimeout(err) {
-		return err
+	if !isTimeout(err) {
+		return s.broken(err)
 	}
-	return s.broken(err)
+	if s.cfg.Late != nil {
+		s.cfg.Late(err)
+	}
+	return err
 }
 
 // endTimeout is how long a Close waits for the other side to take the end frame.
@@ -299,7 +306,9 @@ func (s *Stream) tick() {
 		return
 	}
 	if !s.wrote.Swap(false) && s.writing.TryLock() {
-		s.conn.Write(AppendFrame(nil, FramePing, nil)) // an error is the next Write's to find
+		if _, err := s.conn.Write(AppendFrame(nil, FramePing, nil)); err != nil {
+			_ = s.unwritten(err) // it is the next Write's to find
+		}
 		s.writing.Unlock()
 	}
 	heard := s.heard.Swap(false)
@@ -322,7 +331,7 @@ func (s *Stream) listened(heard bool) (silent time.Duration) {
 	default:
 		s.silent += KeepAlive
 	}
-	if s.silent < SilenceMax && !s.closed.Load() {
+	if s.silent < SilenceMax && !s.closed.Load() && s.failed == nil {
 		s.ticker.Reset(KeepAlive)
 	}
 	return s.silent
@@ -335,6 +344,7 @@ func (s *Stream) Fail(why *Error) {
 	if s.failed == nil {
 		s.failed = why
 	}
+	s.ticker.Stop()
 	s.mu.Unlock()
 	if c, ok := s.conn.(interface{ NetConn() net.Conn }); ok {
 		c.NetConn().Close()

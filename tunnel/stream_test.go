@@ -223,3 +223,30 @@ func TestCloseCutsAWriteShort(t *testing.T) {
 		t.Errorf("a write after it: %v", err)
 	}
 }
+
+// What has failed has nothing to say or hear, whether or not somebody closes it.
+func TestAStreamThatFailedTicksNoMore(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		a, b := net.Pipe()
+		defer b.Close()
+		c := &countingCarrier{Conn: a}
+		s := NewStream(c, StreamConfig{})
+		s.Fail(Errorf(StageConnectorLost, "it was cut"))
+		time.Sleep(10 * KeepAlive)
+		if c.writes != 0 {
+			t.Errorf("%d pings", c.writes)
+		}
+	})
+}
+
+// A countingCarrier counts what is written.
+type countingCarrier struct {
+	net.Conn
+	writes int
+}
+
+func (c *countingCarrier) Write(p []byte) (int, error) {
+	c.writes++
+	return c.Conn.Write(p)
+}

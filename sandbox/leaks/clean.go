@@ -17,8 +17,8 @@ import (
 // Clean removes what of the leaks on this host belongs to nobody, and only that: containers of a
 // driver whose lock is free, and processes and control groups of one whose lock no process
 // has open. The second only root can be sure of, and where it sees all processes of the
-// host. What it leaves is no error. Directories and mounts it leaves to the worker, or to
-// the driver's own sweep, which know what is in them.
+// host and their files. What it leaves is no error. Directories and mounts it leaves to the
+// worker, or to the driver's own sweep, which know what is in them.
 func Clean() error {
 	// Twice, as a control group is a leak only once what was in it is gone.
 	var errs []error
@@ -30,7 +30,7 @@ func Clean() error {
 }
 
 func clean(found []Leak) error {
-	p := proof{living: livingTags()}
+	p := look()
 	var errs []error
 	for _, l := range found {
 		if l.remove == nil {
@@ -46,30 +46,71 @@ func clean(found []Leak) error {
 // errUnproven is the error of removing what may be somebody's.
 var errUnproven = errors.New("it is not certain that nobody uses it")
 
-// A proof is what is known of who is alive. living are the tags of drivers that some
-// process has the lock of, nil if there may be others.
-type proof struct{ living map[string]bool }
+// A proof is what is known of who is alive.
+type proof struct {
+	sure   bool            // there are no others
+	living map[string]bool // the tags of drivers whose lock some process has open
 
-// livingTags looks at the files that all processes of the host have open.
-func livingTags() map[string]bool {
-	if os.Geteuid() != 0 || !initialNamespace("pid", 0xEFFFFFFC) || !initialNamespace("user", 0xEFFFFFFD) {
-		return nil
-	}
-	open, err := filepath.Glob("/proc/[0-9]*/fd/*")
-	if err != nil {
-		return nil
-	}
-	living := make(map[string]bool)
-	for _, name := range open {
-		if target, err := os.Readlink(name); err != nil || !strings.HasPrefix(filepath.Base(target), "lock") {
-			continue // it was closed, or is something else
-		}
-		if tag, err := tagOf(name); err == nil {
-			living[tag] = true
-		}
-	}
-	return living
+	// The paths of those locks, as the processes know them: in another mount namespace they
+	// may lead elsewhere, or nowhere, from here.
+	locks map[string]bool
 }
+
+// look looks at the files that all processes of the host have open.
+func look() proof {
+	if os.Geteuid() != 0 || !initialNamespace("pid", 0xEFFFFFFC) || !initialNamespace("user", 0xEFFFFFFD) {
+		return proof{}
+	}
+	processes, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return proof{}
+	}
+	p := proof{sure: true, living: make(map[string]bool), locks: make(map[string]bool)}
+	for _, process := range processes {
+		// Root is kept from some where it lacks a capability. Any but the host's first may be
+		// a driver.
+		if err := p.add(filepath.Join(process, "fd")); err != nil && process != "/proc/1" {
+			return proof{}
+		}
+	}
+	return p
+}
+
+// add notes the locks among the files that a process has open.
+func (p proof) add(dir string) error {
+	open, err := os.ReadDir(dir)
+	if ended(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, entry := range open {
+		name := filepath.Join(dir, entry.Name())
+		target, err := os.Readlink(name)
+		if ended(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if !strings.HasPrefix(filepath.Base(target), "lock") {
+			continue
+		}
+		tag, err := tagOf(name)
+		if ended(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		p.living[tag], p.locks[target] = true, true
+	}
+	return nil
+}
+
+// ended reports whether err is that a process has ended, or has closed a file.
+func ended(err error) bool { return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) }
 
 // tagOf is what a driver whose lock is this file calls itself.
 func tagOf(name string) (string, error) {
@@ -90,7 +131,11 @@ func initialNamespace(kind string, number uint32) bool {
 }
 
 // dead reports whether it is certain that the driver with this tag is no more.
-func (p proof) dead(tag string) bool { return tag != "" && p.living != nil && !p.living[tag] }
+func (p proof) dead(tag string) bool { return isTag(tag) && p.sure && !p.living[tag] }
+
+// isTag reports whether it is what [sandbox.Tag] makes: other programs, units of systemd
+// among them, may have names that begin as our control groups do.
+func isTag(s string) bool { return len(s) == 8 && strings.Trim(s, "0123456789abcdef") == "" }
 
 // A group is the control group of a box.
 type group struct{ tag, box string }
@@ -104,7 +149,7 @@ func boxGroup(pid int) group {
 	for line := range strings.Lines(string(data)) {
 		parts := strings.Split(strings.TrimSpace(line), "/")
 		for i, part := range parts[:len(parts)-1] {
-			if tag, ok := strings.CutPrefix(part, groupPrefix); ok && i > 0 {
+			if tag, ok := strings.CutPrefix(part, groupPrefix); ok && isTag(tag) && i > 0 {
 				return group{tag, parts[i+1]}
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -19,7 +20,7 @@ import (
 // process whose parent is gone. It returns the lock of the worker's driver.
 func left(t *testing.T) (lock *os.File, tag string) {
 	t.Helper()
-	if os.Geteuid() != 0 || livingTags() == nil {
+	if !look().sure {
 		t.Skip("only root can be sure of who lives, and where it sees the host's processes")
 	}
 	lock, err := sandbox.Lock(filepath.Join(t.TempDir(), "lock"))
@@ -104,24 +105,46 @@ func TestCleanRemovesWhatIsLeftOfTheDead(t *testing.T) {
 	}
 }
 
+// A group of another program's, such as a unit of systemd that a worker runs in, is none of
+// a driver's, whatever it is called.
+func TestGroupsOfOthersAreNone(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	for _, name := range []string{"bailey-worker.service/bailey-0123abcd/box", "bailey-worker/1", "bailey-0123abcde/box", "bailey-gateway.slice/x"} {
+		dir := filepath.Join(root, name)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for at := dir; at != root; at = filepath.Dir(at) {
+			if err := os.WriteFile(filepath.Join(at, "cgroup.procs"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	found, err := groupsBelow(root)
+	if want := []string{filepath.Join(root, "bailey-worker.service/bailey-0123abcd/box")}; err != nil || !slices.Equal(found, want) {
+		t.Errorf("found %q, want %q: %v", found, want, err)
+	}
+}
+
 // Where somebody may be alive out of sight, nothing is removed.
 func TestCleanProvesBeforeItRemoves(t *testing.T) {
 	t.Parallel()
-	dir := filepath.Join(t.TempDir(), groupPrefix+"0123", "box")
+	dir := filepath.Join(t.TempDir(), groupPrefix+"01234567", "box")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range []proof{{}, {living: map[string]bool{"0123": true}}} {
+	for _, p := range []proof{{}, {sure: true, living: map[string]bool{"01234567": true}}} {
 		if err := p.removeGroup(dir); err != errUnproven {
 			t.Errorf("%+v: %v", p, err)
 		}
-		if err := p.kill(os.Getpid(), "leaks", group{"0123", "box"}); err != errUnproven {
+		if err := p.kill(os.Getpid(), "leaks", group{"01234567", "box"}); err != errUnproven {
 			t.Errorf("%+v: %v", p, err)
 		}
 	}
-	nobody := proof{living: map[string]bool{}}
+	nobody := proof{sure: true}
 	// It is in another group than the one that was found.
-	if err := nobody.kill(os.Getpid(), filepath.Base(os.Args[0]), group{"0123", "box"}); err != nil {
+	if err := nobody.kill(os.Getpid(), filepath.Base(os.Args[0]), group{"01234567", "box"}); err != nil {
 		t.Error(err)
 	}
 	if err := nobody.removeGroup(dir); err != nil {
@@ -129,6 +152,67 @@ func TestCleanProvesBeforeItRemoves(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Dir(dir)); !os.IsNotExist(err) {
 		t.Errorf("the group of a dead driver is left: %v", err)
+	}
+}
+
+// A driver in another mount namespace is known by the path that its lock has there.
+func TestLockOutOfReach(t *testing.T) {
+	t.Parallel()
+	if !look().sure {
+		t.Skip("only root can be sure of who lives, and where it sees the host's processes")
+	}
+	dir := t.TempDir()
+	cmd := exec.CommandContext(t.Context(), "/bin/bash", "-c", `mount -t tmpfs none "$1" && exec 9>"$1/lock" && echo && read`, "bash", dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Unshareflags: syscall.CLONE_NEWNS}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Skip(err)
+	}
+	defer cmd.Wait()
+	defer in.Close()
+	if _, err := out.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if lock := filepath.Join(dir, "lock"); !look().locks[lock] {
+		t.Errorf("nobody has %s", lock)
+	}
+}
+
+// Root that lacks a capability does not see what others have open.
+func TestCleanIsUnsureWithoutCapabilities(t *testing.T) {
+	t.Parallel()
+	if os.Getenv("LEAKS_TEST_LOOK") != "" {
+		if look().sure {
+			t.Error("it is sure of processes that it cannot look into")
+		}
+		return
+	}
+	if !look().sure {
+		t.Skip("only root can be sure of who lives, and where it sees the host's processes")
+	}
+	drop, err := exec.LookPath("setpriv")
+	if err != nil {
+		t.Skip(err)
+	}
+	other := exec.CommandContext(t.Context(), "/bin/sleep", "600")
+	other.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer other.Wait()
+	defer other.Process.Kill()
+	cmd := exec.CommandContext(t.Context(), drop, "--bounding-set=-sys_ptrace,-dac_override,-dac_read_search", "--inh-caps=-all",
+		os.Args[0], "-test.run=^TestCleanIsUnsureWithoutCapabilities$")
+	cmd.Env = append(os.Environ(), "LEAKS_TEST_LOOK=1")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
 	}
 }
 
@@ -147,14 +231,24 @@ func TestCleanRemovesContainersOfTheDead(t *testing.T) {
 	daemon := &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { asked <- r.Method + " " + r.URL.String() })}
 	go daemon.Serve(l)
 	defer daemon.Close()
-	if err := removeContainer(socket, "docker", "aaa", root); err == nil || len(asked) > 0 {
+	if err := (proof{}).removeContainer(socket, "docker", "aaa", root); err == nil || len(asked) > 0 {
 		t.Errorf("of one who lives: %v", err)
 	}
 	lock.Close()
-	if err := removeContainer(socket, "docker", "aaa", root); err != nil || <-asked != "DELETE /containers/aaa?force=1&v=1" {
+	if err := (proof{}).removeContainer(socket, "docker", "aaa", root); err != nil || <-asked != "DELETE /containers/aaa?force=1&v=1" {
 		t.Error(err)
 	}
-	if err := removeContainer(socket, "docker", "aaa", filepath.Join(root, "gone")); err != nil || len(asked) != 1 {
+	gone := filepath.Join(root, "gone")
+	elsewhere := map[string]bool{filepath.Join(gone, "lock"): true, filepath.Join(root, "lock"): true}
+	for _, dir := range []string{root, gone} {
+		if err := (proof{sure: true, locks: elsewhere}).removeContainer(socket, "docker", "aaa", dir); err != errUnproven || len(asked) > 0 {
+			t.Errorf("of one who lives in another mount namespace, by %s: %v", dir, err)
+		}
+	}
+	if err := (proof{}).removeContainer(socket, "docker", "aaa", gone); err != errUnproven || len(asked) > 0 {
+		t.Errorf("of one who may live in another mount namespace: %v", err)
+	}
+	if err := (proof{sure: true}).removeContainer(socket, "docker", "aaa", gone); err != nil || len(asked) != 1 {
 		t.Errorf("of one whose directory is gone: %v", err)
 	}
 	_ = unix.Unlink(socket)

@@ -86,19 +86,24 @@ func containersOf(socket, program string) ([]Leak, error) {
 			continue
 		}
 		found = append(found, Leak{Kind: "container", Name: fmt.Sprintf("%.12s of %s, of boxes in %s", c.ID, program, root), Remedy: fmt.Sprintf("%s rm -f %.12s", program, c.ID),
-			Box: c.Labels[boxLabel], Driver: driverIn(root), remove: func(proof) error { return removeContainer(socket, program, c.ID, root) }})
+			Box: c.Labels[boxLabel], Driver: driverIn(root), remove: func(p proof) error { return p.removeContainer(socket, program, c.ID, root) }})
 	}
 	return found, nil
 }
 
 // removeContainer removes a container of a driver that nobody is, which it sees to that
-// nobody becomes meanwhile.
-func removeContainer(socket, program, id, root string) error {
-	lock, err := sandbox.Lock(filepath.Join(root, "lock"))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) { // with its directory the driver is gone
+// nobody becomes meanwhile. A worker that is in a container itself may have its directory
+// where there is none here, or another's.
+func (p proof) removeContainer(socket, program, id, root string) error {
+	name := filepath.Join(root, "lock")
+	lock, err := sandbox.Lock(name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	defer lock.Close() // a nil one only says so
+	if p.locks[name] || err != nil && !p.sure {
+		return errUnproven
+	}
 	req, err := http.NewRequest(http.MethodDelete, "http://daemon/containers/"+url.PathEscape(id)+"?force=1&v=1", nil)
 	if err != nil {
 		return err

@@ -183,7 +183,7 @@ func groupsBelow(root string) (found []string, err error) {
 		if err != nil || !entry.IsDir() {
 			return nil // groups come and go
 		}
-		if !strings.HasPrefix(filepath.Base(filepath.Dir(name)), groupPrefix) {
+		if tag, ok := strings.CutPrefix(filepath.Base(filepath.Dir(name)), groupPrefix); !ok || !isTag(tag) {
 			return nil
 		}
 		procs, err := os.ReadFile(filepath.Join(name, "cgroup.procs"))

@@ -1,6 +1,8 @@
 package leaks_test
 
 import (
+	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -52,7 +54,7 @@ func TestDirectoryOfABoxThatNobodyRuns(t *testing.T) {
 
 func TestControlGroupWithoutProcesses(t *testing.T) {
 	t.Parallel()
-	name := "bailey-leaktest" + filepath.Base(t.TempDir())
+	name := fmt.Sprintf("bailey-%08x", rand.Uint32())
 	var parent string
 	for _, root := range []string{"/sys/fs/cgroup/memory", "/sys/fs/cgroup/pids", "/sys/fs/cgroup"} {
 		dir := filepath.Join(root, name)

@@ -71,8 +71,8 @@ type Config struct {
 // An Opener is an edge in the dialer's own process.
 type Opener interface {
 	// Open begins a stream, whose onDrain is as in [tunnel.StreamConfig]. It fails with a
-	// *tunnel.Error, or with [errors.ErrUnsupported] where the stream has to come by the
-	// network.
+	// *tunnel.Error, with ctx's error if that has ended, or with [errors.ErrUnsupported]
+	// where the stream has to come by the network.
 	Open(ctx context.Context, o tunnel.Open, onDrain func()) (*tunnel.Stream, error)
 }
 

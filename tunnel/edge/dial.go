@@ -56,12 +56,16 @@ func (e *Edge) join(conn *tls.Conn, payload []byte) error {
 	return nil
 }
 
-// begin has the first connector that does take a stream.
+// begin has the first connector that does take a stream. Once ctx has ended, none is to
+// blame.
 func begin(ctx context.Context, candidates []*attachment) (*attachment, tunnel.Carrier, error) {
 	for _, a := range candidates {
 		gateway, err := a.begin(ctx)
 		if err == nil {
 			return a, gateway, nil
+		}
+		if ctx.Err() != nil {
+			break
 		}
 		a.log.Warn("connector takes no stream", "error", err)
 	}

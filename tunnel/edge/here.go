@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -22,7 +21,7 @@ func (e *Edge) ID() api.EdgeID { return e.cfg.ID }
 // the connector's own connection. All else is as for dialers that come by the network:
 // limits, counts, cuts, drains and [Config.Tap].
 //
-// It fails with a *[tunnel.Error]; or, where the connector came by QUIC, with
+// It fails with a *[tunnel.Error]; with the context's error if that has ended; or, where the connector came by QUIC, with
 // [errors.ErrUnsupported]: whether a stream of QUIC has ended while nobody read it cannot
 // be asked, as the dialer has to of an idle one.
 func (e *Edge) Open(ctx context.Context, open tunnel.Open, onDrain func()) (*tunnel.Stream, error) {
@@ -37,11 +36,14 @@ func (e *Edge) Open(ctx context.Context, open tunnel.Open, onDrain func()) (*tun
 	a, gateway, err := begin(ctx, candidates)
 	if err != nil {
 		e.leaveStream(open)
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
 		return nil, err
 	}
 	h := &here{Conn: gateway.(*tls.Conn), a: a, open: open}
 	h.stream = tunnel.NewStream(h, tunnel.StreamConfig{
-		OnDrain: onDrain, Passed: h.passed, Opened: &tunnel.Opened{Connector: a.connector, Connectors: names},
+		OnDrain: onDrain, Passed: h.passed, Late: h.late, Opened: &tunnel.Opened{Connector: a.connector, Connectors: names},
 	})
 	over := a.enter(h)
 	h.watch()
@@ -87,31 +89,37 @@ func (h *here) passed(sent bool, data []byte) {
 	}
 }
 
-// Write implements [tunnel.Carrier]. A gateway that takes nothing for too long is cut, as
-// it is where the edge passes on.
+// Write implements [tunnel.Carrier]. There is always a deadline, if not the dialer's.
 func (h *here) Write(p []byte) (int, error) {
 	stall := h.a.edge.cfg.Limits.Stall
 	if now := time.Now(); !h.set.Load() && h.until.Sub(now) < stall*3/4 {
 		h.until = now.Add(stall)
 		h.Conn.SetWriteDeadline(h.until)
 	}
-	n, err := h.Conn.Write(p)
-	if errors.Is(err, os.ErrDeadlineExceeded) && !h.set.Load() {
-		h.cut(&tunnel.Error{Stage: tunnel.StageConnectorLost, Detail: "the gateway took nothing for too long", Err: err}) // who reads has to know
+	return h.Conn.Write(p)
+}
+
+// late cuts a gateway that takes nothing for too long, as it is where the edge passes on:
+// who reads has to know.
+func (h *here) late(err error) {
+	if !h.set.Load() {
+		h.cut(&tunnel.Error{Stage: tunnel.StageConnectorLost, Detail: "the gateway took nothing for too long", Err: err})
 	}
-	return n, err
 }
 
 // SetWriteDeadline implements [tunnel.Carrier].
 func (h *here) SetWriteDeadline(t time.Time) error {
 	h.set.Store(!t.IsZero())
+	if t.IsZero() {
+		// Not before until, which a Write may go by that finds it far enough away.
+		t = time.Now().Add(h.a.edge.cfg.Limits.Stall)
+	}
 	return h.Conn.SetWriteDeadline(t)
 }
 
 // SetDeadline implements [tunnel.Carrier].
 func (h *here) SetDeadline(t time.Time) error {
-	h.set.Store(!t.IsZero())
-	return h.Conn.SetDeadline(t)
+	return errors.Join(h.Conn.SetReadDeadline(t), h.SetWriteDeadline(t))
 }
 
 // Close implements [tunnel.Carrier].

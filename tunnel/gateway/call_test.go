@@ -102,3 +102,23 @@ func (c writerConn) Write(p []byte) (int, error) {
 	c.write()
 	return len(p), nil
 }
+
+// What a server may do something for counts, whether or not its caller wants an answer.
+func TestWhatTheRateCounts(t *testing.T) {
+	t.Parallel()
+	for body, want := range map[string]bool{
+		`{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"x"}}`: true,
+		`{"jsonrpc":"2.0","method":"tools/call","params":{"name":"x"}}`:        true,
+		`{"jsonrpc":"2.0","id":1,"method":"resources/read"}`:                   true,
+		`{"jsonrpc":"2.0","id":1,"method":"x/y"}`:                              true,
+		`{"jsonrpc":"2.0","id":1,"method":"initialize"}`:                       false,
+		`{"jsonrpc":"2.0","id":1,"method":"tools/list"}`:                       false,
+		`{"jsonrpc":"2.0","method":"notifications/initialized"}`:               false,
+		`{"jsonrpc":"2.0","id":1,"result":{}}`:                                 false,
+	} {
+		messages, _, err := parseMessages([]byte(body), nil)
+		if err != nil || len(messages) != 1 || messages[0].counts() != want {
+			t.Errorf("%s: %+v, want %t: %v", body, messages, want, err)
+		}
+	}
+}

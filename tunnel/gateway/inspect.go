@@ -38,10 +38,11 @@ var setup = []string{
 	"initialize", "server/discover", "ping", "logging/setLevel", methodToolsList, "prompts/list", "resources/list", "resources/templates/list",
 }
 
-// counts reports whether a message asks the server for something: it is no notification, no
-// answer, and no part of a session's set-up.
+// counts reports whether a message asks the server for something: it is no answer, none of
+// MCP's notifications, and no part of a session's set-up. To leave the id out does not
+// help: a server may do what it is asked all the same.
 func (m *message) counts() bool {
-	return m.method == opaque || m.method != "" && m.id != nil && !slices.Contains(setup, m.method)
+	return m.method != "" && !strings.HasPrefix(m.method, "notifications/") && !slices.Contains(setup, m.method)
 }
 
 // errBatch and the like are what is wrong with a body of JSON.
