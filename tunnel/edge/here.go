@@ -21,9 +21,9 @@ func (e *Edge) ID() api.EdgeID { return e.cfg.ID }
 // the connector's own connection. All else is as for dialers that come by the network:
 // limits, counts, cuts, drains and [Config.Tap].
 //
-// It fails with a *[tunnel.Error]; with the context's error if that has ended; or, where the connector came by QUIC, with
-// [errors.ErrUnsupported]: whether a stream of QUIC has ended while nobody read it cannot
-// be asked, as the dialer has to of an idle one.
+// It fails with a *[tunnel.Error]; with the context's error if that has ended; or, where
+// the connector came by QUIC, with [errors.ErrUnsupported]: whether a stream of QUIC has
+// ended while nobody read it cannot be asked, as the dialer has to of an idle one.
 func (e *Edge) Open(ctx context.Context, open tunnel.Open, onDrain func()) (*tunnel.Stream, error) {
 	candidates, names, err := e.candidates(open)
 	if err != nil {

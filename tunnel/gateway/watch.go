@@ -23,11 +23,14 @@ type sweeper struct {
 // A watch is one deadline. It is set by whoever is about to wait and cleared by the
 // same; cut is called, once for each time that it is set, from the sweeper's goroutine.
 type watch struct {
-	deadline atomic.Int64 // 0 for none
+	deadline atomic.Int64 // 0 for none, or passed
 	late     atomic.Bool  // cut was called, or is about to be
 	cut      func()
 	of       *sweeper
 }
+
+// passed is a deadline that the sweeper has found to be over.
+const passed = -1
 
 func newSweeper() *sweeper {
 	s := &sweeper{watches: make(map[*watch]struct{})}
@@ -55,7 +58,7 @@ func (s *sweeper) sweep(now int64) {
 	s.mu.Lock()
 	for w := range s.watches {
 		// Who clears or moves it at this moment is either before the sweep or behind it.
-		if d := w.deadline.Load(); d != 0 && d < now && w.deadline.CompareAndSwap(d, 0) {
+		if d := w.deadline.Load(); d > 0 && d < now && w.deadline.CompareAndSwap(d, passed) {
 			w.late.Store(true)
 			late = append(late, w)
 		}
@@ -90,6 +93,12 @@ func (w *watch) set(d time.Duration) {
 	w.deadline.Store(w.of.clock.Load() + int64(d+sweepEvery))
 }
 
-// clear takes the deadline away. It reports whether there was one that had not passed: if
-// not, cut was called or is about to be.
-func (w *watch) clear() bool { return w.deadline.Swap(0) != 0 }
+// clear takes the deadline away. It reports whether there was one that had not passed. If
+// it had, cut was called or is about to be, and late says so from now on.
+func (w *watch) clear() bool {
+	d := w.deadline.Swap(0)
+	if d == passed {
+		w.late.Store(true)
+	}
+	return d > 0
+}
