@@ -104,7 +104,7 @@ func (t *pollTrouble) note(err error) time.Duration {
 		case http.StatusUnauthorized, http.StatusForbidden:
 			hint = "the environment key is not accepted; trying again, with the key read anew"
 		case http.StatusNotFound:
-			hint = "the environment or a queued session is not there; trying again"
+			hint = "the environment or a queued session is not there; trying again (if that goes on, bailey worker --check looks at id and base URL)"
 		}
 		t.log.Warn("poll failed: "+hint, "error", err, "failures", t.failed)
 	}
