@@ -13,7 +13,7 @@ import (
 
 var (
 	quotedCommand = regexp.MustCompile("`bailey ([a-z][^`]*)`")
-	typedCommand  = regexp.MustCompile("(?m)^(?:\\$ )?bailey ([a-z].*)$")
+	typedCommand  = regexp.MustCompile(`(?m)^(?:\$ )?bailey ([a-z].*)$`)
 )
 
 // notForHands are no commands for people: lines of a record, what runs in a box, and the
