@@ -447,14 +447,20 @@ func openStream(ctx context.Context, d *Daemon, id api.TunnelID, host string) (n
 	return tunnel.NewStream(conn, tunnel.StreamConfig{}), nil
 }
 
+// awaitEdge waits until the plane knows its own edge.
+func (o *office) awaitEdge() {
+	o.t.Helper()
+	o.await("the plane has an edge", func() bool {
+		known, err := o.cl.TunnelEdges(o.t.Context(), o.tunnel.ID)
+		return err == nil && len(known.Data) == 1
+	})
+}
+
 func TestASessionThroughGatewayEdgeAndPlane(t *testing.T) {
 	t.Parallel()
 	d, _ := start(t, testConfig(t))
 	o := newOffice(t, adminOf(t, d, d.FirstKey()))
-	o.await("the plane has an edge", func() bool {
-		known, err := o.cl.TunnelEdges(t.Context(), o.tunnel.ID)
-		return err == nil && len(known.Data) == 1
-	})
+	o.awaitEdge()
 	c := o.openConnector(d.URL())
 	o.gateway(privateServer(t), c.Listener(), nil)
 	host := "docs." + o.tunnel.Domain
@@ -485,10 +491,7 @@ func TestWhatTheGatewayRefusesIsNotTheServers(t *testing.T) {
 	t.Parallel()
 	d, _ := start(t, testConfig(t))
 	o := newOffice(t, adminOf(t, d, d.FirstKey()))
-	o.await("the plane has an edge", func() bool {
-		known, err := o.cl.TunnelEdges(t.Context(), o.tunnel.ID)
-		return err == nil && len(known.Data) == 1
-	})
+	o.awaitEdge()
 	c := o.openConnector(d.URL())
 	token := filepath.Join(t.TempDir(), "token")
 	if err := os.WriteFile(token, []byte("open sesame"), 0o600); err != nil {
