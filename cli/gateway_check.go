@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -233,9 +234,20 @@ func checkRunning(ctx context.Context, listen string) finding {
 	defer res.Body.Close()
 	text, _ := io.ReadAll(io.LimitReader(res.Body, 4<<10)) // what there is of it will do
 	if res.StatusCode != http.StatusOK {
-		f.Status, f.Detail, f.Remedy = findingFailed, "the gateway at "+listen+" is not ready: "+strings.TrimSpace(string(text)), "see its log"
+		f.Status, f.Detail, f.Remedy = findingFailed, "the gateway at "+listen+" is not ready: "+notReadyReason(text), "see its log"
 		return f
 	}
 	f.Status, f.Detail = findingOK, "the gateway at "+listen+" is attached and ready"
 	return f
+}
+
+// notReadyReason is what a gateway's /readyz says.
+func notReadyReason(answer []byte) string {
+	var health struct {
+		Reason string `json:"reason"`
+	}
+	if json.Unmarshal(answer, &health) == nil && health.Reason != "" {
+		return health.Reason
+	}
+	return strings.TrimSpace(string(answer))
 }
