@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -237,6 +238,9 @@ func (p *Program) runEdge(ctx context.Context, s *edgeSettings, flags workerFlag
 		Streams: s.Limits.Streams, StreamsPerTunnel: s.Limits.StreamsPerTunnel,
 	}}
 	if serve.Listener, err = net.Listen("tcp", s.Listen); err != nil {
+		if errors.Is(err, syscall.EADDRINUSE) {
+			err = fmt.Errorf("%w; `listen` takes another address (bailey serve has an edge of its own, by default at 8485)", err)
+		}
 		return fmt.Errorf("listen: %w", err)
 	}
 	bound := serve.Listener.Addr().String()

@@ -125,7 +125,7 @@ func (p *Program) jwksOf(cmd *cobra.Command, base, jwksURL, keys, ca string) (*a
 			Keys []json.RawMessage `json:"keys"`
 		}
 		if err := json.Unmarshal(text, &set); err != nil || len(set.Keys) == 0 {
-			return nil, usagef("%s is not a JSON Web Key Set: an object with keys", keys)
+			return nil, usagef("%s is not a JSON Web Key Set: an object with one key at least in \"keys\"", keys)
 		}
 		jwks.Type, jwks.Keys = api.JWKSInline, set.Keys
 	}
