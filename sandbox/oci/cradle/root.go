@@ -213,8 +213,7 @@ func place(root int, m Mount, tree int) error {
 // find opens a file or a directory in the box's root, or makes it. Links lead where
 // they do in the box, and never out of its root.
 func find(root int, target string, dir bool) (int, error) {
-	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
-	fd, err := unix.Openat2(root, target, &how)
+	fd, err := within(root, target, unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
 	if !errors.Is(err, unix.ENOENT) {
 		return fd, err
 	}
@@ -239,6 +238,22 @@ func find(root int, target string, dir bool) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	return unix.Openat2(parent, name, &unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+	return within(parent, name, unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS})
+}
+
+// triesMax bounds the attempts of within.
+const triesMax = 1000
+
+// within opens what is in a directory. The kernel gives such a search up if something is
+// renamed or mounted meanwhile, anywhere on the host, and wants to be asked again, see
+// openat2(2).
+func within(dir int, path string, how unix.OpenHow) (fd int, err error) {
+	for range triesMax {
+		fd, err = unix.Openat2(dir, path, &how)
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	return fd, err
 }
