@@ -293,6 +293,10 @@ func (l *tunnelLab) callHost(host, tool string) (a answer) {
 	}
 	defer res.Body.Close()
 	data, err := io.ReadAll(res.Body)
+	if err != nil { // the server is gone
+		a.Error = err.Error()
+		return a
+	}
 	var got struct {
 		Error   struct{ Message string }
 		Content []struct {
@@ -301,7 +305,7 @@ func (l *tunnelLab) callHost(host, tool string) (a answer) {
 			Content []struct{ Text string }
 		}
 	}
-	if err != nil || json.Unmarshal(data, &got) != nil {
+	if err := json.Unmarshal(data, &got); err != nil {
 		l.t.Errorf("an answer that is none: %v\n%s", err, data)
 	}
 	a.Status, a.Error = res.StatusCode, got.Error.Message
