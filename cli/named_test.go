@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -15,6 +16,9 @@ var (
 	quotedCommand = regexp.MustCompile("`bailey ([a-z][^`]*)`")
 	typedCommand  = regexp.MustCompile(`(?m)^(?:\$ )?bailey ([a-z].*)$`)
 )
+
+// notSource are folders that are not read: what is made in a checkout, and test data.
+var notSource = []string{"testdata", "node_modules", "bin", "dist", "out", "bailey-data", "bailey-worker"}
 
 // notForHands are no commands for people: lines of a record, what runs in a box, and the
 // example of how to add a noun.
@@ -32,7 +36,7 @@ func TestCommandsThatAreNamedAreThere(t *testing.T) {
 		}
 		name := d.Name()
 		if d.IsDir() {
-			if path != ".." && strings.HasPrefix(name, ".") || name == "testdata" || name == "node_modules" {
+			if path != ".." && strings.HasPrefix(name, ".") || slices.Contains(notSource, name) {
 				return filepath.SkipDir
 			}
 			return nil
