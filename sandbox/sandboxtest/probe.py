@@ -64,8 +64,12 @@ def abstract(name):
 def itself():
     # Programs in a box can talk to each other.
     listener = socket.create_server(("127.0.0.1", 0))
-    threading.Thread(target=lambda: listener.accept()[0].sendall(b"itself"), daemon=True).start()
-    return tcp("127.0.0.1", listener.getsockname()[1])
+    answering = threading.Thread(target=lambda: listener.accept()[0].sendall(b"itself"), daemon=True)
+    answering.start()
+    answer = tcp("127.0.0.1", listener.getsockname()[1])
+    # Python ends a thread that is left at its own end by a library that boxes may not have.
+    answering.join(5)
+    return answer
 
 
 for line in sys.stdin:
