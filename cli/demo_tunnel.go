@@ -103,7 +103,7 @@ func (d *demo) startGateway(ctx context.Context) (err error) {
 	inside := *d.p // the hands of whoever runs the gateway
 	inside.Stdout, inside.Stderr = io.Discard, d.logFile
 	dir := filepath.Join(d.dir, "gateway")
-	if err := inside.initGateway(ctx, d.client, d.plane.URL(), gatewayInit{
+	if err := inside.initGateway(ctx, d.client, d.plane.URL(), new(gatewayDoc), gatewayInit{
 		dir: dir, tunnel: string(d.tunnel.ID), routes: []string{orderServer + "=http://" + d.orders.address},
 	}); err != nil {
 		return err

@@ -81,23 +81,19 @@ certificates there.`,
 		if err != nil {
 			return err
 		}
-		return p.initGateway(cmd.Context(), cl, c.address(), in)
+		return p.initGateway(cmd.Context(), cl, c.address(), doc, in)
 	}
 	return cmd
 }
 
 // initGateway does all of init. What can be known to be wrong is found before anything is
 // made, here or at the server.
-func (p *Program) initGateway(ctx context.Context, cl *client.Client, server string, in gatewayInit) error {
+func (p *Program) initGateway(ctx context.Context, cl *client.Client, server string, doc *gatewayDoc, in gatewayInit) error {
 	routes, cas, err := parseRoutes(in.routes, in.cas)
 	if err != nil {
 		return err
 	}
 	at := func(name string) string { return filepath.Join(in.dir, name) }
-	doc, err := readGatewayFile(at(gatewayFile))
-	if err != nil {
-		return err
-	}
 	if len(routes) == 0 && !doc.hasRoutes() {
 		return usagef("--route is needed, such as --route docs=http://10.0.0.5:8080: a gateway without routes serves nothing")
 	}
