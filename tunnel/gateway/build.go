@@ -36,7 +36,7 @@ func (g *Gateway) newState(c *Config) (*state, error) {
 	}
 	var problems []string
 	for _, name := range sortedNames(c.Routes) {
-		r, wrong := g.newRoute(c, strings.ToLower(strings.TrimSuffix(name, ".")), c.Routes[name])
+		r, wrong := g.newRoute(c, routeName(name), c.Routes[name])
 		for _, problem := range wrong {
 			problemf(&problems, "routes: %s: %s", name, problem)
 		}

@@ -60,7 +60,7 @@ func Check(ctx context.Context, cfg *Config, o CheckOptions) []Finding {
 	defer stop()
 	go g.sweeper.run(sweeping)
 	for _, name := range sortedNames(cfg.Routes) {
-		lower := strings.ToLower(strings.TrimSuffix(name, "."))
+		lower := routeName(name)
 		if len(cfg.Routes[name].problems()) > 0 || !isHost(lower) {
 			continue // said with the settings
 		}

@@ -118,7 +118,7 @@ func (c *Config) Validate() error {
 	}
 	hosts := make(map[string]string)
 	for _, name := range sortedNames(c.Routes) {
-		lower := strings.ToLower(strings.TrimSuffix(name, "."))
+		lower := routeName(name)
 		if !isHost(lower) {
 			wrong("routes: %q: a route is named as the first part of its host, or as the whole host: letters, digits and hyphens", name)
 		} else if c.Tunnel.Domain == "" && !strings.Contains(lower, ".") {
@@ -271,3 +271,6 @@ func sortedNames(routes map[string]*Route) []string {
 	slices.Sort(names)
 	return names
 }
+
+// routeName is the name of a route, or the whole host, as it is compared.
+func routeName(name string) string { return strings.ToLower(strings.TrimSuffix(name, ".")) }
