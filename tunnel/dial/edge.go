@@ -115,8 +115,9 @@ func (e *edge) here() Opener {
 		return nil
 	}
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.d.cfg.Here(e.addr.ID)
+	id := e.addr.ID
+	e.mu.Unlock()
+	return e.d.cfg.Here(id)
 }
 
 // take is a connection that is ready, or nil. There will be others next time.
